@@ -1,0 +1,1 @@
+"""A quantizer core and the Evol-Q optimizer."""

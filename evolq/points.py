@@ -1,0 +1,121 @@
+"""Points: dicts of named tensors, the coordinates that everything else moves in.
+
+The last component of a name is its role (`blocks.3.attn.qkv.weight.scale` is a scale). Scales move
+in log-scale coordinates, so that a step is relative and a scale can never turn negative; zero
+points move in codes, weights in their own units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from evolq.errors import InputError
+
+Point = Mapping[str, Tensor]
+Direction = Mapping[str, Tensor]
+
+QUANTIZER_ROLES = ("scale", "zero_point", "bits")
+ROLES = (*QUANTIZER_ROLES, "weight")
+
+
+def role(name: str) -> str:
+    """Return `scale`, `zero_point` or `bits` for a quantizer's entry, `weight` for any other."""
+    last = name.rpartition(".")[2]
+    return last if last in QUANTIZER_ROLES else "weight"
+
+
+def select(
+    point: Point,
+    roles: Collection[str] | None = None,
+    within: str | None = None,
+    exclude: str | None = None,
+) -> dict[str, Tensor]:
+    """Return the entries with one of `roles` whose names match `within` and do not match `exclude`.
+
+    `within` and `exclude` are globs over whole names (`blocks.3.*`, `*.attn.*`), case-sensitive.
+
+    Raises:
+        InputError: for an unknown role, or if nothing is left.
+    """
+    unknown = sorted(set(roles or ()) - set(ROLES))
+    if unknown:
+        raise InputError(f"unknown role {unknown[0]!r}; choose from {', '.join(ROLES)}")
+    chosen = {
+        name: value
+        for name, value in point.items()
+        if (roles is None or role(name) in roles)
+        and (within is None or fnmatchcase(name, within))
+        and (exclude is None or not fnmatchcase(name, exclude))
+    }
+    if not chosen:
+        example = next(iter(point), "(an empty Point)")
+        raise InputError(
+            f"no entry of the Point has role {'any' if roles is None else ' or '.join(roles)} and a "
+            f"name within {within or '*'!r} but not {exclude!r}; names look like {example!r}"
+        )
+    return chosen
+
+
+def displace(point: Point, direction: Direction, step: float = 1.0) -> dict[str, Tensor]:
+    """Move `point` by `step` along `direction`: `p * exp(step * d)` for scales, `p + step * d` else.
+
+    Names that `direction` lacks keep their tensors (not copies of them).
+
+    Raises:
+        InputError: if `direction` names an entry that `point` lacks.
+    """
+    unknown = direction.keys() - point.keys()
+    if unknown:
+        raise InputError(f"the direction names {min(unknown)!r}, which the Point does not have")
+    return {
+        name: value
+        if name not in direction
+        else value * torch.exp(step * direction[name])
+        if role(name) == "scale"
+        else value + step * direction[name]
+        for name, value in point.items()
+    }
+
+
+def displacement(start: Point, end: Point, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Return the direction that leads from `start` to `end` in one step, the inverse of `displace`.
+
+    Raises:
+        InputError: if a name is missing in either Point.
+    """
+    names = start.keys() if names is None else names
+    for name in names:
+        if name not in start or name not in end:
+            raise InputError(f"{name!r} is missing in one of the two Points; compare equal networks")
+    return {
+        name: torch.log(end[name] / start[name])
+        if role(name) == "scale"
+        else end[name] - start[name]
+        for name in names
+    }
+
+
+def combine(*terms: tuple[Direction, float]) -> dict[str, Tensor]:
+    """Return the weighted sum of directions, each given with its factor; missing names count 0."""
+    total: dict[str, Tensor] = {}
+    for direction, factor in terms:
+        for name, value in direction.items():
+            total[name] = total[name] + factor * value if name in total else factor * value
+    return total
+
+
+def inner(a: Direction, b: Direction) -> float:
+    """Return the inner product over the names that both have, summed in float64."""
+    return sum(
+        float((a[name].double() * b[name].double()).sum()) for name in a if name in b
+    )
+
+
+def norm(a: Direction) -> float:
+    """Return the Euclidean norm over all entries, summed in float64."""
+    return math.sqrt(inner(a, a))
