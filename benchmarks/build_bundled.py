@@ -1,0 +1,234 @@
+"""Rebuild everything in ``evolq/bundled``: the images, the two trained networks and their cards.
+
+The images come from the Debian package ``dataset-fashion-mnist``; one command rebuilds all:
+
+    apt-get download dataset-fashion-mnist
+    dpkg-deb -x dataset-fashion-mnist_*.deb fashion
+    python benchmarks/build_bundled.py all fashion/usr/share/datasets/fashion-mnist
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import timm
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evolq.fashion import CLASSES, MEAN, STD, fashion_resnet, fashion_vit
+
+BUNDLED = Path(__file__).resolve().parent.parent / "evolq" / "bundled"
+SEED = 0
+PER_CLASS = 100  # calibration images per class, and selection images per class
+THREADS = 2  # part of the recipe: the order of summation depends on it
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained: AdamW, linear warm-up, then cosine decay to zero."""
+
+    epochs: int
+    batch_size: int = 128
+    peak_learning_rate: float = 2e-3
+    warmup_fraction: float = 0.1
+    """Share of all steps in which the learning rate rises."""
+    weight_decay: float = 0.05
+    """On weights of two or more dimensions only."""
+    max_shift: int = 1
+    """Pixels by which a training image is shifted at most, along each axis."""
+    seed: int = SEED
+    threads: int = THREADS
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
+    "fashion_vit": (fashion_vit, Recipe(epochs=20)),
+    "fashion_resnet": (fashion_resnet, Recipe(epochs=12)),
+}
+
+
+# Images -------------------------------------------------------------------------------------------
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read one gzipped file of unsigned bytes in the IDX format of MNIST (big-endian header)."""
+    raw = gzip.decompress(path.read_bytes())
+    if raw[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
+    dimensions = raw[3]
+    shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 28, 28) and labels (N,), both uint8, of the split ``train`` or ``t10k``."""
+    images = read_idx(folder / f"{split}-images-idx3-ubyte.gz")
+    return images, read_idx(folder / f"{split}-labels-idx1-ubyte.gz")
+
+
+def draw_subsets(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the calibration and of the selection images: disjoint, PER_CLASS of each class.
+
+    The classes take turns (0, 1, ..., 9, 0, 1, ...), so that the first images are balanced too.
+    """
+    generator = np.random.default_rng(SEED)
+    drawn = np.stack(
+        [
+            generator.choice(np.flatnonzero(labels == label), 2 * PER_CLASS, replace=False)
+            for label in range(len(CLASSES))
+        ]
+    )
+    calibration, selection = np.split(drawn, 2, axis=1)  # each (classes, PER_CLASS)
+    return calibration.T.ravel(), selection.T.ravel()
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bytes (N, 28, 28) to the networks' input, floats (N, 1, 28, 28)."""
+    return ((images.float() / 255 - MEAN) / STD).unsqueeze(1)
+
+
+def augment(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Shift each image (N, 28, 28) by up to ``max_shift`` pixels and mirror every second one."""
+    count, height, width = images.shape
+    windows = functional.pad(images, [max_shift] * 4).unfold(1, height, 1).unfold(2, width, 1)
+    down, right = torch.randint(2 * max_shift + 1, (2, count), generator=generator)
+    shifted = windows[torch.arange(count), down, right]
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None], shifted.flip(-1), shifted)
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Learning rate when the share ``progress`` of all steps is done."""
+    if progress < recipe.warmup_fraction:
+        return recipe.peak_learning_rate * progress / recipe.warmup_fraction
+    decayed = (progress - recipe.warmup_fraction) / (1 - recipe.warmup_fraction)
+    return recipe.peak_learning_rate * (1 + math.cos(math.pi * decayed)) / 2
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images (bytes, (N, 28, 28)) that the model classifies correctly."""
+    model.eval()
+    with torch.inference_mode():
+        batches = zip(images.split(500), labels.split(500), strict=True)
+        hits = sum(int((model(normalise(x)).argmax(1) == y).sum()) for x, y in batches)
+    return hits / len(labels)
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    after_epoch: Callable[[int, float], None],
+) -> None:
+    """Train ``model`` in place; ``after_epoch`` gets the epoch and its mean training loss.
+
+    The weights of the last epoch are final: no image outside the training set plays a part.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    steps = len(images) // recipe.batch_size  # a shuffled epoch drops its last, smaller batch
+    for epoch in range(recipe.epochs):
+        model.train()
+        order = torch.randperm(len(images), generator=generator)
+        total = 0.0
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
+            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            inputs = normalise(augment(images[batch], recipe.max_shift, generator))
+            loss = functional.cross_entropy(model(inputs), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        after_epoch(epoch, total / steps)
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="Folder of the four Debian files, *-ubyte.gz.")]
+Name = Annotated[str, typer.Argument(help="fashion_vit or fashion_resnet.")]
+
+
+@app.command()
+def data(folder: Folder) -> None:
+    """Write fashion_mnist.npz: the test set, and two subsets of the training set."""
+    images, labels = read_split(folder, "train")
+    test_images, test_labels = read_split(folder, "t10k")
+    calibration, selection = draw_subsets(labels)
+    np.savez_compressed(
+        BUNDLED / "fashion_mnist.npz",
+        calibration_images=images[calibration],
+        calibration_labels=labels[calibration],
+        calibration_indices=calibration.astype(np.int32),
+        selection_images=images[selection],
+        selection_labels=labels[selection],
+        selection_indices=selection.astype(np.int32),
+        test_images=test_images,
+        test_labels=test_labels,
+    )
+
+
+@app.command()
+def train(
+    name: Name,
+    folder: Folder,
+    epochs: Annotated[int, typer.Option(help="Instead of the recipe's.")] = 0,
+    checkpoints: Annotated[Path | None, typer.Option(help="Keep weights of each epoch.")] = None,
+) -> None:
+    """Train one network on the 60,000 training images and write its weights and its card."""
+    build, recipe = NETWORKS[name]
+    recipe = Recipe(**asdict(recipe) | {"epochs": epochs or recipe.epochs})
+    images, labels = (torch.from_numpy(a.copy()) for a in read_split(folder, "train"))
+    labels = labels.long()
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    model = build()
+    start = time.perf_counter()
+
+    def report(epoch: int, loss: float) -> None:
+        minutes = (time.perf_counter() - start) / 60
+        typer.echo(f"{name} epoch {epoch + 1}/{recipe.epochs} loss {loss:.4f} {minutes:.1f} min")
+        if checkpoints is not None:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            save_file(model.state_dict(), checkpoints / f"{name}.{epoch + 1:02d}.safetensors")
+
+    fit(model, images, labels, recipe, report)
+    minutes = (time.perf_counter() - start) / 60
+    save_file(model.state_dict(), BUNDLED / f"{name}.safetensors")
+    test_images, test_labels = (torch.from_numpy(a.copy()) for a in read_split(folder, "t10k"))
+    fp32 = accuracy(model, test_images, test_labels.long())
+    typer.echo(f"{name} test accuracy {fp32:.4f}")
+    card = {
+        "name": name,
+        "recipe": asdict(recipe),
+        "training_minutes": round(minutes, 1),
+        "accuracy": {"fp32": fp32},
+    }
+    (BUNDLED / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app()

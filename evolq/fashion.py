@@ -1,0 +1,81 @@
+"""The two small networks of the embedded benchmark, with random weights.
+
+Both take float images of shape (images, 1, 28, 28), normalised with ``MEAN`` and ``STD``, and
+return logits of shape (images, 10).  The trained weights lie in ``evolq/bundled``;
+``benchmarks/build_bundled.py`` trains them.
+"""
+
+from __future__ import annotations
+
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+MEAN = 0.2860
+"""Mean of the pixels of the 60,000 training images of Fashion-MNIST, in units of full white."""
+
+STD = 0.3530
+"""Standard deviation of the same pixels, in units of full white."""
+
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""Names of the ten labels, as in the README of Fashion-MNIST."""
+
+
+def fashion_vit() -> nn.Module:
+    """A small vision transformer (Dosovitskiy et al. 2021), with timm's random initialisation.
+
+    49 patches of 4 x 4 pixels and a class token, embedding dimension 64, six blocks with LayerNorm,
+    four heads, and an MLP of hidden width 128 with GELU; the class token is classified.  205,962
+    parameters.
+
+    Returns:
+        A module from images (images, 1, 28, 28) to logits (images, 10), in training mode.
+    """
+    return VisionTransformer(
+        img_size=28,
+        patch_size=4,
+        in_chans=1,
+        num_classes=len(CLASSES),
+        embed_dim=64,
+        depth=6,
+        num_heads=4,
+        mlp_ratio=2,
+    )
+
+
+def fashion_resnet() -> nn.Module:
+    """A small ResNet (He et al. 2016) with batch normalisation, with timm's random initialisation.
+
+    As usual for small images, a 3 x 3 convolution without pooling takes the place of the 7 x 7 stem.
+    Four stages of one basic block each, with 16, 32, 64 and 128 channels at 28, 14, 7 and 4 pixels;
+    global average pooling.
+
+    Returns:
+        A module from images (images, 1, 28, 28) to logits (images, 10), in training mode.
+    """
+    channels = (16, 32, 64, 128)
+    model = ResNet(
+        BasicBlock,
+        layers=(1, 1, 1, 1),
+        channels=channels,
+        num_classes=len(CLASSES),
+        in_chans=1,
+        # Only this stem type lets the first stage have another width than 64; it is replaced below.
+        stem_type="deep",
+        stem_width=channels[0] // 2,
+    )
+    model.conv1 = nn.Conv2d(1, channels[0], kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
