@@ -1,0 +1,200 @@
+"""Local minima by persistence: how deep a minimum is before it joins a deeper one.
+
+The persistence of a minimum is the height one must climb from it to reach a lower one: the loss at
+the lowest saddle on the way, minus its own loss (0-dimensional persistent homology of sublevel
+sets, computed by gudhi). Noise makes many shallow minima and few deep ones, so only minima above a
+stated threshold count.
+
+What the count depends on is explicit:
+
+- Connectivity: with 8, points are neighbours across corners too; with 4, along the axes only. gudhi
+  calls the first `top_dimensional_cells` (squares that touch in a corner are connected), the second
+  `vertices`. The default is 8: a valley that runs diagonally across the grid is one valley. Along a
+  ray both mean the two neighbours.
+- Plateaus: connected points of equal loss are one minimum, reported at the point nearest to
+  their centre.
+- Boundary: a minimum is marked if it touches the edge of the grid or a point that is not finite,
+  since the surface may fall further beyond.
+- Points that are not finite are walls: excluded, counted, and never a way from minimum to minimum.
+- The lowest minimum has infinite persistence (each ray and each region that walls enclose has one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import gudhi
+import numpy as np
+import xarray as xr
+from scipy import ndimage
+
+from evolq.errors import InputError
+from landscape.roughness import paired_standard_error
+
+CONNECTIVITIES = (4, 8)
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """A local minimum: where it is, its loss, and how far one must climb to leave it for a lower.
+
+    `noise` is the paired standard error of the persistence (NaN if not estimated or infinite),
+    `points` the number of grid points of equal loss that form it, `boundary` whether it touches the
+    edge of what was measured.
+    """
+
+    coordinates: Mapping[str, float]
+    value: float
+    persistence: float
+    noise: float
+    points: int
+    boundary: bool
+
+
+@dataclass(frozen=True)
+class Minima:
+    """The minima above a threshold, most persistent first, and what was left out.
+
+    `below` counts the minima at or below the threshold, `excluded` the points that are not finite
+    or were not computed. `threshold` is in units of the loss, or, if `sigmas` is set, None.
+    """
+
+    minima: tuple[Minimum, ...]
+    below: int
+    excluded: int
+    connectivity: int
+    threshold: float | None
+    sigmas: float | None
+
+
+def find_minima(surface: xr.DataArray, threshold: float, connectivity: int = 8) -> Minima:
+    """Find the minima of a plane or of rays whose persistence exceeds `threshold`.
+
+    `surface` has dimensions `y, x` or `ray, distance` (each ray by itself), with coordinates.
+
+    Raises:
+        InputError: for other dimensions, another connectivity or a negative threshold.
+    """
+    if not threshold >= 0:
+        raise InputError(f"the persistence threshold must be 0 or more, not {threshold}")
+    found = _all_minima(surface, None, connectivity)
+    above = tuple(minimum for minimum in found if minimum.persistence > threshold)
+    excluded = int((~np.isfinite(surface)).sum())
+    return Minima(above, len(found) - len(above), excluded, connectivity, threshold, None)
+
+
+def significant_minima(dataset: xr.Dataset, sigmas: float = 4.0, connectivity: int = 8) -> Minima:
+    """Find the minima of `test_loss` whose persistence exceeds `sigmas` times its own noise.
+
+    A persistence is the difference of two test losses, at the saddle and at the minimum, measured
+    on the same images. Its noise is therefore the paired standard error of that difference, from
+    the per-image losses at those two points. Both points were picked for being extreme, among many
+    and on the same images, which favours large persistences; hence 4 sigmas and not 2.
+
+    Raises:
+        InputError: if `dataset` is not a scan, for another connectivity or negative `sigmas`.
+    """
+    if not sigmas >= 0:
+        raise InputError(f"the number of sigmas must be 0 or more, not {sigmas}")
+    surface = dataset["test_loss"]
+    found = _all_minima(surface, dataset["test_loss_per_image"], connectivity)
+    above = tuple(
+        minimum
+        for minimum in found
+        if np.isinf(minimum.persistence) or minimum.persistence > sigmas * minimum.noise
+    )
+    excluded = int((~np.isfinite(surface)).sum())
+    return Minima(above, len(found) - len(above), excluded, connectivity, None, sigmas)
+
+
+def _all_minima(
+    surface: xr.DataArray, per_image: xr.DataArray | None, connectivity: int
+) -> list[Minimum]:
+    """Return all minima of a plane, or of all rays, most persistent first."""
+    if connectivity not in CONNECTIVITIES:
+        raise InputError(f"connectivity is 4 or 8, not {connectivity}")
+    dimensions = set(surface.dims)
+    if dimensions == {"y", "x"}:
+        found = _minima_of(surface, per_image, connectivity)
+    elif dimensions == {"ray", "distance"}:
+        found = [
+            minimum
+            for ray in range(surface.sizes["ray"])
+            for minimum in _minima_of(
+                surface.isel(ray=ray),
+                None if per_image is None else per_image.isel(ray=ray),
+                connectivity,
+            )
+        ]
+    else:
+        raise InputError(f"a surface has dimensions y, x or ray, distance, not {surface.dims}")
+    return sorted(found, key=lambda minimum: (-minimum.persistence, minimum.value))
+
+
+def _minima_of(
+    surface: xr.DataArray, per_image: xr.DataArray | None, connectivity: int
+) -> list[Minimum]:
+    """Return the minima of one grid of one or two dimensions."""
+    values = np.where(np.isfinite(surface.values), surface.values, np.inf)
+    images = None if per_image is None else per_image.transpose(*surface.dims, "image").values
+    neighbours = ndimage.generate_binary_structure(values.ndim, 1 if connectivity == 4 else 2)
+    # A ring of walls around the grid: a point that touches a wall is on the boundary.
+    walls = np.pad(np.isinf(values), 1, constant_values=True)
+    beside_wall = ndimage.binary_dilation(walls, neighbours)[(slice(1, -1),) * values.ndim]
+    found = []
+    for bottom, saddle in _pairs(values, connectivity):
+        value = values[bottom]
+        labels, _ = ndimage.label(values == value, neighbours)
+        plateau = np.argwhere(labels == labels[bottom])
+        centre = tuple(plateau[((plateau - plateau.mean(axis=0)) ** 2).sum(axis=1).argmin()])
+        noise = np.nan
+        if images is not None and saddle is not None:
+            noise = float(paired_standard_error(images[saddle] - images[bottom]))
+        place = surface[dict(zip(surface.dims, centre, strict=True))]
+        found.append(
+            Minimum(
+                coordinates={
+                    str(name): float(place[name])
+                    for name in ("ray", *surface.dims)
+                    if name in place.coords
+                },
+                value=float(value),
+                persistence=np.inf if saddle is None else float(values[saddle] - value),
+                noise=noise,
+                points=len(plateau),
+                boundary=bool(beside_wall[tuple(plateau.T)].any()),
+            )
+        )
+    return found
+
+
+def _pairs(
+    values: np.ndarray, connectivity: int
+) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
+    """Return the grid indices of each minimum and of its saddle (None if it never joins a lower).
+
+    gudhi leaves out pairs of persistence 0 (steps within a plateau) and numbers points in Fortran
+    order. Walls are +inf: minima behind one join at +inf, which is no saddle.
+    """
+    if connectivity == 4:
+        grid = gudhi.CubicalComplex(vertices=values)
+        grid.compute_persistence()
+        finite, essential = grid.vertices_of_persistence_pairs()
+    else:
+        grid = gudhi.CubicalComplex(top_dimensional_cells=values)
+        grid.compute_persistence()
+        finite, essential = grid.cofaces_of_persistence_pairs()
+
+    def index(number: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in np.unravel_index(number, values.shape, order="F"))
+
+    pairs: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = [
+        (index(bottom), index(saddle)) for bottom, saddle in (finite[0] if finite else ())
+    ]
+    pairs += [(index(bottom), None) for bottom in essential[0]]
+    return [
+        (bottom, None if saddle is None or np.isinf(values[saddle]) else saddle)
+        for bottom, saddle in pairs
+        if np.isfinite(values[bottom])
+    ]
