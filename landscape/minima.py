@@ -57,7 +57,8 @@ class Minima:
     """The minima above a threshold, most persistent first, and what was left out.
 
     `below` counts the minima at or below the threshold, `excluded` the points that are not finite
-    or were not computed. `threshold` is in units of the loss, or, if `sigmas` is set, None.
+    or were not computed. The threshold is `threshold`, in units of the loss, or, where that is
+    None, `sigmas` times the noise of each minimum.
     """
 
     minima: tuple[Minimum, ...]
@@ -65,7 +66,7 @@ class Minima:
     excluded: int
     connectivity: int
     threshold: float | None
-    sigmas: float | None
+    sigmas: float
 
 
 def find_minima(surface: xr.DataArray, threshold: float, connectivity: int = 8) -> Minima:
@@ -78,10 +79,7 @@ def find_minima(surface: xr.DataArray, threshold: float, connectivity: int = 8) 
     """
     if not threshold >= 0:
         raise InputError(f"the persistence threshold must be 0 or more, not {threshold}")
-    found = _all_minima(surface, None, connectivity)
-    above = tuple(minimum for minimum in found if minimum.persistence > threshold)
-    excluded = int((~np.isfinite(surface)).sum())
-    return Minima(above, len(found) - len(above), excluded, connectivity, threshold, None)
+    return _find(surface, None, connectivity, threshold=threshold, sigmas=np.nan)
 
 
 def significant_minima(dataset: xr.Dataset, sigmas: float = 4.0, connectivity: int = 8) -> Minima:
@@ -97,76 +95,81 @@ def significant_minima(dataset: xr.Dataset, sigmas: float = 4.0, connectivity: i
     """
     if not sigmas >= 0:
         raise InputError(f"the number of sigmas must be 0 or more, not {sigmas}")
-    surface = dataset["test_loss"]
-    found = _all_minima(surface, dataset["test_loss_per_image"], connectivity)
-    above = tuple(
-        minimum
-        for minimum in found
-        if np.isinf(minimum.persistence) or minimum.persistence > sigmas * minimum.noise
+    return _find(
+        dataset["test_loss"],
+        dataset["test_loss_per_image"],
+        connectivity,
+        threshold=None,
+        sigmas=sigmas,
     )
-    excluded = int((~np.isfinite(surface)).sum())
-    return Minima(above, len(found) - len(above), excluded, connectivity, None, sigmas)
 
 
-def _all_minima(
-    surface: xr.DataArray, per_image: xr.DataArray | None, connectivity: int
-) -> list[Minimum]:
-    """Return all minima of a plane, or of all rays, most persistent first."""
+def _find(
+    surface: xr.DataArray,
+    per_image: xr.DataArray | None,
+    connectivity: int,
+    threshold: float | None,
+    sigmas: float,
+) -> Minima:
+    """Collect the minima above `threshold`, or else above `sigmas` times their noise."""
     if connectivity not in CONNECTIVITIES:
         raise InputError(f"connectivity is 4 or 8, not {connectivity}")
     dimensions = set(surface.dims)
+    pieces: list[dict[str, int]]
     if dimensions == {"y", "x"}:
-        found = _minima_of(surface, per_image, connectivity)
+        pieces = [{}]
     elif dimensions == {"ray", "distance"}:
-        found = [
-            minimum
-            for ray in range(surface.sizes["ray"])
-            for minimum in _minima_of(
-                surface.isel(ray=ray),
-                None if per_image is None else per_image.isel(ray=ray),
-                connectivity,
-            )
-        ]
+        pieces = [{"ray": ray} for ray in range(surface.sizes["ray"])]
     else:
         raise InputError(f"a surface has dimensions y, x or ray, distance, not {surface.dims}")
-    return sorted(found, key=lambda minimum: (-minimum.persistence, minimum.value))
+    found: list[Minimum] = []
+    below = 0
+    for piece in pieces:
+        grid = surface.isel(piece)
+        values = np.where(np.isfinite(grid.values), grid.values, np.inf)
+        if per_image is not None:
+            images = per_image.isel(piece).transpose(*grid.dims, "image").values
+        for bottom, saddle in _pairs(values, connectivity):
+            persistence = np.inf if saddle is None else float(values[saddle] - values[bottom])
+            noise = np.nan
+            if per_image is not None and saddle is not None:
+                noise = float(paired_standard_error(images[saddle] - images[bottom]))
+            bar = sigmas * noise if threshold is None else threshold
+            if np.isinf(persistence) or persistence > bar:
+                found.append(_minimum(grid, values, bottom, persistence, noise, connectivity))
+            else:
+                below += 1
+    found.sort(key=lambda minimum: (-minimum.persistence, minimum.value))
+    excluded = int((~np.isfinite(surface)).sum())
+    return Minima(tuple(found), below, excluded, connectivity, threshold, sigmas)
 
 
-def _minima_of(
-    surface: xr.DataArray, per_image: xr.DataArray | None, connectivity: int
-) -> list[Minimum]:
-    """Return the minima of one grid of one or two dimensions."""
-    values = np.where(np.isfinite(surface.values), surface.values, np.inf)
-    images = None if per_image is None else per_image.transpose(*surface.dims, "image").values
+def _minimum(
+    grid: xr.DataArray,
+    values: np.ndarray,
+    bottom: tuple[int, ...],
+    persistence: float,
+    noise: float,
+    connectivity: int,
+) -> Minimum:
+    """Describe the plateau around `bottom`; `values` are those of `grid`, with walls at +inf."""
     neighbours = ndimage.generate_binary_structure(values.ndim, 1 if connectivity == 4 else 2)
-    # A ring of walls around the grid: a point that touches a wall is on the boundary.
-    walls = np.pad(np.isinf(values), 1, constant_values=True)
-    beside_wall = ndimage.binary_dilation(walls, neighbours)[(slice(1, -1),) * values.ndim]
-    found = []
-    for bottom, saddle in _pairs(values, connectivity):
-        value = values[bottom]
-        labels, _ = ndimage.label(values == value, neighbours)
-        plateau = np.argwhere(labels == labels[bottom])
-        centre = tuple(plateau[((plateau - plateau.mean(axis=0)) ** 2).sum(axis=1).argmin()])
-        noise = np.nan
-        if images is not None and saddle is not None:
-            noise = float(paired_standard_error(images[saddle] - images[bottom]))
-        place = surface[dict(zip(surface.dims, centre, strict=True))]
-        found.append(
-            Minimum(
-                coordinates={
-                    str(name): float(place[name])
-                    for name in ("ray", *surface.dims)
-                    if name in place.coords
-                },
-                value=float(value),
-                persistence=np.inf if saddle is None else float(values[saddle] - value),
-                noise=noise,
-                points=len(plateau),
-                boundary=bool(beside_wall[tuple(plateau.T)].any()),
-            )
-        )
-    return found
+    labels, _ = ndimage.label(values == values[bottom], neighbours)
+    members = np.argwhere(labels == labels[bottom])
+    centre = members[((members - members.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    walls = np.pad(np.isinf(values), 1, constant_values=True)  # the edge of the grid is one too
+    around = members[:, None] + np.argwhere(neighbours)  # indices of `walls`, which start at -1
+    place = grid[dict(zip(grid.dims, centre, strict=True))]
+    return Minimum(
+        coordinates={
+            str(name): float(place[name]) for name in ("ray", *grid.dims) if name in place.coords
+        },
+        value=float(values[bottom]),
+        persistence=persistence,
+        noise=noise,
+        points=len(members),
+        boundary=bool(walls[tuple(around.reshape(-1, values.ndim).T)].any()),
+    )
 
 
 def _pairs(

@@ -18,6 +18,9 @@ AXES = ("y", "x", "distance")
 # The two-sided 95 % quantile of the normal distribution.
 _NORMAL_95 = 1.959963984540054
 
+# Correlations are kept this far from 1, where Fisher's transform is infinite.
+_ALMOST_1 = 1 - 1e-12
+
 
 @dataclass(frozen=True)
 class Reliability:
@@ -87,8 +90,11 @@ def split_half_reliability(per_image: xr.DataArray) -> Reliability:
     s = mean of <d_i, d_i>. Their ratio is `half`; the same with all images in place of h is `full`
     (equal to the Spearman-Brown prediction 2 r / (1 + r)).
 
-    The interval is a jackknife over images: it treats the images as the sample and the points of
-    the surface as given. It says nothing about other points or other directions.
+    The interval is a jackknife over images of Fisher's transform artanh r: it treats the images as
+    the sample and the points of the surface as given, and says nothing about other points or other
+    directions. In simulations it covered the truth in 94 to 99 % of cases; where a few images carry
+    most of the surface (per-image changes distributed like a squared exponential, 50 to 100
+    images) in 75 % only.
 
     The calibration objective is refused: infoNCE couples the images of a batch, so that halves of
     them would not be independent measurements.
@@ -118,11 +124,12 @@ def split_half_reliability(per_image: xr.DataArray) -> Reliability:
     without = _correlation(  # each entry leaves one image out
         squared_total - 2 * with_total + own, sum_own - own, images - 1, half
     )
-    error = np.sqrt((images - 1) / images * ((without - without.mean()) ** 2).sum())
+    fisher, fishers = (np.arctanh(np.clip(r, -_ALMOST_1, _ALMOST_1)) for r in (value, without))
+    error = np.sqrt((images - 1) / images * ((fishers - fishers.mean()) ** 2).sum())
     return Reliability(
         half=float(value),
-        low=float(np.clip(value - _NORMAL_95 * error, -1, 1)),
-        high=float(np.clip(value + _NORMAL_95 * error, -1, 1)),
+        low=float(np.tanh(fisher - _NORMAL_95 * error)),
+        high=float(np.tanh(fisher + _NORMAL_95 * error)),
         full=float(_correlation(squared_total, sum_own, images, images)),
         images=images,
     )

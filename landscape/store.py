@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
+import h5netcdf
+import h5py
 import xarray as xr
+from xarray.backends import H5NetCDFStore
 
 from evolq.errors import InputError
 
@@ -21,21 +26,31 @@ def save(dataset: xr.Dataset, path: str | Path) -> None:
         InputError: if the file cannot be written; an older file is then still there, unchanged.
     """
     path = Path(path)
+    content = _encode(dataset.assign_attrs(format=FORMAT))
     partial = path.with_name(f".{path.name}.partial")
-    compressed = {name: {"zlib": True} for name, array in dataset.data_vars.items() if array.ndim}
     try:
-        dataset.assign_attrs(format=FORMAT).to_netcdf(
-            partial, engine="h5netcdf", encoding=compressed
-        )
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-        partial.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # gone after success; its folder may be what is wrong
+            partial.unlink()
+
+
+def _encode(dataset: xr.Dataset) -> memoryview:
+    """Return the bytes of a NetCDF-4 file.
+
+    Built in memory, because the HDF5 library crashes the process when a disk is full.
+    """
+    compressed = {name: {"zlib": True} for name, array in dataset.data_vars.items() if array.ndim}
+    buffer = BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        dataset.dump_to_store(H5NetCDFStore(file), encoding=compressed)
+    return buffer.getbuffer()
 
 
 def load(path: str | Path) -> xr.Dataset:
@@ -48,6 +63,7 @@ def load(path: str | Path) -> xr.Dataset:
     if not path.is_file():
         raise InputError(f"there is no file {path}; scans are written by python -m landscape.scan")
     try:
+        h5py.File(path).close()  # fails cleanly on damage that makes h5netcdf print its own errors
         dataset = xr.load_dataset(path, engine="h5netcdf", decode_times=False)
     except Exception as error:  # a damaged file fails in HDF5, h5netcdf or xarray, each in its way
         raise InputError(f"cannot read {path} as NetCDF-4: {error}") from error
