@@ -1,0 +1,237 @@
+"""Static figures of a scan, with matplotlib: raw values, nothing smoothed, nothing left out.
+
+No global state: a `Figure` is made directly and `pyplot` never imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.mplot3d.axes3d import Axes3D
+from numpy.typing import NDArray
+from xarray import Dataset
+
+from landscape.minima import Minimum
+from landscape.plots.info import (
+    BAND_LIMITS,
+    BAND_WORDS,
+    EDGE_MINIMUM_WORDS,
+    MEAN_WORDS,
+    MINIMUM_WORDS,
+    NOT_COMPUTED_WORDS,
+    NOT_FINITE_WORDS,
+    RAY_WORDS,
+    START_WORDS,
+    Curves,
+    Marker,
+    PlaneInfo,
+    Quantity,
+    RaysInfo,
+    Surface,
+    plane_info,
+    rays_info,
+)
+
+DOTS_PER_INCH = 200
+STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "figure.titlesize": 13,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+    "pdf.fonttype": 42,  # text stays text in a paper
+    "svg.hashsalt": "landscape",
+}
+# Dark is low on every map, in colour and in grey alike, and to a colour-blind eye.
+LOSS_COLOURS = matplotlib.colormaps["viridis"]
+BAND_COLOURS = ListedColormap(
+    [matplotlib.colormaps["cividis"](level) for level in np.linspace(0, 1, len(BAND_WORDS))]
+)
+
+MARK_STYLE: dict[str, Any] = {"linestyle": "", "color": "white", "markeredgecolor": "black"}
+START_STYLE = MARK_STYLE | {"marker": "*", "markersize": 13}
+MINIMUM_STYLE = MARK_STYLE | {"marker": "o", "markersize": 9}
+EDGE_MINIMUM_STYLE = MINIMUM_STYLE | {"fillstyle": "left", "markerfacecoloralt": "0.2"}
+RAY_COLOUR, MEAN_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
+NOT_FINITE_STYLE: dict[str, Any] = {"facecolor": "0.75", "edgecolor": "black", "hatch": "xxxx"}
+NOT_COMPUTED_STYLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "...."}
+
+
+def draw_plane(dataset: Dataset, minima: Iterable[Minimum] = ()) -> Figure:
+    """Draw both losses of a plane as heat maps and surfaces, and how far they can be believed.
+
+    Args:
+        dataset: the result of a scan with probe `plane`.
+        minima: the local minima of the test loss to mark.
+    """
+    info = plane_info(dataset, minima)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(13, 7.6), layout="constrained")
+        figure.suptitle(f"{info.title}\n{info.subtitle}")
+        grid = figure.add_gridspec(2, 3)
+        for column, surface in enumerate((info.loss, info.test_loss)):
+            draw_map(figure.add_subplot(grid[0, column]), info, surface)
+            draw_surface(figure.add_subplot(grid[1, column], projection="3d"), info, surface)
+        draw_confidence(figure.add_subplot(grid[0, 2]), info)
+        corner = figure.add_subplot(grid[1, 2])
+        corner.set_axis_off()
+        corner.legend(handles=_legend(info), loc="center left", labelspacing=0.9)
+    return figure
+
+
+def draw_map(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
+    """Draw one loss of a plane as a heat map of raw cells, with its colour bar."""
+    mesh = _draw_cells(axes, info, surface.quantity, cmap=LOSS_COLOURS)
+    axes.figure.colorbar(mesh, ax=axes, label=surface.quantity.measure)
+    axes.set_title(surface.quantity.name)
+    _mark(axes, surface)
+
+
+def draw_confidence(axes: Axes, info: PlaneInfo) -> None:
+    """Draw which points of a plane the test images tell apart from the start."""
+    limits = Normalize(-0.5, len(BAND_WORDS) - 0.5)
+    mesh = _draw_cells(axes, info, info.confidence, cmap=BAND_COLOURS, norm=limits)
+    bar = axes.figure.colorbar(mesh, ax=axes, label=info.confidence.measure)
+    words = [f"{word}\n{limits}" for word, limits in zip(BAND_WORDS, BAND_LIMITS, strict=True)]
+    bar.set_ticks(range(len(words)), labels=words, fontsize="small", linespacing=1.3)
+    bar.ax.tick_params(length=0)
+    axes.set_title(info.confidence.name)
+    _mark(axes, info.test_loss)
+
+
+def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
+    """Draw one loss of a plane as the raw mesh of its points; a point without a value is a hole."""
+    x, y = np.meshgrid(info.x.values, info.y.values)
+    axes.computed_zorder = False  # marks stay in front of the mesh
+    axes.plot_surface(
+        x,
+        y,
+        surface.quantity.values,
+        cmap=LOSS_COLOURS,
+        rstride=1,
+        cstride=1,
+        shade=False,
+        edgecolor=(0, 0, 0, 0.35),
+        linewidth=0.3,
+    )
+    for marker, style in _marks(surface):
+        axes.plot([marker.x], [marker.y], [marker.value], zorder=10, **style)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_major_locator(MaxNLocator(5))
+    axes.set_box_aspect((4, 4, 3), zoom=1.2)
+    axes.set_xlabel("x")  # in full below the map above
+    axes.set_ylabel("y")
+    axes.set_zlabel(surface.quantity.measure)
+
+
+def draw_rays(dataset: Dataset) -> Figure:
+    """Draw the change of both losses along each ray, with error bars, and the mean of the rays.
+
+    Args:
+        dataset: the result of a scan with probe `rays`.
+    """
+    info = rays_info(dataset)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 4.8), layout="constrained")
+        figure.suptitle(f"{info.title}\n{info.subtitle}")
+        left, right = figure.subplots(1, 2)
+        _draw_curves(left, info, info.loss)
+        _draw_curves(right, info, info.test_loss)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the file's suffix, the same bytes for the same figure."""
+    undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(path, dpi=DOTS_PER_INCH, metadata=undated.get(path.suffix))
+
+
+def _draw_cells(axes: Axes, info: PlaneInfo, quantity: Quantity, **colours: Any) -> QuadMesh:
+    x, y = info.x.values, info.y.values
+    mesh = axes.pcolormesh(x, y, quantity.values, shading="nearest", rasterized=True, **colours)
+    corners: NDArray[np.float64] = mesh.get_coordinates()  # type: ignore[assignment]
+    for missing, style in (
+        (quantity.not_finite, NOT_FINITE_STYLE),
+        (quantity.not_computed, NOT_COMPUTED_STYLE),
+    ):
+        for row, column in np.argwhere(missing):
+            width, height = corners[row + 1, column + 1] - corners[row, column]
+            axes.add_patch(Rectangle(corners[row, column], width, height, linewidth=0, **style))
+    axes.set_xlabel(info.x.label)
+    axes.set_ylabel(info.y.label)
+    return mesh
+
+
+def _marks(surface: Surface) -> list[tuple[Marker, dict[str, Any]]]:
+    """Return each marker with its style, the start last so that it lies on top."""
+    minima = [(m, EDGE_MINIMUM_STYLE if m.on_edge else MINIMUM_STYLE) for m in surface.minima]
+    return [*minima, (surface.start, START_STYLE)]
+
+
+def _mark(axes: Axes, surface: Surface) -> None:
+    for marker, style in _marks(surface):
+        axes.plot(marker.x, marker.y, clip_on=False, zorder=10, **style)
+
+
+def _legend(info: PlaneInfo) -> list[Artist]:
+    """Return an entry for each kind of mark and of missing cell that occurs in the figure."""
+    on_edge = {marker.on_edge for marker in info.test_loss.minima}
+    quantities = (info.loss.quantity, info.test_loss.quantity)
+    entries: list[Artist] = [Line2D([], [], **START_STYLE, label=START_WORDS)]
+    if False in on_edge:
+        entries.append(Line2D([], [], **MINIMUM_STYLE, label=MINIMUM_WORDS))
+    if True in on_edge:
+        entries.append(Line2D([], [], **EDGE_MINIMUM_STYLE, label=EDGE_MINIMUM_WORDS))
+    if any(quantity.not_finite.any() for quantity in quantities):
+        entries.append(Patch(**NOT_FINITE_STYLE, label=NOT_FINITE_WORDS))
+    if any(quantity.not_computed.any() for quantity in quantities):
+        entries.append(Patch(**NOT_COMPUTED_STYLE, label=NOT_COMPUTED_WORDS))
+    return entries
+
+
+def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
+    distance = info.distance.values
+    axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
+    style: dict[str, Any] = {
+        "color": RAY_COLOUR,
+        "alpha": 0.45,
+        "linewidth": 0.9,
+        "elinewidth": 0.7,
+    }
+    for ray, values in enumerate(curves.quantity.values):
+        errors = None if curves.errors is None else curves.errors[ray]
+        axes.errorbar(distance, values, errors, **style, label=RAY_WORDS if ray == 0 else None)
+    if curves.mean_errors is not None:
+        low, high = curves.mean - curves.mean_errors, curves.mean + curves.mean_errors
+        axes.fill_between(distance, low, high, color=MEAN_COLOUR, alpha=0.3, linewidth=0, zorder=3)
+    axes.plot(distance, curves.mean, color=MEAN_COLOUR, linewidth=2, zorder=4, label=MEAN_WORDS)
+    _, columns = np.nonzero(curves.quantity.not_finite)
+    if len(columns):
+        top = np.ones(len(columns))
+        style = {"marker": "x", "color": "black", "linestyle": "", "clip_on": False}
+        axes.plot(
+            distance[columns],
+            top,
+            transform=axes.get_xaxis_transform(),
+            **style,
+            label=NOT_FINITE_WORDS,
+        )
+    axes.set_title(curves.quantity.name)
+    axes.set_xlabel(info.distance.label)
+    axes.set_ylabel(curves.label)
+    axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -1,0 +1,361 @@
+"""Interactive figures of a scan, with plotly, in one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+from xarray import Dataset
+
+from landscape.minima import Minimum
+from landscape.plots.info import (
+    BAND_LIMITS,
+    BAND_WORDS,
+    EDGE_MINIMUM_WORDS,
+    MEAN_WORDS,
+    MINIMUM_WORDS,
+    NOT_COMPUTED_WORDS,
+    NOT_FINITE_WORDS,
+    RAY_WORDS,
+    START_WORDS,
+    Curves,
+    Marker,
+    PlaneInfo,
+    Quantity,
+    RaysInfo,
+    Surface,
+    plane_info,
+    rays_info,
+)
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>html, body, body > div {{ height: 100%; margin: 0; }}</style>
+</head>
+<body>
+{figure}
+</body>
+</html>
+"""
+RAY_COLOUR, MEAN_COLOUR = "rgba(0, 114, 178, 0.45)", "rgb(213, 94, 0)"  # Okabe and Ito
+# A colour is a value: no light and shade.
+UNLIT = {"ambient": 1, "diffuse": 0, "specular": 0, "fresnel": 0}
+OUTLINE = {"color": "black", "width": 1.5}
+
+
+def interactive(dataset: Dataset, minima: Iterable[Minimum] = ()) -> go.Figure:
+    """Draw a scan to be turned, zoomed and asked: hovering names a point and its values.
+
+    Args:
+        dataset: the result of a scan, with either probe.
+        minima: the local minima of the test loss to mark on a plane.
+    """
+    if "ray" in dataset.dims:
+        return _draw_rays(rays_info(dataset))
+    return _draw_plane(plane_info(dataset, minima))
+
+
+def write_html(figure: go.Figure, path: Path) -> None:
+    """Write a figure as one file that needs no network: plotly's program is inside."""
+    title = figure.layout.title.text.partition("<br>")[0]
+    div = figure.to_html(
+        full_html=False, include_plotlyjs=True, div_id="scan", default_height="100%"
+    )
+    path.write_text(PAGE.format(title=escape(title), figure=div), encoding="utf-8")
+
+
+def _draw_plane(info: PlaneInfo) -> go.Figure:
+    """Draw three views of the plane, each a heat map and a surface; buttons choose the view."""
+    views = (
+        (info.loss, info.loss.quantity, _loss_colours(info.loss.quantity)),
+        (info.test_loss, info.test_loss.quantity, _loss_colours(info.test_loss.quantity)),
+        (info.test_loss, info.confidence, _band_colours(info.confidence)),
+    )
+    text = _plane_text(info)
+    figure = make_subplots(1, 2, specs=[[{"type": "xy"}, {"type": "scene"}]])
+    buttons = []
+    for view, (surface, coloured, colours) in enumerate(views):
+        flat = _flat_traces(info, surface, coloured, colours, text)
+        solid = _solid_traces(info, surface, coloured, colours, text)
+        shown = {"visible": view == 1}  # the test loss first: it is what a user would see
+        figure.add_traces([trace.update(shown, meta=view) for trace in flat], rows=1, cols=1)
+        figure.add_traces([trace.update(shown, meta=view) for trace in solid], rows=1, cols=2)
+    for view, (surface, coloured, _) in enumerate(views):
+        visible = [trace.meta == view for trace in figure.data]
+        height = {"scene.zaxis.title.text": surface.quantity.measure}
+        buttons.append(
+            {"label": coloured.name, "method": "update", "args": [{"visible": visible}, height]}
+        )
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "active": 1}
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": f"{info.title}<br><sup>{info.subtitle}</sup>", "x": 0.5},
+        updatemenus=[menu | {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}],
+        legend={"orientation": "h", "y": -0.15},
+        xaxis={"title": {"text": info.x.label}, "domain": [0, 0.4], "showgrid": False},
+        yaxis={"title": {"text": info.y.label}, "showgrid": False},
+        scene={
+            "domain": {"x": [0.53, 1]},
+            "aspectmode": "manual",
+            "aspectratio": {"x": 1, "y": 1, "z": 0.7},
+            "camera": {"eye": {"x": -0.9, "y": -1.4, "z": 1.3}, "center": {"z": -0.15}},
+            "xaxis": {"title": {"text": "x"}},
+            "yaxis": {"title": {"text": "y"}},
+            "zaxis": {"title": {"text": info.test_loss.quantity.measure}},
+        },
+    )
+    return figure
+
+
+def _flat_traces(
+    info: PlaneInfo,
+    surface: Surface,
+    coloured: Quantity,
+    colours: dict[str, Any],
+    text: NDArray[np.object_],
+) -> list[Any]:
+    """Return a heat map of raw cells, crosses and squares where there is no value, and marks."""
+    traces: list[Any] = [
+        go.Heatmap(
+            x=info.x.values,
+            y=info.y.values,
+            z=coloured.values,
+            text=text,
+            hoverinfo="text",
+            hoverongaps=False,
+            colorscale=colours["colorscale"],
+            zmin=colours["cmin"],
+            zmax=colours["cmax"],
+            colorbar={"x": 0.41} | colours["colorbar"],
+        )
+    ]
+    for name, symbol, missing in (
+        (NOT_FINITE_WORDS, "x", coloured.not_finite),
+        (NOT_COMPUTED_WORDS, "square-open", coloured.not_computed),
+    ):
+        rows, columns = np.nonzero(missing)
+        if len(rows):
+            traces.append(
+                go.Scatter(
+                    x=info.x.values[columns],
+                    y=info.y.values[rows],
+                    text=text[missing],
+                    hoverinfo="text",
+                    mode="markers",
+                    marker={"symbol": symbol, "size": 9, "color": "dimgray"},
+                    name=name,
+                )
+            )
+    for name, symbol, _, size, markers in _marks(surface):
+        traces.append(
+            go.Scatter(
+                x=[marker.x for marker in markers],
+                y=[marker.y for marker in markers],
+                mode="markers",
+                marker={"symbol": symbol, "size": size, "color": "white", "line": OUTLINE},
+                hoverinfo="skip",  # the cell below has more to say
+                name=name,
+            )
+        )
+    return traces
+
+
+def _solid_traces(
+    info: PlaneInfo,
+    surface: Surface,
+    coloured: Quantity,
+    colours: dict[str, Any],
+    text: NDArray[np.object_],
+) -> list[Any]:
+    """Return the surface through the raw points, its mesh, and a pin for each mark."""
+    low, high = _limits(surface.quantity)
+    traces: list[Any] = [
+        go.Surface(
+            x=info.x.values,
+            y=info.y.values,
+            z=surface.quantity.values,
+            surfacecolor=coloured.values,
+            text=text,
+            hoverinfo="text",
+            **colours,
+            showscale=False,  # the heat map's colours
+            lighting=UNLIT,
+            contours={"x": _mesh_lines(info.x.values), "y": _mesh_lines(info.y.values)},
+        )
+    ]
+    for name, _, solid_symbol, size, markers in _marks(surface):
+        stem = 0.1 * (high - low)  # a head in the surface would be hidden by it
+        feet_and_heads = [(m.value, m.value + stem, None) for m in markers]
+        traces.append(
+            go.Scatter3d(
+                x=np.repeat([m.x for m in markers], 3),
+                y=np.repeat([m.y for m in markers], 3),
+                z=[z for pin in feet_and_heads for z in pin],
+                mode="lines+markers",
+                line={"color": "black", "width": 3},
+                marker={
+                    "size": [0, size, 0] * len(markers),
+                    "symbol": solid_symbol,
+                    "color": "white",
+                    "line": OUTLINE,
+                },
+                hoverinfo="skip",
+                name=name,
+                showlegend=False,
+            )
+        )
+    return traces
+
+
+def _mesh_lines(coordinates: NDArray[np.float64]) -> dict[str, Any]:
+    """Return lines over the surface through the measured points, which are evenly spaced."""
+    first, second, last = coordinates[[0, 1, -1]]
+    style = {"show": True, "color": "rgba(0, 0, 0, 0.5)", "width": 1}
+    return style | {"start": first, "end": last, "size": second - first}
+
+
+def _marks(surface: Surface) -> list[tuple[str, str, str, int, list[Marker]]]:
+    """Return name, flat and solid symbol, size and places of each kind of mark; the start on top."""
+    inner = [marker for marker in surface.minima if not marker.on_edge]
+    edge = [marker for marker in surface.minima if marker.on_edge]
+    marks = [
+        (MINIMUM_WORDS, "circle", "circle", 12, inner),
+        (EDGE_MINIMUM_WORDS, "circle-x", "x", 12, edge),
+        (START_WORDS, "star", "diamond", 15, [surface.start]),
+    ]
+    return [mark for mark in marks if mark[-1]]
+
+
+def _limits(quantity: Quantity) -> tuple[float, float]:
+    finite = quantity.values[np.isfinite(quantity.values)]
+    return (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+
+
+def _loss_colours(quantity: Quantity) -> dict[str, Any]:
+    low, high = _limits(quantity)
+    title = {"text": quantity.measure, "side": "right"}
+    return {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": {"title": title}}
+
+
+def _band_colours(quantity: Quantity) -> dict[str, Any]:
+    """Return one flat colour for each band, and its meaning beside it."""
+    count = len(BAND_WORDS)
+    flat = sample_colorscale("Cividis", count)
+    words = [f"{word}<br>{limits}" for word, limits in zip(BAND_WORDS, BAND_LIMITS, strict=True)]
+    return {
+        "colorscale": [
+            [edge / count, colour] for band, colour in enumerate(flat) for edge in (band, band + 1)
+        ],
+        "cmin": -0.5,
+        "cmax": count - 0.5,
+        "colorbar": {
+            "title": {"text": quantity.measure, "side": "right"},
+            "tickvals": list(range(count)),
+            "ticktext": words,
+        },
+    }
+
+
+def _plane_text(info: PlaneInfo) -> NDArray[np.object_]:
+    """Return what hovering over each point says, (y, x)."""
+    text = np.empty(info.accuracy.shape, dtype=object)
+    for row, column in np.ndindex(text.shape):
+        place = f"x = {info.x.values[column]:.4g}, y = {info.y.values[row]:.4g}"
+        test_loss = info.test_loss.quantity
+        if test_loss.not_computed[row, column]:
+            text[row, column] = f"{place}<br>not computed"
+            continue
+        band = info.confidence.values[row, column]
+        text[row, column] = "<br>".join(
+            (
+                place,
+                _say(info.loss.quantity, info.loss.quantity.values[row, column]),
+                _say(test_loss, test_loss.values[row, column]),
+                f"from the start {info.change[row, column]:+.4f} "
+                f"± {info.change_error[row, column]:.4f}"
+                + (f": {BAND_WORDS[int(band)]}" if np.isfinite(band) else ""),
+                f"Test accuracy {info.accuracy[row, column]:.1%}",
+            )
+        )
+    return text
+
+
+def _say(quantity: Quantity, value: float) -> str:
+    number = f"{value:.4f}" if np.isfinite(value) else "not finite"
+    return f"{quantity.name}, {quantity.measure}: {number}"
+
+
+def _draw_rays(info: RaysInfo) -> go.Figure:
+    figure = make_subplots(
+        1, 2, subplot_titles=(info.loss.quantity.name, info.test_loss.quantity.name)
+    )
+    for column, curves in enumerate((info.loss, info.test_loss), start=1):
+        traces = _curve_traces(info, curves, legend=curves is info.test_loss)
+        figure.add_traces(traces, rows=1, cols=column)
+        figure.update_xaxes(title_text=info.distance.label, col=column)
+        figure.update_yaxes(title_text=curves.label, col=column)
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": f"{info.title}<br><sup>{info.subtitle}</sup>", "x": 0.5},
+        legend={"orientation": "h", "y": -0.15},
+    )
+    return figure
+
+
+def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
+    """Return a line for each ray and one for their mean, each with its error bars."""
+    distance = info.distance.values
+    traces = [
+        go.Scatter(
+            x=distance,
+            y=values,
+            error_y=_error_bars(None if curves.errors is None else curves.errors[ray], 1),
+            line={"color": RAY_COLOUR, "width": 1},
+            mode="lines",
+            name=RAY_WORDS,
+            legendgroup=RAY_WORDS,
+            showlegend=legend and ray == 0,
+            text=[_ray_text(info, ray, index) for index in range(len(distance))],
+            hoverinfo="text",
+        )
+        for ray, values in enumerate(curves.quantity.values)
+    ]
+    mean = go.Scatter(
+        x=distance,
+        y=curves.mean,
+        error_y=_error_bars(curves.mean_errors, 2),
+        line={"color": MEAN_COLOUR, "width": 3},
+        mode="lines",
+        name=MEAN_WORDS,
+        legendgroup=MEAN_WORDS,
+        showlegend=legend,
+        hoverinfo="skip",
+    )
+    return [*traces, mean]
+
+
+def _error_bars(errors: NDArray[np.float64] | None, width: int) -> dict[str, Any]:
+    return {"visible": False} if errors is None else {"array": errors, "thickness": width}
+
+
+def _ray_text(info: RaysInfo, ray: int, index: int) -> str:
+    lines = [f"ray {ray}, distance {info.distance.values[index]:.4g}"]
+    for curves in (info.loss, info.test_loss):
+        change = curves.quantity.values[ray, index]
+        error = "" if curves.errors is None else f" ± {curves.errors[ray, index]:.4f}"
+        lines.append(
+            f"{curves.quantity.name}, {curves.quantity.measure}: {curves.start + change:.4f}, "
+            f"from the start {change:+.4f}{error}"
+        )
+    lines.append(f"Test accuracy {info.accuracy[ray, index]:.1%}")
+    return "<br>".join(lines)

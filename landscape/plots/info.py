@@ -1,0 +1,290 @@
+"""What a figure shows, computed once and drawn by either library.
+
+`plane_info` and `rays_info` turn the Dataset of a scan into plain arrays and words; the drawing
+modules beside this one only place them on paper or on screen. Tests compare these, not pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xarray import DataArray, Dataset
+
+from landscape.minima import Minimum
+from landscape.roughness import paired_noise, paired_standard_error
+from landscape.sampling import NOT_COMPUTED
+
+# Criterion -> how a reader knows it, with its unit.
+CRITERION_WORDS = {
+    "info_nce": "infoNCE (nats)",
+    "kl": "KL divergence (nats)",
+    "cross_entropy": "cross entropy (nats)",
+    "mse": "mean squared error of the logits",
+    "cosine": "cosine distance",
+    "fisher": "Fisher-weighted error",
+}
+
+TEST_LOSS_WORDS = CRITERION_WORDS["cross_entropy"]
+
+# What is scanned -> how a reader knows it, and what a step of 1 along a direction does there
+# (the normalisations of landscape.directions).
+OVER_WORDS = {
+    "scales": ("scale space", "RMS log change of the scales"),
+    "zero_points": ("zero-point space", "RMS shift of the zero points in codes"),
+    "weights": ("weight space", "RMS change of the weights"),
+}
+NORMALISED_WEIGHTS_WORDS = {
+    "layer": "change relative to each layer's norm",
+    "filter": "change relative to each filter's norm",
+}
+
+# Differences from the start in paired standard errors, cut where a reader's judgement changes:
+# within 2 a sample of images shows nothing, beyond 4 it is plain even among hundreds of points.
+BAND_EDGES = (-4.0, -2.0, 2.0, 4.0)
+BAND_WORDS = (
+    "clearly lower",
+    "perhaps lower",
+    "not told apart",
+    "perhaps higher",
+    "clearly higher",
+)
+BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
+
+# The entries of a legend.
+START_WORDS = "start: the calibrated network"
+MINIMUM_WORDS = "local minimum of the test loss"
+EDGE_MINIMUM_WORDS = "the same, on the edge of the map"
+NOT_FINITE_WORDS = "loss not finite"
+NOT_COMPUTED_WORDS = "not computed"
+RAY_WORDS = "one ray ± 1 standard error (paired with the start)"
+MEAN_WORDS = "mean of the rays ± 1 standard error"
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Coordinates along one axis, and what a reader calls them."""
+
+    label: str
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """One quantity over the points of a scan; NaN where it has no finite value."""
+
+    name: str
+    measure: str  # with its unit
+    values: NDArray[np.float64]
+    not_finite: NDArray[np.bool_]
+    not_computed: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A place on a surface that the reader's eye should find."""
+
+    x: float
+    y: float
+    value: float
+    on_edge: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """One loss of a plane, with what is marked on it."""
+
+    quantity: Quantity
+    start: Marker
+    minima: tuple[Marker, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneInfo:
+    """All that a figure of a plane shows; arrays are (y, x)."""
+
+    title: str
+    subtitle: str
+    x: Axis
+    y: Axis
+    loss: Surface
+    test_loss: Surface
+    change: NDArray[np.float64]  # of the test loss from the start
+    change_error: NDArray[np.float64]  # its paired standard error
+    confidence: Quantity  # the band that change / change_error lies in: an index of BAND_WORDS
+    accuracy: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """One loss over rays, as its change from the start; arrays are (ray, distance)."""
+
+    quantity: Quantity
+    errors: NDArray[np.float64] | None  # paired standard errors; None: no error bars
+    mean: NDArray[np.float64]  # over the rays, (distance,)
+    mean_errors: NDArray[np.float64] | None
+    start: float  # the loss itself at the start
+
+    @property
+    def label(self) -> str:
+        """What the vertical axis shows, with its unit."""
+        return f"Change from the start: {self.quantity.measure}"
+
+
+@dataclass(frozen=True, eq=False)
+class RaysInfo:
+    """All that a figure of rays shows."""
+
+    title: str
+    subtitle: str
+    distance: Axis
+    loss: Curves
+    test_loss: Curves
+    accuracy: NDArray[np.float64]
+
+
+def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
+    """Return what a figure of the plane in `dataset` shows.
+
+    Args:
+        dataset: the result of a scan with probe `plane`.
+        minima: the local minima of the test loss to mark.
+    """
+    dataset = dataset.transpose("y", "x", ...)
+    configuration = _configuration(dataset)
+    change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
+    change_error = paired_noise(dataset)
+    return PlaneInfo(
+        title=_title(configuration),
+        subtitle=_subtitle(dataset, configuration),
+        x=_axis(dataset.x, "Step along x", configuration),
+        y=_axis(dataset.y, "Step along y", configuration),
+        loss=Surface(
+            _quantity(dataset, dataset.loss, "Calibration loss", _criterion(configuration)),
+            Marker(0.0, 0.0, _start(dataset, "loss_per_image")),
+        ),
+        test_loss=Surface(
+            _quantity(dataset, dataset.test_loss, "Test loss", TEST_LOSS_WORDS),
+            Marker(0.0, 0.0, _start(dataset, "test_loss_per_image")),
+            tuple(
+                Marker(m.coordinates["x"], m.coordinates["y"], m.value, m.boundary) for m in minima
+            ),
+        ),
+        change=change.values,
+        change_error=change_error.values,
+        confidence=_quantity(
+            dataset,
+            _bands(change, change_error),
+            "Test loss against the start",
+            "in paired standard errors",
+        ),
+        accuracy=dataset.test_accuracy.values,
+    )
+
+
+def rays_info(dataset: Dataset) -> RaysInfo:
+    """Return what a figure of the rays in `dataset` shows."""
+    dataset = dataset.transpose("ray", "distance", ...)
+    configuration = _configuration(dataset)
+    loss = _change(dataset, "loss_per_image").mean("calibration_image", skipna=False)
+    test_loss = _change(dataset, "test_loss_per_image")
+    # The rays share their images: the error of their mean is that of each image's mean change.
+    mean_test_loss = test_loss.mean("ray", skipna=False).transpose("distance", "image")
+    return RaysInfo(
+        title=_title(configuration),
+        subtitle=_subtitle(dataset, configuration),
+        distance=_axis(dataset.distance, "Signed distance along a ray", configuration),
+        loss=Curves(
+            _quantity(dataset, loss, "Calibration loss", _criterion(configuration)),
+            None,
+            loss.mean("ray", skipna=False).values,
+            None,
+            _start(dataset, "loss_per_image"),
+        ),
+        test_loss=Curves(
+            _quantity(
+                dataset,
+                test_loss.mean("image", skipna=False),
+                "Test loss",
+                TEST_LOSS_WORDS,
+            ),
+            paired_noise(dataset).values,
+            mean_test_loss.mean("image", skipna=False).values,
+            paired_standard_error(mean_test_loss.values),
+            _start(dataset, "test_loss_per_image"),
+        ),
+        accuracy=dataset.test_accuracy.values,
+    )
+
+
+def _change(dataset: Dataset, name: str) -> DataArray:
+    """Return each image's change from the start: exactly 0 at the start itself."""
+    change = dataset[name].astype(np.float64) - dataset[f"start_{name}"]
+    return change.where(dataset.status != NOT_COMPUTED)
+
+
+def _start(dataset: Dataset, name: str) -> float:
+    return float(dataset[f"start_{name}"].mean(dtype=np.float64))
+
+
+def _bands(change: DataArray, standard_error: DataArray) -> DataArray:
+    """Return the index of the band in BAND_WORDS, NaN for a change that is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        in_standard_errors = (change / standard_error).where(change != 0, 0.0)
+    bands = np.digitize(in_standard_errors, BAND_EDGES).astype(np.float64)
+    return change.copy(data=bands).where(np.isfinite(change))
+
+
+def _quantity(dataset: Dataset, values: DataArray, name: str, measure: str) -> Quantity:
+    numbers = values.values.astype(np.float64)
+    not_computed = dataset.status.values == NOT_COMPUTED
+    finite = np.isfinite(numbers) & ~not_computed
+    return Quantity(
+        name, measure, np.where(finite, numbers, np.nan), ~finite & ~not_computed, not_computed
+    )
+
+
+def _configuration(dataset: Dataset) -> dict[str, Any]:
+    return json.loads(dataset.attrs.get("provenance", "{}")).get("configuration", {})
+
+
+def _axis(coordinate: DataArray, name: str, configuration: Mapping[str, Any]) -> Axis:
+    over = configuration.get("over", "")
+    _, unit = OVER_WORDS.get(over, ("", "lengths of the direction"))
+    if over == "weights":
+        unit = NORMALISED_WEIGHTS_WORDS.get(configuration.get("normalise", ""), unit)
+    return Axis(f"{name} ({unit})", coordinate.values.astype(np.float64))
+
+
+def _criterion(configuration: Mapping[str, Any]) -> str:
+    criterion = configuration.get("criterion", "loss")
+    return CRITERION_WORDS.get(criterion, criterion)
+
+
+def _title(configuration: Mapping[str, Any]) -> str:
+    model = configuration.get("model", "Quantized network")
+    weights = configuration.get("weight_bits")
+    activations = configuration.get("activation_bits")
+    scheme = configuration.get("scheme")
+    parts = [str(model)]
+    if weights is not None:
+        parts.append(f"{weights}-bit weights")
+    if activations is not None and scheme != "weights":  # that scheme leaves activations alone
+        parts.append(f"{activations}-bit activations")
+    if scheme is not None:
+        parts.append(f"scheme {scheme}")
+    return ", ".join(parts)
+
+
+def _subtitle(dataset: Dataset, configuration: Mapping[str, Any]) -> str:
+    where, _ = OVER_WORDS.get(configuration.get("over", ""), ("", ""))
+    parts = [f"around the start in {where}" if where else "around the start"]
+    if configuration.get("within"):
+        parts.append(f"within {configuration['within']}")
+    parts.append(f"{dataset.sizes['calibration_image']:,} calibration images")
+    parts.append(f"{dataset.sizes['image']:,} test images")
+    return " · ".join(parts)
