@@ -12,8 +12,8 @@ tensor. `OBSERVERS` lists them. All share these rules:
 - A log2 quantizer has one parameter, the value of code 0: the smallest power of two that is not
   below the range's upper end, so 1 for a softmax's output, as published.
 
-Each raises InputError for no batches, an empty batch, NaN or infinite values, and shapes that
-disagree about the number of parameters.
+All compute in float32, and raise InputError for no batches, an empty batch, NaN or infinite values,
+and shapes that disagree about the number of parameters.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ POWER_OF_TWO_FACTORS = (1, 2, 4, 8)
 EXACT_VALUES = 2**16
 HISTOGRAM_BINS = 2**14
 
-# Values scored at once: two float32 buffers of this length stay in a core's second-level cache.
+# Values scored at once: two float32 buffers of this length stay in a second-level cache (1 MiB).
 CHUNK_VALUES = 2**17
 
 
@@ -67,7 +67,7 @@ def _rows(batches: Sequence[Tensor], spec: QuantSpec) -> list[Tensor]:
     shapes = {spec.granularity.parameter_shape(batch.shape) for batch in batches}
     if len(shapes) > 1:
         raise InputError(f"batches disagree about the shape of the scale: {sorted(shapes)}")
-    return [spec.granularity.rows(batch.detach()) for batch in batches]
+    return [spec.granularity.rows(batch.detach().float()) for batch in batches]
 
 
 def _parameters(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ def percentile(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tens
     return _shaped(*_moving_average(ranges), batches, spec)
 
 
-def _samples(rows: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor | None]:
+def _samples(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Return values and their counts (None: one each), matrices (parameters, values).
 
     Beyond `EXACT_VALUES` per parameter these are the centres and counts of equal bins, which is
@@ -147,14 +147,13 @@ def _samples(rows: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor,
     """
     if sum(row.shape[1] for row in rows) <= EXACT_VALUES:
         return torch.cat(list(rows), dim=1), None
-    counts = torch.zeros(len(low), HISTOGRAM_BINS, dtype=low.dtype, device=low.device)
+    low, high = _extremes(rows)
+    counts = torch.zeros(len(low), HISTOGRAM_BINS, device=low.device)
     for row in rows:
-        for channel, (values, least, greatest) in enumerate(
-            zip(row, low.tolist(), high.tolist(), strict=True)
-        ):
-            counts[channel] += torch.histc(values, HISTOGRAM_BINS, least, greatest)
+        for channel, (least, greatest) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+            counts[channel] += torch.histc(row[channel], HISTOGRAM_BINS, least, greatest)
     centres = (torch.arange(HISTOGRAM_BINS, device=low.device) + 0.5) / HISTOGRAM_BINS
-    return low[:, None] + (high - low)[:, None] * centres, counts
+    return torch.lerp(low[:, None], high[:, None], centres), counts
 
 
 def _squared_errors(
@@ -162,30 +161,47 @@ def _squared_errors(
 ) -> Tensor:
     """Return the sum of squared errors of each row of `values`, shape (parameters,)."""
     lower, upper = codes_range(spec.bits, spec)
-    offset = zero_point[:, None]
-    # In units of the scale. Rounding before adding the zero point may break a tie the other way,
-    # at the same error.
-    steps = values / scale[:, None]
-    errors = steps.round().clamp_(lower - offset, upper - offset).sub_(steps).square_()
-    return (errors if counts is None else errors.mul_(counts)).sum(1) * scale.square()
-
-
-def _errors_of_factors(
-    rows: Sequence[Tensor], low: Tensor, high: Tensor, spec: QuantSpec
-) -> Tensor:
-    """Return the squared error at each of `SHRINK_FACTORS`, shape (factors, parameters)."""
-    values, counts = _samples(rows, low, high)
-    errors = torch.empty(len(SHRINK_FACTORS), len(low), dtype=low.dtype, device=low.device)
+    sums = []
     size = max(1, CHUNK_VALUES // values.shape[1])
-    for start in range(0, len(low), size):
+    for start in range(0, len(values), size):
         part = slice(start, start + size)
-        part_counts = None if counts is None else counts[part]
-        for index, factor in enumerate(SHRINK_FACTORS):
-            scale, zero_point = _parameters(low[part] * factor, high[part] * factor, spec)
-            errors[index, part] = _squared_errors(
-                values[part], part_counts, scale, zero_point, spec
-            )
-    return errors
+        offset = zero_point[part, None]
+        # In units of the scale. Rounding before adding the zero point may break a tie the other
+        # way, at the same error.
+        steps = values[part] / scale[part, None]
+        errors = steps.round()
+        torch.maximum(errors, lower - offset, out=errors)
+        torch.minimum(errors, upper - offset, out=errors).sub_(steps).square_()
+        sums.append((errors if counts is None else errors.mul_(counts[part])).sum(1))
+    return torch.cat(sums) * scale.square()
+
+
+def _best_factor(
+    rows: Sequence[Tensor], low: Tensor, high: Tensor, spec: QuantSpec, together: bool
+) -> Tensor:
+    """Return the shrink factor of least squared error on `rows`: of each parameter, or together.
+
+    Shape (parameters,) or, together, (1,). Of equal errors the first factor wins, the largest.
+    """
+    values, counts = _samples(rows)
+    least, greatest = torch.aminmax(values, dim=1)
+    lower, upper = codes_range(spec.bits, spec)
+    best_error = torch.full((1 if together else len(low),), torch.inf, device=low.device)
+    best = torch.ones_like(best_error)
+    for factor in SHRINK_FACTORS:
+        scale, zero_point = _parameters(low * factor, high * factor, spec)
+        error = _squared_errors(values, counts, scale, zero_point, spec)
+        # The extreme values alone lose at least this much at every later factor: the last codes'
+        # values only come closer to zero, but for one step by which the zero point may round.
+        top, bottom = (upper - zero_point + 1) * scale, (lower - zero_point - 1) * scale
+        least_error = (greatest - top).relu().square() + (bottom - least).relu().square()
+        if together:
+            error, least_error = error.double().sum(0, True).float(), least_error.sum(0, True)
+        best = torch.where(error < best_error, factor, best)
+        best_error = torch.minimum(error, best_error)
+        if bool((least_error > best_error).all()):
+            break
+    return best
 
 
 def omse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
@@ -194,14 +210,13 @@ def omse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | N
     As published (FQ-ViT's code after Choukroun et al. 2019, "Low-bit Quantization of Neural
     Networks for Efficient Inference"): 90 factors 1.00, 0.99, ..., 0.11, the error summed over the
     whole tensor. The range is that of all batches, but only the last one is scored. Long tensors
-    are scored on a histogram, as for `mse`. A log2 quantizer has nothing to shrink: see `minmax`.
+    are scored on a histogram, as for `mse`. A log2 quantizer has nothing to shrink.
     """
     rows = _rows(batches, spec)
     low, high = _extremes(rows)
     if spec.kind == "log2":
         return _shaped(low, high, batches, spec)
-    errors = _errors_of_factors(rows[-1:], low, high, spec).double().sum(1)
-    factor = SHRINK_FACTORS[int(errors.argmin())]
+    factor = _best_factor(rows[-1:], low, high, spec, together=True)
     return _shaped(low * factor, high * factor, batches, spec)
 
 
@@ -215,8 +230,7 @@ def mse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | No
     low, high = _extremes(rows)
     if spec.kind == "log2":
         return _shaped(low, high, batches, spec)
-    best = _errors_of_factors(rows, low, high, spec).argmin(0)
-    factor = torch.tensor(SHRINK_FACTORS, dtype=low.dtype, device=low.device)[best]
+    factor = _best_factor(rows, low, high, spec, together=False)
     return _shaped(low * factor, high * factor, batches, spec)
 
 
