@@ -126,7 +126,9 @@ def orthogonal_to(
     result: dict[str, Tensor] = {}
     for target, rows in _groups(direction, point, how):
         others = {
-            name: other[name].double().reshape(row.shape) if name in other else row.new_zeros(())
+            name: other[name].double().reshape(row.shape)
+            if name in other
+            else torch.zeros_like(row)
             for name, row in rows.items()
         }
         squared = _norms(others) ** 2

@@ -1,0 +1,193 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from evolq.errors import InputError
+from landscape.roughness import paired_noise, split_half_reliability, total_variation
+
+
+def ray(*values):
+    return xr.DataArray(np.array([values], dtype=float), dims=("ray", "distance"))
+
+
+def plane(values):
+    return xr.DataArray(np.asarray(values), dims=("y", "x", "image")[: np.ndim(values)])
+
+
+def increments(per_image):
+    parts = [np.diff(per_image, axis=a).reshape(-1, per_image.shape[-1]) for a in (0, 1)]
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0, 1, 4, 9), 1),
+        ((9, 4, 1), 1),
+        ((1, 0, 1), 2),
+        ((0, 1, 0, 1, 0), 4),
+        ((3, 3, 3), 1),
+        ((0, np.nan, 4, np.inf, 9), 1),
+        ((0, 1, np.nan, 1, 0), 2),
+    ],
+)
+def test_total_variation_of_a_line(values, expected):
+    assert total_variation(ray(*values)) == expected
+
+
+@given(arrays(float, st.integers(2, 20), elements=st.floats(-100, 100)))
+def test_total_variation_is_never_below_that_of_a_monotone_line(values):
+    assert total_variation(ray(*values)) >= 1 - 1e-9
+
+
+def test_total_variation_counts_both_axes_of_a_plane_equally():
+    # Rows go up and down (2), columns rise (1); there are more columns than rows.
+    values = np.array([0.0, 1.0, 2.0, 1.0, 0.0]) + 10.0 * np.arange(2)[:, None]
+    assert total_variation(plane(values)) == pytest.approx(1.5)
+
+
+def test_rays_are_not_compared_with_each_other():
+    rays = xr.DataArray([[0.0, 1.0], [100.0, 101.0]], dims=("ray", "distance"))
+    assert total_variation(rays) == 1
+
+
+def test_total_variation_of_nothing_is_undefined():
+    assert np.isnan(total_variation(ray(np.nan, 1.0, np.inf)))
+
+
+def test_the_noise_of_a_point_is_that_of_its_difference_to_the_start():
+    start = np.array([5.0, -3.0, 100.0, 8.0])
+    changes = np.array([[0.0, 0.0, 0.0, 0.0], [1.0, 3.0, 1.0, 3.0], [2.0, 2.0, 2.0, 2.0]])
+    dataset = xr.Dataset(
+        {
+            "test_loss_per_image": (("ray", "distance", "image"), [start + changes]),
+            "start_test_loss_per_image": ("image", start),
+        }
+    )
+    noise = paired_noise(dataset)
+    assert noise.dims == ("ray", "distance")
+    assert noise.values[0] == pytest.approx([0, np.sqrt(4 / 3) / 2, 0])
+    dataset["test_loss_per_image"][0, 1, 2] = np.inf
+    assert np.isnan(paired_noise(dataset).values[0, 1])
+
+
+@pytest.mark.parametrize("images", [6, 7])
+def test_reliability_is_the_average_over_all_splits(images):
+    random = np.random.default_rng(images)
+    signal = random.normal(size=(4, 3, 1))
+    per_image = signal + random.normal(size=(4, 3, images))
+    d = increments(per_image)
+    d = d - d.mean(axis=0)
+    covariances, variances = [], []
+    for a in combinations(range(images), 3):
+        rest = [i for i in range(images) if i not in a]
+        for b in combinations(rest, 3):
+            one, other = d[:, a].mean(axis=1), d[:, b].mean(axis=1)
+            covariances.append(one @ other)
+            variances.append(one @ one)
+    found = split_half_reliability(plane(per_image))
+    assert found.half == pytest.approx(np.mean(covariances) / np.mean(variances))
+    assert found.images == images
+
+
+def test_reliability_is_close_to_the_mean_correlation_of_random_splits():
+    random = np.random.default_rng(0)
+    signal, images = random.normal(size=(8, 8, 1)), 60
+    per_image = (signal + random.normal(0, 5, (8, 8, images))).astype(np.float32)
+    d = increments(per_image.astype(float))
+    correlations = []
+    for _ in range(300):
+        order = random.permutation(images)
+        halves = (d[:, order[:30]].mean(axis=1), d[:, order[30:]].mean(axis=1))
+        correlations.append(np.corrcoef(*halves)[0, 1])
+    found = split_half_reliability(plane(per_image))
+    assert found.half == pytest.approx(np.mean(correlations), abs=0.02)
+    assert found.full == pytest.approx(2 * found.half / (1 + found.half))  # Spearman-Brown
+
+
+def test_the_interval_is_the_jackknife_of_leaving_images_out():
+    random = np.random.default_rng(1)
+    per_image = random.normal(size=(5, 4, 1)) + random.normal(0, 3, (5, 4, 8))
+    found = split_half_reliability(plane(per_image))
+
+    def half_of_4(d):
+        d = d - d.mean(axis=0)
+        gram = d.T @ d
+        n = len(gram)
+        own, cross = np.trace(gram) / n, (gram.sum() - np.trace(gram)) / (n * (n - 1))
+        return cross / (own / 4 + 0.75 * cross)
+
+    d = increments(per_image)
+    assert found.half == pytest.approx(half_of_4(d))
+    left_out = np.arctanh([half_of_4(np.delete(d, i, axis=1)) for i in range(8)])
+    error = np.sqrt(7 / 8 * ((left_out - left_out.mean()) ** 2).sum())
+    assert np.arctanh(found.high) - np.arctanh(found.half) == pytest.approx(1.96 * error, rel=1e-3)
+    assert np.arctanh(found.half) - np.arctanh(found.low) == pytest.approx(1.96 * error, rel=1e-3)
+
+
+def test_the_interval_covers_the_truth():
+    random = np.random.default_rng(2)
+    signal = 0.15 * random.normal(size=(9, 9))
+    d = increments(signal[..., None])
+    power = ((d - d.mean()) ** 2).sum()
+    images, noise = 50, 2 * (len(d) - 1)  # an increment of unit noise has variance 2
+    truth = power / (power + noise / (images / 2))
+    hits = []
+    for _ in range(60):
+        per_image = signal[..., None] + random.normal(size=(9, 9, images))
+        found = split_half_reliability(plane(per_image))
+        hits.append(found.low <= truth <= found.high)
+    assert 0.3 < truth < 0.7
+    assert np.mean(hits) > 0.85
+
+
+def test_noise_alone_repeats_nowhere_and_a_common_surface_everywhere():
+    random = np.random.default_rng(3)
+    noise = split_half_reliability(plane(random.normal(size=(11, 11, 300))))
+    assert noise.low < 0 < noise.high
+    assert abs(noise.half) < 0.2
+    common = split_half_reliability(
+        plane(random.normal(size=(5, 5, 1)) + random.normal(size=40) * np.ones((5, 5, 1)))
+    )
+    assert (common.half, common.full) == pytest.approx((1, 1))
+
+
+def test_reliability_of_rays_looks_along_each_ray_only():
+    random = np.random.default_rng(4)
+    steps = random.normal(size=(3, 6, 20))
+    per_image = xr.DataArray(steps, dims=("ray", "distance", "image"))
+    shifted = per_image + 1000 * xr.DataArray(np.arange(3.0), dims="ray")
+    first, second = split_half_reliability(per_image), split_half_reliability(shifted)
+    assert first.half == pytest.approx(second.half)
+
+
+def test_points_that_are_not_finite_are_left_out():
+    random = np.random.default_rng(5)
+    per_image = random.normal(size=(1, 9, 1)) + random.normal(size=(1, 9, 30))
+    rays = xr.DataArray(per_image, dims=("ray", "distance", "image"))
+    cut = xr.concat([rays, rays], "ray")
+    cut[1] = np.nan
+    cut[1, 4, 3] = np.inf
+    assert split_half_reliability(cut) == split_half_reliability(rays)
+
+
+def test_nothing_to_correlate_is_undefined():
+    constant = split_half_reliability(plane(np.ones((3, 3, 1)) * np.arange(5.0)))
+    nothing = split_half_reliability(plane(np.full((3, 3, 5), np.nan)))
+    for found in (constant, nothing):
+        assert np.isnan([found.half, found.low, found.high, found.full]).all()
+
+
+def test_losses_that_are_coupled_in_batches_are_refused():
+    coupled = xr.DataArray(np.zeros((2, 2, 9)), dims=("y", "x", "calibration_image"))
+    with pytest.raises(InputError, match="test_loss_per_image"):
+        split_half_reliability(coupled)
+    with pytest.raises(InputError, match="4 test images"):
+        split_half_reliability(plane(np.zeros((2, 2, 3))))
+    with pytest.raises(InputError, match="dimensions"):
+        total_variation(xr.DataArray(np.zeros(3), dims="image"))
