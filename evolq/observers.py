@@ -39,7 +39,7 @@ PERCENTILE = 0.99999
 # Published FQ-ViT code (OMSE): 90 factors by which the range (min, max) is multiplied.
 SHRINK_FACTORS = tuple(1.0 - 0.01 * step for step in range(90))
 
-# FQ-ViT, section 3.2, with K = 3: powers of two from 2^0 to 2^K.
+# FQ-ViT, Power-of-Two Factor, with K = 3: powers of two from 2^0 to 2^K.
 POWER_OF_TWO_FACTORS = (1, 2, 4, 8)
 
 # Squared errors are scored on the values themselves up to this many per parameter, and on a
@@ -239,8 +239,8 @@ def power_of_two_factor(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the layer's scale and zero point, and for each channel an integer factor of the scale.
 
-    Power-of-two factor (PTF; Lin et al. 2022, "FQ-ViT", section 3.2, K = 3): channel c is quantized
-    with scale `factors[c] * scale` and the layer's zero point. The largest scale, at factor 8, is
+    Power-of-two factor (PTF; Lin et al. 2022, "FQ-ViT", K = 3): channel c is quantized with scale
+    `factors[c] * scale` and the layer's zero point. The largest scale, at factor 8, is
     that of the min-max range of all batches; each channel takes the factor of least squared error
     on the last batch, as in the published code.
 

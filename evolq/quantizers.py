@@ -6,7 +6,7 @@ Two kinds share one interface. With scale s, zero point z and codes q from `lowe
   (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
   Integer-Arithmetic-Only Inference", eq. 1). Rounding is half to even.
 - log2: `q = clamp(round(-log2(x / s)), 0, 2^bits)`, value `s * 2^-q`, and zero for the last code
-  (Lin et al. 2022, "FQ-ViT", section 3.3).
+  (Lin et al. 2022, "FQ-ViT", Log-Int-Softmax).
 
 Scale, zero point and bit-width are entries of a Point; everything that cannot vary is a
 `QuantSpec`. The functions check nothing, so that they trace and compile: `check_parameters` checks
@@ -52,6 +52,10 @@ class PerTensor:
         """Return `value` as a matrix (parameters, values that share one parameter)."""
         return value.reshape(1, -1)
 
+    def from_rows(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the value of `shape` whose rows these are."""
+        return rows.reshape(shape)
+
 
 @dataclass(frozen=True)
 class PerChannel:
@@ -79,7 +83,13 @@ class PerChannel:
 
     def rows(self, value: Tensor) -> Tensor:
         """Return `value` as a matrix (parameters, values that share one parameter)."""
-        return value.movedim(self.axis, 0).flatten(1)
+        return value.movedim(self.axis, 0).reshape(value.shape[self.axis], -1)
+
+    def from_rows(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the value of `shape` whose rows these are."""
+        channels_first = [*shape]
+        channels_first.insert(0, channels_first.pop(self.axis))
+        return rows.reshape(channels_first).movedim(0, self.axis)
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,12 @@ class PerGroup:
         """Return `value` as a matrix (parameters, values that share one parameter)."""
         axis = self.axis % value.ndim
         return value.unflatten(axis, (-1, self.size)).movedim(axis + 1, -1).reshape(-1, self.size)
+
+    def from_rows(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the value of `shape` whose rows these are."""
+        axis = self.axis % len(shape)
+        grouped = rows.reshape(*self.parameter_shape(shape), self.size)
+        return grouped.movedim(-1, axis + 1).reshape(shape)
 
 
 Granularity = PerTensor | PerChannel | PerGroup
@@ -258,8 +274,8 @@ def fake_quantize(
         scale               q - z - x / s   bound - z
         zero point          0               -s
 
-    These are LSQ's (Esser et al. 2020, eq. 3 and 5) without its factor 1 / sqrt(N Qp), and LSQ+'s
-    (Bhalgat et al. 2020, eq. 4 and 5) with the offset in codes. For log2, rounding the exponent
+    These are LSQ's (Esser et al. 2020) without its factor 1 / sqrt(N Qp), and LSQ+'s (Bhalgat et
+    al. 2020) with the offset in codes. For log2, rounding the exponent
     straight through gives output / value for the value and 0 for the scale inside; above the scale
     0 and 1; where the output is zero, 0 and 0.
     """
