@@ -19,12 +19,13 @@ from evolq.errors import InputError
 Point = Mapping[str, Tensor]
 Direction = Mapping[str, Tensor]
 
-QUANTIZER_ROLES = ("scale", "zero_point", "bits")
+# A factor is a constant of the quantizer in front of a LayerNorm (PTF), never a coordinate.
+QUANTIZER_ROLES = ("scale", "zero_point", "bits", "factor")
 ROLES = (*QUANTIZER_ROLES, "weight")
 
 
 def role(name: str) -> str:
-    """Return `scale`, `zero_point` or `bits` for a quantizer's entry, `weight` for any other."""
+    """Return `scale`, `zero_point`, `bits` or `factor` for a quantizer's entry, `weight` for any other."""
     last = name.rpartition(".")[2]
     return last if last in QUANTIZER_ROLES else "weight"
 

@@ -1,0 +1,132 @@
+"""Criteria: how far the quantized network's predictions are from where they should be.
+
+A criterion takes the logits of all images at once, shape (n, classes), and gives one value per
+image, shape (n,), whose mean is the loss. `CRITERIA` lists them. Only `cross_entropy` sees labels;
+the others compare with the full-precision network (the teacher) and need no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from evolq.errors import InputError
+
+# Frumkin et al. 2023 (Evol-Q), section 4: temperature and batch of the published code.
+INFO_NCE_TEMPERATURE = 3.0
+INFO_NCE_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion and what it may see.
+
+    Attributes:
+        name: its name in `CRITERIA`.
+        per_image: (logits, teacher logits, labels) to values (n,) whose mean is the loss.
+        uses_labels: whether it reads the labels; the others are label-free.
+        batch: images whose values depend on each other (resample whole batches); None if each
+            image stands for itself.
+    """
+
+    name: str
+    per_image: Callable[[Tensor, Tensor, Tensor], Tensor]
+    uses_labels: bool = False
+    batch: int | None = None
+
+
+def info_nce(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float = INFO_NCE_TEMPERATURE,
+    batch: int = INFO_NCE_BATCH,
+) -> Tensor:
+    """Contrast each image's prediction with the teacher's predictions of its batch-mates.
+
+    van den Oord et al. 2018 (infoNCE) as published with Evol-Q: rows L2-normalised, cosine over
+    temperature, cross entropy with the diagonal as the target, times 2 temperature. Images form
+    batches of `batch` in their order; a remainder forms a smaller batch of its own, whose values
+    lie lower since it has fewer negatives.
+    """
+    student = functional.normalize(student, dim=1)
+    teacher = functional.normalize(teacher, dim=1)
+    values = [
+        functional.cross_entropy(
+            s @ t.T / temperature, torch.arange(len(s), device=s.device), reduction="none"
+        )
+        for s, t in zip(student.split(batch), teacher.split(batch), strict=True)
+    ]
+    return torch.cat(values) * (2 * temperature)
+
+
+def kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the student's class probabilities from the teacher's, nats."""
+    return functional.kl_div(
+        student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+
+
+def mse(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared difference of the logits."""
+    return (student - teacher).square().mean(1)
+
+
+def cosine(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """One minus the cosine of the angle between the logits."""
+    return 1 - functional.cosine_similarity(student, teacher, dim=1)
+
+
+def cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy with the true labels, nats."""
+    return functional.cross_entropy(student, labels, reduction="none")
+
+
+def fisher(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Squared difference of the logits, weighted by the teacher's Fisher information.
+
+    d^T F d / 2 with d the difference and F = diag(p) - p p^T the Fisher information of a softmax
+    with the teacher's probabilities p: the second-order term of `kl` around the teacher (Martens
+    2020, section 9.2, "New insights and perspectives on the natural gradient method").
+    """
+    probabilities = teacher.softmax(1)
+    difference = student - teacher
+    mean = (probabilities * difference).sum(1, keepdim=True)
+    return (probabilities * (difference - mean).square()).sum(1) / 2
+
+
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        Criterion("info_nce", info_nce, batch=INFO_NCE_BATCH),
+        Criterion("kl", kl),
+        Criterion("mse", mse),
+        Criterion("cosine", cosine),
+        Criterion("cross_entropy", cross_entropy, uses_labels=True),
+        Criterion("fisher", fisher),
+    )
+}
+
+
+def choose_criterion(name: str, temperature: float | None = None) -> Criterion:
+    """Return the criterion `name`, with `temperature` for infoNCE.
+
+    Raises:
+        InputError: for an unknown name, a temperature that is not positive, or a temperature for a
+            criterion that has none.
+    """
+    if name not in CRITERIA:
+        raise InputError(f"unknown criterion {name!r}; choose from {', '.join(CRITERIA)}")
+    criterion = CRITERIA[name]
+    if temperature is None:
+        return criterion
+    if name != "info_nce":
+        raise InputError(f"criterion {name} has no temperature; leave it out or use info_nce")
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"temperature is {temperature:g}; give a positive number such as 3")
+    return replace(criterion, per_image=partial(info_nce, temperature=temperature))

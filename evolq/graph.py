@@ -1,0 +1,395 @@
+"""Exported graphs: from a model to a pure function of its weights and images, and parts of it.
+
+A `Graph` is an `fx` graph whose placeholders are the entries of a Point followed by the images.
+Nothing here knows what a quantizer is.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from evolq.errors import InputError
+
+aten = torch.ops.aten
+
+# Operators that only rearrange values: a quantizer commutes with them.
+VIEWS = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.expand.default,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.clone.default,
+        aten.contiguous.default,
+        aten.alias.default,
+        aten.detach.default,
+        aten.dropout.default,
+        aten.pixel_shuffle.default,
+        aten.pixel_unshuffle.default,
+        aten.roll.default,
+        aten.flip.default,
+    }
+)
+
+CONVOLUTIONS = frozenset(
+    {
+        aten.conv1d.default,
+        aten.conv1d.padding,
+        aten.conv2d.default,
+        aten.conv2d.padding,
+        aten.conv3d.default,
+        aten.conv3d.padding,
+    }
+)
+MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
+
+
+@dataclass
+class Graph:
+    """A model as a graph. It is edited while a network is built and left alone afterwards.
+
+    Attributes:
+        module: its placeholders are `names`, in order, then the images; it returns the logits.
+        entries: placeholder of each name of a Point.
+        weights: the model's own value of each entry that is one of its parameters.
+        operations: multiply-accumulates per image of each linear, convolution and matmul node.
+    """
+
+    module: fx.GraphModule
+    entries: dict[str, fx.Node]
+    images: fx.Node
+    weights: dict[str, Tensor]
+    operations: dict[str, float]
+
+    @property
+    def nodes(self) -> Iterable[fx.Node]:
+        """The nodes in the order in which they run."""
+        return self.module.graph.nodes
+
+    def add_entry(self, name: str) -> fx.Node:
+        """Add a placeholder for the Point's entry `name`, in front of the images."""
+        with self.module.graph.inserting_before(self.images):
+            node = self.module.graph.placeholder(placeholder_name(name))
+        self.entries[name] = node
+        return node
+
+    def name_of(self, node: fx.Node) -> str | None:
+        """Return the name of the Point's entry that `node` holds, None for any other node."""
+        return next((name for name, entry in self.entries.items() if entry is node), None)
+
+    def finish(self) -> None:
+        """Drop what is not used (entries too), check the graph and compile its Python code."""
+        graph = self.module.graph
+        graph.eliminate_dead_code()
+        for name, node in list(self.entries.items()):
+            if not node.users:
+                graph.erase_node(node)
+                del self.entries[name]
+                self.weights.pop(name, None)
+        self.module.delete_all_unused_submodules()
+        graph.lint()
+        self.module.recompile()
+
+
+def placeholder_name(name: str) -> str:
+    """Return a Python identifier for the Point's entry `name`."""
+    return "entry_" + "".join(c if c.isalnum() else "_" for c in name)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module whose code made `node` (`blocks.3.attn.qkv`), '' if none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return list(stack.values())[-1][0] if stack else ""
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention in plain operators, so that its two products and its softmax can be quantized."""
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key = key.repeat_interleave(repeats, -3)
+        value = value.repeat_interleave(repeats, -3)
+    if is_causal:
+        attn_mask = torch.ones(
+            query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
+        ).tril()
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = torch.matmul(query * scale, key.transpose(-2, -1))
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attn_mask, float("-inf"))
+        else:
+            logits = logits + attn_mask
+    return torch.matmul(logits.softmax(-1), value)
+
+
+def export(model: nn.Module, images: Tensor) -> Graph:
+    """Export `model` (a copy, in evaluation mode) for any batch size.
+
+    Args:
+        images: float (n, channels, height, width) with n >= 2, an example of what it will see.
+
+    Raises:
+        InputError: if torch.export cannot trace the model; the message names the cause.
+    """
+    if len(images) < 2:
+        # torch.export treats a dimension of size 1 as a constant
+        images = images.repeat(2, *[1] * (images.dim() - 1))
+    model = copy.deepcopy(model).eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # about attributes that the model itself caches
+            program = torch.export.export(
+                model,
+                (images[:2],),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                strict=False,
+            ).run_decompositions(
+                {aten.scaled_dot_product_attention.default: scaled_dot_product_attention}
+            )
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"torch.export cannot trace {type(model).__name__}: {first_line}; the model's forward "
+            "must take one image tensor and be free of branches on its values"
+        ) from error
+    return _as_graph(program, images[:2])
+
+
+def _as_graph(program: torch.export.ExportedProgram, images: Tensor) -> Graph:
+    """Turn an exported program into a Graph: parameters are entries, all else is constant."""
+    signature = program.graph_signature
+    if len(signature.user_outputs) != 1:
+        raise InputError(
+            f"the model returns {len(signature.user_outputs)} tensors; wanted one, the logits"
+        )
+    constants: dict[str, Any] = {**program.state_dict, **program.constants}
+    source = program.graph_module
+    root = nn.Module()
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    entries: dict[str, fx.Node] = {}
+    weights: dict[str, Tensor] = {}
+    placeholders = [node for node in source.graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
+        parameter = signature.inputs_to_parameters.get(node.name)
+        if parameter is not None:
+            entries[parameter] = copies[node] = graph.placeholder(placeholder_name(parameter))
+            weights[parameter] = program.state_dict[parameter].detach().clone()
+    for node in placeholders:
+        if node.name in signature.user_inputs:
+            image_node = copies[node] = graph.placeholder("images")
+    for node in placeholders:
+        if node not in copies:
+            key = (
+                signature.inputs_to_buffers.get(node.name)
+                or signature.inputs_to_lifted_tensor_constants.get(node.name)
+                or node.name
+            )
+            root.register_buffer(f"constant_{node.name}", constants[key].detach().clone())
+            copies[node] = graph.get_attr(f"constant_{node.name}")
+    for node in source.graph.nodes:
+        if node.op == "output":
+            graph.output(copies[node.args[0][0]])
+        elif node.op != "placeholder":
+            if node.op == "get_attr":
+                raise InputError(f"control flow ({node.target}) in the model cannot be quantized")
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    result = Graph(fx.GraphModule(root, graph), entries, image_node, weights, {})
+    result.finish()
+    result.operations = count_operations(result, images)
+    return result
+
+
+def count_operations(graph: Graph, images: Tensor) -> dict[str, float]:
+    """Return the multiply-accumulates per image of each node with a product, by node name."""
+    operations: dict[str, float] = {}
+
+    class Counter(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if n.op == "call_function":
+                inputs = [self.env.get(a) if isinstance(a, fx.Node) else None for a in n.args]
+                if n.target is aten.linear.default:
+                    operations[n.name] = result.numel() * inputs[1].shape[-1] / len(images)
+                elif n.target in CONVOLUTIONS:
+                    operations[n.name] = result.numel() * inputs[1][0].numel() / len(images)
+                elif n.target in MATRIX_PRODUCTS:
+                    operations[n.name] = result.numel() * inputs[0].shape[-1] / len(images)
+            return result
+
+    with torch.no_grad():
+        Counter(graph.module, garbage_collect_values=False).run(
+            *[graph.weights[name] for name in graph.entries], images
+        )
+    return operations
+
+
+def fold_batch_norm(graph: Graph) -> None:
+    """Fold each batch norm that directly follows a convolution or linear layer into its weights.
+
+    Jacob et al. 2018, eq. 14: W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var +
+    eps) + beta, computed in float64. Folded entries keep the layer's names.
+    """
+    for norm in list(graph.nodes):
+        if norm.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        layer, gamma, beta, mean, variance, _, epsilon = norm.args
+        if (
+            not isinstance(layer, fx.Node)
+            or layer.target not in CONVOLUTIONS | {aten.linear.default}
+            or len(layer.users) > 1
+        ):
+            continue
+        arguments = list(layer.args) + [None] * (3 - len(layer.args))
+        weight_name, bias_name = (
+            graph.name_of(a) if isinstance(a, fx.Node) else None for a in arguments[1:3]
+        )
+        if weight_name is None or any(len(a.users) > 1 for a in arguments[1:3] if a is not None):
+            continue  # a computed or shared weight
+
+        def value(node: fx.Node | None, default: float) -> Tensor:
+            if node is None:
+                return torch.tensor(default, dtype=torch.float64)
+            name = graph.name_of(node)
+            tensor = (
+                graph.module.get_buffer(str(node.target)) if name is None else graph.weights[name]
+            )
+            return tensor.double()
+
+        weight = graph.weights[weight_name]
+        factor = value(gamma, 1.0) / (value(variance, 1.0) + epsilon).sqrt()
+        bias = (value(arguments[2], 0.0) - value(mean, 0.0)) * factor + value(beta, 0.0)
+        if bias_name is None:
+            bias_name = weight_name.rpartition(".")[0] + ".bias"
+            arguments[2] = graph.add_entry(bias_name)
+        graph.weights[weight_name] = (
+            weight.double() * factor.reshape(-1, *[1] * (weight.dim() - 1))
+        ).to(weight.dtype)
+        graph.weights[bias_name] = bias.to(weight.dtype)
+        layer.args = tuple(arguments)
+        for user in list(norm.users):
+            if user.target is not operator.getitem or user.args[1] != 0:
+                raise AssertionError("a batch norm in evaluation mode has one output in use")
+            user.replace_all_uses_with(layer)
+    graph.finish()
+
+
+def dependents(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return `sources` and every node whose value depends on one of them."""
+    found = set(sources)
+    for node in graph.nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a graph: `module(*inputs)` returns a tuple, the values of `outputs`."""
+
+    module: fx.GraphModule
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+    def run(self, values: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+        """Return the values of the outputs, given those of the inputs."""
+        results = self.module(*[values[node] for node in self.inputs])
+        return dict(zip(self.outputs, results, strict=True))
+
+
+def extract(module: fx.GraphModule, nodes: set[fx.Node], outputs: Sequence[fx.Node]) -> Stage:
+    """Cut the part `nodes` out of a graph; what it needs from elsewhere becomes its inputs."""
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    ordered = [node for node in module.graph.nodes if node in nodes and node.op != "output"]
+    inputs: list[fx.Node] = []
+    for node in ordered:
+        for source in node.all_input_nodes:
+            if source not in nodes and source not in copies:
+                copies[source] = part.placeholder(source.name)
+                inputs.append(source)
+    for node in ordered:
+        copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(tuple(copies[node] for node in outputs))
+    return Stage(fx.GraphModule(module, part), tuple(inputs), tuple(outputs))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A graph cut by what each value depends on, when only some entries of a Point vary.
+
+    `constant` depends on neither the varying entries nor the images; `prefix` on the images only;
+    `per_point` on the varying entries only (weights being quantized); `suffix` on both. `share`
+    is the suffix's part of all multiply-accumulates.
+    """
+
+    constant: Stage
+    prefix: Stage
+    per_point: Stage
+    suffix: Stage
+    result: fx.Node
+    share: float
+
+
+def split(graph: Graph, varying: Iterable[str]) -> Stages:
+    """Cut the graph into `Stages` for the case that only the entries `varying` change."""
+    fx_graph = graph.module.graph
+    on_point = dependents(fx_graph, [graph.entries[name] for name in varying])
+    on_images = dependents(fx_graph, [graph.images])
+    output = next(node for node in fx_graph.nodes if node.op == "output")
+    (result,) = output.all_input_nodes
+
+    def stage(of_point: bool, of_images: bool) -> Stage:
+        members = {
+            node
+            for node in fx_graph.nodes
+            if (node in on_point) == of_point
+            and (node in on_images) == of_images
+            and node.op not in ("placeholder", "output")
+        }
+        needed = [
+            node
+            for node in fx_graph.nodes
+            if node in members and any(user not in members for user in node.users)
+        ]
+        return extract(graph.module, members, needed)
+
+    suffix = stage(True, True)
+    inside = {node.name for node in on_point & on_images}
+    total = sum(graph.operations.values())
+    part = sum(count for name, count in graph.operations.items() if name in inside)
+    return Stages(
+        constant=stage(False, False),
+        prefix=stage(False, True),
+        per_point=stage(True, False),
+        suffix=suffix,
+        result=result,
+        share=part / total if total else float(bool(inside)),
+    )

@@ -1,0 +1,258 @@
+"""A quantized network: the exported graph of a model, a pure function of a Point and images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from evolq.errors import InputError
+from evolq.graph import Graph, Stages, export, fold_batch_norm, split
+from evolq.models import reparameterize
+from evolq.placement import Site, place
+from evolq.points import Point
+from evolq.quantizers import PerChannel, QuantSpec, check_parameters
+
+# Images per forward pass. Logits differ in the last bits between batch sizes, so one size is used
+# throughout; 50 is near the fastest on a CPU and divides the usual numbers of images.
+BATCH_SIZE = 50
+
+
+class QuantizedNetwork:
+    """The graph of a model with a quantizer on each value that a scheme names.
+
+    Built by `quantize`; nothing in it changes afterwards. `network(point, images)` returns logits
+    (n, classes); a Point holds every name in `names`: the weights and, for each quantizer, its
+    scale, zero point and bits.
+
+    Attributes:
+        weights: the model's own (full-precision, batch norm folded) weights, by name.
+        sites: each quantizer by name, in the order in which they run.
+        scheme: the scheme it was built with.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        full_precision: fx.GraphModule,
+        sites: Mapping[str, Site],
+        scheme: str,
+    ) -> None:
+        self._graph = graph
+        self._full_precision = full_precision
+        self._sites = dict(sites)
+        self.scheme = scheme
+
+    @property
+    def weights(self) -> Point:
+        """The model's own weights, full precision, by name."""
+        return MappingProxyType(self._graph.weights)
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Each quantizer by name, in the order in which they run."""
+        return MappingProxyType(self._sites)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of a complete Point, in the graph's order."""
+        return tuple(self._graph.entries)
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The graph itself: called with the Point's values in the order of `names`, then images."""
+        return self._graph.module
+
+    @property
+    def operations(self) -> float:
+        """Multiply-accumulates of one image in linear, convolution and matmul operators."""
+        return sum(self._graph.operations.values())
+
+    def __call__(self, point: Point, images: Tensor) -> Tensor:
+        """Return the logits (n, classes) of `images` (n, channels, height, width), one pass.
+
+        Raises:
+            InputError: if the Point lacks an entry.
+        """
+        return self._graph.module(*[self._entry(point, name) for name in self.names], images)
+
+    def _entry(self, point: Point, name: str) -> Tensor:
+        if name not in point:
+            raise InputError(
+                f"the Point has no entry {name!r}; start from calibrate(network, images)"
+            )
+        return point[name]
+
+    def observe(self, images: Tensor, read: Callable[[str, Tensor], None]) -> Tensor:
+        """Run the network without its quantizers and return its logits (n, classes).
+
+        `read(name, value)` is called with the value that each quantizer would see, weights included;
+        for a `layer_norm` site the value before its power-of-two factors.
+        """
+        names_of: dict[str, list[str]] = {}
+        for name, site in self.sites.items():
+            names_of.setdefault(site.value, []).append(name)
+
+        class Reader(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                value = super().run_node(n)
+                for name in names_of.get(n.name, ()):
+                    read(name, value)
+                return value
+
+        with torch.no_grad():
+            return Reader(self._full_precision).run(*self.weights.values(), images)
+
+    def check(self, point: Point) -> None:
+        """Check a whole Point that comes from outside, once.
+
+        Raises:
+            InputError: for missing or unknown names, wrong shapes, scales that are not positive,
+                values that are not finite, bits outside 2 to 8.
+        """
+        unknown = sorted(set(point) - set(self.names))
+        if unknown:
+            raise InputError(
+                f"the Point has {len(unknown)} entries that the network lacks, {unknown[0]!r} for "
+                "one; it belongs to another model or scheme"
+            )
+        for name in self.names:
+            value = self._entry(point, name)
+            if name in self.weights and value.shape != self.weights[name].shape:
+                raise InputError(
+                    f"{name} has shape {tuple(value.shape)} in the Point and "
+                    f"{tuple(self.weights[name].shape)} in the network"
+                )
+            if not bool(torch.isfinite(value).all()):
+                raise InputError(f"{name} holds values that are not finite")
+        for name, site in self.sites.items():
+            check_parameters(
+                name,
+                point[f"{name}.scale"],
+                point.get(f"{name}.zero_point"),
+                point[f"{name}.bits"],
+                site.spec,
+            )
+
+    def vary(
+        self, names: Collection[str], at: Point, images: Tensor, batch_size: int = BATCH_SIZE
+    ) -> PartialEvaluation:
+        """Return a function of the entries `names` alone; the others stay as they are in `at`.
+
+        Everything that does not depend on `names` is computed now, once, and only the values on the
+        cut are kept. Results equal the full evaluation's bit for bit.
+
+        Args:
+            names: entries that will vary.
+            at: a complete Point.
+            images: (n, channels, height, width), fixed from now on.
+            batch_size: images per pass.
+
+        Raises:
+            InputError: for a name that the network lacks, or no images.
+        """
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise InputError(f"{unknown[0]!r} is not an entry of this network's Points")
+        if len(images) == 0:
+            raise InputError("no images; give at least one")
+        stages = split(self._graph, [name for name in self.names if name in set(names)])
+        values: dict[fx.Node, Any] = {
+            self._graph.entries[name]: self._entry(at, name)
+            for name in self.names
+            if name not in names
+        }
+        with torch.no_grad():
+            values.update(stages.constant.run(values))
+            batches = []
+            for batch in images.split(batch_size):
+                values[self._graph.images] = batch
+                made = stages.prefix.run(values)
+                made[self._graph.images] = batch
+                kept = (*stages.suffix.inputs, stages.result)
+                batches.append({node: made[node] for node in kept if node in made})
+        del values[self._graph.images]
+        return PartialEvaluation(
+            stages, {name: self._graph.entries[name] for name in names}, values, batches
+        )
+
+
+@dataclass(frozen=True)
+class PartialEvaluation:
+    """A network as a function of some entries of a Point on fixed images; made by `vary`."""
+
+    stages: Stages
+    entries: Mapping[str, fx.Node]
+    constants: Mapping[fx.Node, Any]
+    batches: list[dict[fx.Node, Any]]
+
+    @property
+    def share(self) -> float:
+        """Multiply-accumulates of one evaluation, as a share of a whole forward pass."""
+        return self.stages.share
+
+    def prepare(self, point: Point) -> dict[fx.Node, Any]:
+        """Return what is the same for all images: quantized weights and the like."""
+        values = dict(self.constants)
+        for name, node in self.entries.items():
+            if name not in point:
+                raise InputError(f"the Point has no entry {name!r}, which was to vary")
+            values[node] = point[name]
+        values.update(self.stages.per_point.run(values))
+        return values
+
+    def batch(self, prepared: Mapping[fx.Node, Any], index: int) -> Tensor:
+        """Return the logits of batch `index` of the images, given what `prepare` returned."""
+        values = {**prepared, **self.batches[index]}
+        if self.stages.result in values:  # the logits do not depend on the entries
+            return values[self.stages.result]
+        return self.stages.suffix.run(values)[self.stages.result]
+
+    def __call__(self, point: Point) -> Tensor:
+        """Return the logits (n, classes) of all images; differentiable in the Point's entries."""
+        prepared = self.prepare(point)
+        return torch.cat([self.batch(prepared, index) for index in range(len(self.batches))])
+
+
+def quantize(
+    model: nn.Module,
+    images: Tensor,
+    scheme: str = "linear",
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    weight_spec: QuantSpec | None = None,
+    activation_spec: QuantSpec | None = None,
+    moment_matching: bool = False,
+) -> QuantizedNetwork:
+    """Export `model`, fold its batch norms and put a quantizer on each value that `scheme` names.
+
+    Args:
+        model: any module from an image tensor to logits; it is not changed.
+        images: (n, channels, height, width), an example of what it will see.
+        scheme: `weights`, `linear` (weights and the inputs of linear, convolution and matmul),
+            `full` (also softmax outputs, LayerNorm inputs, activation functions, residual sums) or
+            `none` (no quantizer and no folding: the plain network as a function of its weights).
+        weight_bits: 2 to 8.
+        activation_bits: 2 to 8.
+        weight_spec: instead of asymmetric per channel, the published choice; its bits rule.
+        activation_spec: instead of asymmetric per tensor; its bits rule.
+        moment_matching: shift and scale each dequantized output channel of a weight to the mean and
+            standard deviation of the original (what the published code calls bias correction).
+
+    Raises:
+        InputError: for an unknown scheme, bits outside 2 to 8, or a model that cannot be exported
+            or holds an operator that cannot be quantized (named with its module).
+    """
+    weight_spec = weight_spec or QuantSpec(bits=weight_bits, granularity=PerChannel(0))
+    activation_spec = activation_spec or QuantSpec(bits=activation_bits)
+    graph = export(reparameterize(model), images)
+    if scheme != "none":
+        fold_batch_norm(graph)
+    full_precision = copy.deepcopy(graph.module)
+    sites = place(graph, scheme, weight_spec, activation_spec, moment_matching)
+    return QuantizedNetwork(graph, full_precision, sites, scheme)
