@@ -26,8 +26,8 @@ from xarray import Dataset
 from landscape.minima import Minimum
 from landscape.plots.info import (
     BAND_LIMITS,
-    BAND_WORDS,
     EDGE_MINIMUM_WORDS,
+    HOW_TO_READ,
     MEAN_WORDS,
     MINIMUM_WORDS,
     NOT_COMPUTED_WORDS,
@@ -43,6 +43,7 @@ from landscape.plots.info import (
     plane_info,
     rays_info,
 )
+from landscape.report import BAND_WORDS
 
 DOTS_PER_INCH = 200
 STYLE: Any = {
@@ -88,7 +89,8 @@ def draw_plane(dataset: Dataset, minima: Iterable[Minimum] = ()) -> Figure:
         draw_confidence(figure.add_subplot(grid[0, 2]), info)
         corner = figure.add_subplot(grid[1, 2])
         corner.set_axis_off()
-        corner.legend(handles=_legend(info), loc="center left", labelspacing=0.9)
+        corner.legend(handles=_legend(info), loc="upper left", labelspacing=0.9)
+        corner.text(0.04, 0.12, "\n".join(HOW_TO_READ), linespacing=1.5, color="0.3")
     return figure
 
 

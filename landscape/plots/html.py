@@ -17,7 +17,6 @@ from xarray import Dataset
 from landscape.minima import Minimum
 from landscape.plots.info import (
     BAND_LIMITS,
-    BAND_WORDS,
     EDGE_MINIMUM_WORDS,
     MEAN_WORDS,
     MINIMUM_WORDS,
@@ -34,6 +33,7 @@ from landscape.plots.info import (
     plane_info,
     rays_info,
 )
+from landscape.report import BAND_WORDS
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -205,6 +205,7 @@ def _solid_traces(
                 line={"color": "black", "width": 3},
                 marker={
                     "size": [0, size, 0] * len(markers),
+                    "opacity": 1,
                     "symbol": solid_symbol,
                     "color": "white",
                     "line": OUTLINE,
@@ -225,13 +226,13 @@ def _mesh_lines(coordinates: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _marks(surface: Surface) -> list[tuple[str, str, str, int, list[Marker]]]:
-    """Return name, flat and solid symbol, size and places of each kind of mark; the start on top."""
+    """Return name, symbol flat and solid, size and places of each kind of mark, the start last."""
     inner = [marker for marker in surface.minima if not marker.on_edge]
     edge = [marker for marker in surface.minima if marker.on_edge]
     marks = [
         (MINIMUM_WORDS, "circle", "circle", 12, inner),
-        (EDGE_MINIMUM_WORDS, "circle-x", "x", 12, edge),
-        (START_WORDS, "star", "diamond", 15, [surface.start]),
+        (EDGE_MINIMUM_WORDS, "square", "square", 11, edge),
+        (START_WORDS, "star", "diamond", 14, [surface.start]),
     ]
     return [mark for mark in marks if mark[-1]]
 
@@ -268,31 +269,25 @@ def _band_colours(quantity: Quantity) -> dict[str, Any]:
 
 def _plane_text(info: PlaneInfo) -> NDArray[np.object_]:
     """Return what hovering over each point says, (y, x)."""
+    loss, test_loss = info.loss.quantity, info.test_loss.quantity
     text = np.empty(info.accuracy.shape, dtype=object)
-    for row, column in np.ndindex(text.shape):
-        place = f"x = {info.x.values[column]:.4g}, y = {info.y.values[row]:.4g}"
-        test_loss = info.test_loss.quantity
-        if test_loss.not_computed[row, column]:
-            text[row, column] = f"{place}<br>not computed"
-            continue
-        band = info.confidence.values[row, column]
-        text[row, column] = "<br>".join(
-            (
-                place,
-                _say(info.loss.quantity, info.loss.quantity.values[row, column]),
-                _say(test_loss, test_loss.values[row, column]),
-                f"from the start {info.change[row, column]:+.4f} "
-                f"± {info.change_error[row, column]:.4f}"
-                + (f": {BAND_WORDS[int(band)]}" if np.isfinite(band) else ""),
-                f"Test accuracy {info.accuracy[row, column]:.1%}",
-            )
-        )
+    for cell in np.ndindex(text.shape):
+        lines = [f"x = {info.x.values[cell[1]]:.4g}, y = {info.y.values[cell[0]]:.4g}"]
+        if test_loss.not_computed[cell]:
+            lines.append(NOT_COMPUTED_WORDS)
+        else:
+            lines += [
+                f"{quantity.name}, {quantity.measure}: {quantity.values[cell]:.4f}"
+                for quantity in (loss, test_loss)
+            ]
+            if np.isfinite(info.change[cell]):
+                lines.append(
+                    f"from the start {info.change[cell]:+.4f} ± {info.change_error[cell]:.4f}: "
+                    + BAND_WORDS[int(info.confidence.values[cell])]
+                )
+            lines.append(f"Test accuracy: {info.accuracy[cell]:.1%}")
+        text[cell] = "<br>".join(lines)
     return text
-
-
-def _say(quantity: Quantity, value: float) -> str:
-    number = f"{value:.4f}" if np.isfinite(value) else "not finite"
-    return f"{quantity.name}, {quantity.measure}: {number}"
 
 
 def _draw_rays(info: RaysInfo) -> go.Figure:
@@ -357,5 +352,5 @@ def _ray_text(info: RaysInfo, ray: int, index: int) -> str:
             f"{curves.quantity.name}, {curves.quantity.measure}: {curves.start + change:.4f}, "
             f"from the start {change:+.4f}{error}"
         )
-    lines.append(f"Test accuracy {info.accuracy[ray, index]:.1%}")
+    lines.append(f"Test accuracy: {info.accuracy[ray, index]:.1%}")
     return "<br>".join(lines)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from xarray import DataArray, Dataset
 
 from landscape.minima import Minimum
+from landscape.report import bands
 from landscape.roughness import paired_noise, paired_standard_error
 from landscape.sampling import NOT_COMPUTED
 
@@ -26,7 +27,7 @@ CRITERION_WORDS = {
     "cross_entropy": "cross entropy (nats)",
     "mse": "mean squared error of the logits",
     "cosine": "cosine distance",
-    "fisher": "Fisher-weighted error",
+    "fisher": "Fisher-weighted error (nats)",
 }
 
 TEST_LOSS_WORDS = CRITERION_WORDS["cross_entropy"]
@@ -43,16 +44,7 @@ NORMALISED_WEIGHTS_WORDS = {
     "filter": "change relative to each filter's norm",
 }
 
-# Differences from the start in paired standard errors, cut where a reader's judgement changes:
-# within 2 a sample of images shows nothing, beyond 4 it is plain even among hundreds of points.
-BAND_EDGES = (-4.0, -2.0, 2.0, 4.0)
-BAND_WORDS = (
-    "clearly lower",
-    "perhaps lower",
-    "not told apart",
-    "perhaps higher",
-    "clearly higher",
-)
+# The bands of landscape.report in figures, in paired standard errors.
 BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
 
 # The entries of a legend.
@@ -63,6 +55,11 @@ NOT_FINITE_WORDS = "loss not finite"
 NOT_COMPUTED_WORDS = "not computed"
 RAY_WORDS = "one ray ± 1 standard error (paired with the start)"
 MEAN_WORDS = "mean of the rays ± 1 standard error"
+HOW_TO_READ = (
+    "Every cell is one measured network: nothing is smoothed.",
+    "Paired standard error: the noise left in the difference",
+    "of two losses measured on the same test images.",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +175,7 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
         change_error=change_error.values,
         confidence=_quantity(
             dataset,
-            _bands(change, change_error),
+            change.copy(data=bands(change, change_error)),
             "Test loss against the start",
             "in paired standard errors",
         ),
@@ -206,12 +203,7 @@ def rays_info(dataset: Dataset) -> RaysInfo:
             _start(dataset, "loss_per_image"),
         ),
         test_loss=Curves(
-            _quantity(
-                dataset,
-                test_loss.mean("image", skipna=False),
-                "Test loss",
-                TEST_LOSS_WORDS,
-            ),
+            _quantity(dataset, test_loss.mean("image", skipna=False), "Test loss", TEST_LOSS_WORDS),
             paired_noise(dataset).values,
             mean_test_loss.mean("image", skipna=False).values,
             paired_standard_error(mean_test_loss.values),
@@ -222,21 +214,14 @@ def rays_info(dataset: Dataset) -> RaysInfo:
 
 
 def _change(dataset: Dataset, name: str) -> DataArray:
-    """Return each image's change from the start: exactly 0 at the start itself."""
-    change = dataset[name].astype(np.float64) - dataset[f"start_{name}"]
-    return change.where(dataset.status != NOT_COMPUTED)
+    """Return each image's change from the start, NaN if not finite; 0 at the start itself."""
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        change = dataset[name].astype(np.float64) - dataset[f"start_{name}"]
+    return change.where(np.isfinite(change) & (dataset.status != NOT_COMPUTED))
 
 
 def _start(dataset: Dataset, name: str) -> float:
     return float(dataset[f"start_{name}"].mean(dtype=np.float64))
-
-
-def _bands(change: DataArray, standard_error: DataArray) -> DataArray:
-    """Return the index of the band in BAND_WORDS, NaN for a change that is not finite."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        in_standard_errors = (change / standard_error).where(change != 0, 0.0)
-    bands = np.digitize(in_standard_errors, BAND_EDGES).astype(np.float64)
-    return change.copy(data=bands).where(np.isfinite(change))
 
 
 def _quantity(dataset: Dataset, values: DataArray, name: str, measure: str) -> Quantity:

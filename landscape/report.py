@@ -1,0 +1,197 @@
+"""What a scan found, in words: a short table that someone new to it can read.
+
+Readings follow fixed thresholds, stated here once; figures use the same words.
+
+- A difference of two test losses on the same images within 2 paired standard errors is not told
+  apart from nothing; beyond 4 it is clear even as one of hundreds of points.
+- Reliability is the share of the variance of the steps between neighbouring points that belongs to
+  the network and not to the sample of test images. Below 1/3 the steps are mostly sampling noise,
+  above 2/3 mostly the network's own.
+- Total variation is relative to the range: 1 where each line across the scan only rises or only
+  falls, 2 where it crosses one valley or hill. Up to 2.5 is called smooth, from 4 on jagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from xarray import DataArray, Dataset
+
+from landscape.minima import Minima
+from landscape.roughness import Reliability, paired_standard_error
+from landscape.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
+
+BAND_EDGES = (-4.0, -2.0, 2.0, 4.0)
+BAND_WORDS = (
+    "clearly lower",
+    "perhaps lower",
+    "not told apart",
+    "perhaps higher",
+    "clearly higher",
+)
+MOSTLY_NOISE, MOSTLY_NETWORK = 1 / 3, 2 / 3
+SMOOTH, JAGGED = 2.5, 4.0
+
+
+class Row(NamedTuple):
+    """One line of the table: what was measured, its value, and what that means."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def describe(
+    dataset: Dataset, minima: Minima, variation: float, reliability: Reliability
+) -> list[Row]:
+    """Say in words what a scan found.
+
+    Args:
+        dataset: the result of a scan, with either probe.
+        minima: of its test loss, above the noise (`landscape.significant_minima`).
+        variation: of its test loss (`landscape.total_variation`).
+        reliability: of its test loss per image (`landscape.split_half_reliability`).
+    """
+    return [
+        _points(dataset),
+        *_start(dataset),
+        *_lowest(dataset),
+        *_minima(dataset, minima),
+        Row("Total variation / range", f"{variation:.2f}", _read_variation(variation)),
+        Row(
+            "Split-half reliability",
+            f"{reliability.half:.2f}",
+            _read_reliability(reliability),
+        ),
+    ]
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """Lay rows out for a terminal."""
+    result = Table("What", "Value", "In words", box=SIMPLE_HEAD, pad_edge=False)
+    for column in result.columns[:2]:
+        column.no_wrap = True
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def bands(changes: ArrayLike, standard_errors: ArrayLike) -> NDArray[np.float64]:
+    """Return for each change the index of its words in BAND_WORDS, NaN if it is not finite."""
+    change, error = np.asarray(changes), np.asarray(standard_errors)
+    with np.errstate(divide="ignore", invalid="ignore"):  # the start: 0 with a standard error of 0
+        in_standard_errors = np.where(change == 0, 0.0, change / error)
+    return np.where(np.isfinite(change), np.digitize(in_standard_errors, BAND_EDGES), np.nan)
+
+
+def _points(dataset: Dataset) -> Row:
+    finite, not_finite, not_computed = (
+        int((dataset.status == status).sum()) for status in (FINITE, NOT_FINITE, NOT_COMPUTED)
+    )
+    holes = []
+    if not_finite:
+        holes.append(f"{not_finite:,} with a loss that is not finite")
+    if not_computed:
+        holes.append(f"{not_computed:,} not computed")
+    return Row(
+        "Points measured",
+        f"{finite:,} of {dataset.status.size:,}",
+        f"without {' and '.join(holes)}" if holes else "every loss is finite",
+    )
+
+
+def _start(dataset: Dataset) -> list[Row]:
+    loss = float(dataset.start_loss_per_image.mean(dtype=np.float64))
+    images = dataset.sizes["image"]
+    test_loss, test_loss_error = _mean(dataset.start_test_loss_per_image)
+    accuracy, accuracy_error = _mean(dataset.start_test_correct_per_image)
+    return [
+        Row("Calibration loss at the start", f"{loss:.4f}", "what a search would lower"),
+        Row(
+            "Test loss at the start",
+            f"{test_loss:.4f} ± {test_loss_error:.4f}",
+            f"± 1 standard error over {images:,} test images",
+        ),
+        Row(
+            "Test accuracy at the start",
+            f"{accuracy:.1%} ± {accuracy_error:.1%}",
+            f"of {images:,} test images",
+        ),
+    ]
+
+
+def _lowest(dataset: Dataset) -> list[Row]:
+    """Describe the lowest test loss; nothing if no point is finite."""
+    finite = dataset.test_loss.where(dataset.status == FINITE)
+    if not finite.notnull().any():
+        return []
+    point = dataset.isel(finite.argmin(...))
+    change, error = _mean(point.test_loss_per_image - dataset.start_test_loss_per_image)
+    place = ", ".join(f"{name} = {float(point[name]):.3g}" for name in sorted(finite.dims))
+    words = (
+        f"at {place}: {change:+.4f} ± {error:.4f} from the start, "
+        f"{BAND_WORDS[int(bands(change, error))]}"
+    )
+    if change < 0:
+        words += f"; picked as the best of {int(finite.count()):,}: expect less on other images"
+    return [Row("Lowest test loss", f"{float(point.test_loss):.4f}", words)]
+
+
+def _minima(dataset: Dataset, minima: Minima) -> list[Row]:
+    found = minima.minima
+    others = sum(bool(np.isfinite(minimum.persistence)) for minimum in found)
+    on_edge = sum(minimum.boundary for minimum in found)
+    words = "the lowest point" + (" of each ray" if "ray" in dataset.dims else "")
+    words += ", which always counts, and "
+    words += f"{others:,} deeper than {minima.sigmas:g} standard errors" if others else "no other"
+    if on_edge:
+        words += f"; {on_edge:,} on the edge of the scan: the loss may fall further outside"
+    return [
+        Row("Local minima above the noise", f"{len(found):,}", words),
+        Row(
+            "Local minima, noise ignored",
+            f"{len(found) + minima.below:,}",
+            f"{minima.below:,} of them no deeper than sampling noise can make them",
+        ),
+    ]
+
+
+def _read_variation(variation: float) -> str:
+    """Read the total variation relative to the range; 1 is the least."""
+    if np.isnan(variation):
+        return "too few finite points to tell"
+    if variation <= SMOOTH:
+        words = "smooth: about one slope or one valley along each line"
+    elif variation < JAGGED:
+        words = "uneven: lines turn more often than one valley would"
+    else:
+        words = "jagged: lines go up and down again and again"
+    return f"{words} (sampling noise included)"
+
+
+def _read_reliability(reliability: Reliability) -> str:
+    share = reliability.full
+    if np.isnan(share):
+        return "nothing varies between neighbouring points"
+    if share < MOSTLY_NOISE:
+        words = "mostly sampling noise"
+    elif share < MOSTLY_NETWORK:
+        words = "partly the network, partly sampling noise"
+    else:
+        words = "mostly the network's own"
+    return (
+        f"{words}: about {max(share, 0):.0%} of the variance of the steps between neighbouring "
+        f"points would show again on another {reliability.images:,} test images "
+        f"(halves agree at {reliability.low:.2f} to {reliability.high:.2f}, 95 %)"
+    )
+
+
+def _mean(per_image: DataArray) -> tuple[float, float]:
+    """Return the mean over images and its standard error."""
+    values = per_image.values.astype(np.float64)
+    return float(values.mean()), float(paired_standard_error(values))
