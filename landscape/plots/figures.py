@@ -80,24 +80,26 @@ def draw_plane(dataset: Dataset, minima: Iterable[Minimum] = ()) -> Figure:
     """
     info = plane_info(dataset, minima)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13, 7.6), layout="constrained")
+        figure = Figure(figsize=(13, 7.8), layout="constrained")
         figure.suptitle(f"{info.title}\n{info.subtitle}")
-        grid = figure.add_gridspec(2, 3)
-        for column, surface in enumerate((info.loss, info.test_loss)):
-            draw_map(figure.add_subplot(grid[0, column]), info, surface)
-            draw_surface(figure.add_subplot(grid[1, column], projection="3d"), info, surface)
-        draw_confidence(figure.add_subplot(grid[0, 2]), info)
-        corner = figure.add_subplot(grid[1, 2])
-        corner.set_axis_off()
-        corner.legend(handles=_legend(info), loc="upper left", labelspacing=0.9)
-        corner.text(0.04, 0.12, "\n".join(HOW_TO_READ), linespacing=1.5, color="0.3")
+        upper, lower = figure.subfigures(2, 1)  # type: ignore[misc]  # it returns an array
+        left, middle, right = upper.subplots(1, 3)
+        draw_map(left, info, info.loss)
+        draw_map(middle, info, info.test_loss)
+        draw_confidence(right, info)
+        # Placed by hand: around 3-D axes, the automatic layout leaves wide margins to all rows.
+        for start, surface in ((0.02, info.loss), (0.34, info.test_loss)):
+            axes = lower.add_axes((start, 0.05, 0.32, 0.95), projection="3d")
+            draw_surface(axes, info, surface)
+        lower.legend(handles=_legend(info), loc="upper left", bbox_to_anchor=(0.7, 0.95))
+        lower.text(0.71, 0.1, HOW_TO_READ, linespacing=1.5, color="0.3")
     return figure
 
 
 def draw_map(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
     """Draw one loss of a plane as a heat map of raw cells, with its colour bar."""
     mesh = _draw_cells(axes, info, surface.quantity, cmap=LOSS_COLOURS)
-    axes.figure.colorbar(mesh, ax=axes, label=surface.quantity.measure)
+    axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=surface.quantity.measure)
     axes.set_title(surface.quantity.name)
     _mark(axes, surface)
 
@@ -106,7 +108,7 @@ def draw_confidence(axes: Axes, info: PlaneInfo) -> None:
     """Draw which points of a plane the test images tell apart from the start."""
     limits = Normalize(-0.5, len(BAND_WORDS) - 0.5)
     mesh = _draw_cells(axes, info, info.confidence, cmap=BAND_COLOURS, norm=limits)
-    bar = axes.figure.colorbar(mesh, ax=axes, label=info.confidence.measure)
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=info.confidence.measure)
     words = [f"{word}\n{limits}" for word, limits in zip(BAND_WORDS, BAND_LIMITS, strict=True)]
     bar.set_ticks(range(len(words)), labels=words, fontsize="small", linespacing=1.3)
     bar.ax.tick_params(length=0)
@@ -133,7 +135,7 @@ def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
         axes.plot([marker.x], [marker.y], [marker.value], zorder=10, **style)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(5))
-    axes.set_box_aspect((4, 4, 3), zoom=1.2)
+    axes.set_box_aspect((4, 4, 3))
     axes.set_xlabel("x")  # in full below the map above
     axes.set_ylabel("y")
     axes.set_zlabel(surface.quantity.measure)
@@ -174,8 +176,8 @@ def _draw_cells(axes: Axes, info: PlaneInfo, quantity: Quantity, **colours: Any)
         for row, column in np.argwhere(missing):
             width, height = corners[row + 1, column + 1] - corners[row, column]
             axes.add_patch(Rectangle(corners[row, column], width, height, linewidth=0, **style))
-    axes.set_xlabel(info.x.label)
-    axes.set_ylabel(info.y.label)
+    axes.set_xlabel(f"{info.x.name}\n({info.x.unit})")
+    axes.set_ylabel(f"{info.y.name}\n({info.y.unit})")
     return mesh
 
 
@@ -234,6 +236,6 @@ def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
             label=NOT_FINITE_WORDS,
         )
     axes.set_title(curves.quantity.name)
-    axes.set_xlabel(info.distance.label)
+    axes.set_xlabel(f"{info.distance.name} ({info.distance.unit})")
     axes.set_ylabel(curves.label)
     axes.xaxis.set_major_locator(MaxNLocator(5))

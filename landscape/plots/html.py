@@ -24,6 +24,7 @@ from landscape.plots.info import (
     NOT_FINITE_WORDS,
     RAY_WORDS,
     START_WORDS,
+    Axis,
     Curves,
     Marker,
     PlaneInfo,
@@ -102,8 +103,8 @@ def _draw_plane(info: PlaneInfo) -> go.Figure:
         title={"text": f"{info.title}<br><sup>{info.subtitle}</sup>", "x": 0.5},
         updatemenus=[menu | {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}],
         legend={"orientation": "h", "y": -0.15},
-        xaxis={"title": {"text": info.x.label}, "domain": [0, 0.4], "showgrid": False},
-        yaxis={"title": {"text": info.y.label}, "showgrid": False},
+        xaxis={"title": {"text": _label(info.x)}, "domain": [0, 0.4], "showgrid": False},
+        yaxis={"title": {"text": _label(info.y)}, "showgrid": False},
         scene={
             "domain": {"x": [0.53, 1]},
             "aspectmode": "manual",
@@ -115,6 +116,10 @@ def _draw_plane(info: PlaneInfo) -> go.Figure:
         },
     )
     return figure
+
+
+def _label(axis: Axis) -> str:
+    return f"{axis.name} ({axis.unit})"
 
 
 def _flat_traces(
@@ -277,7 +282,12 @@ def _plane_text(info: PlaneInfo) -> NDArray[np.object_]:
             lines.append(NOT_COMPUTED_WORDS)
         else:
             lines += [
-                f"{quantity.name}, {quantity.measure}: {quantity.values[cell]:.4f}"
+                f"{quantity.name}, {quantity.measure}: "
+                + (
+                    f"{quantity.values[cell]:.4f}"
+                    if np.isfinite(quantity.values[cell])
+                    else "not finite"
+                )
                 for quantity in (loss, test_loss)
             ]
             if np.isfinite(info.change[cell]):
@@ -297,7 +307,7 @@ def _draw_rays(info: RaysInfo) -> go.Figure:
     for column, curves in enumerate((info.loss, info.test_loss), start=1):
         traces = _curve_traces(info, curves, legend=curves is info.test_loss)
         figure.add_traces(traces, rows=1, cols=column)
-        figure.update_xaxes(title_text=info.distance.label, col=column)
+        figure.update_xaxes(title_text=_label(info.distance), col=column)
         figure.update_yaxes(title_text=curves.label, col=column)
     figure.update_layout(
         template="plotly_white",
@@ -325,18 +335,36 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
         )
         for ray, values in enumerate(curves.quantity.values)
     ]
-    mean = go.Scatter(
-        x=distance,
-        y=curves.mean,
-        error_y=_error_bars(curves.mean_errors, 2),
-        line={"color": MEAN_COLOUR, "width": 3},
-        mode="lines",
-        name=MEAN_WORDS,
-        legendgroup=MEAN_WORDS,
-        showlegend=legend,
-        hoverinfo="skip",
+    traces.append(
+        go.Scatter(
+            x=distance,
+            y=curves.mean,
+            error_y=_error_bars(curves.mean_errors, 2),
+            line={"color": MEAN_COLOUR, "width": 3},
+            mode="lines",
+            name=MEAN_WORDS,
+            legendgroup=MEAN_WORDS,
+            showlegend=legend,
+            hoverinfo="skip",
+        )
     )
-    return [*traces, mean]
+    not_finite = np.argwhere(curves.quantity.not_finite)
+    if len(not_finite):
+        low, high = _limits(curves.quantity)
+        traces.append(
+            go.Scatter(
+                x=distance[not_finite[:, 1]],
+                y=[high + 0.15 * (high - low)] * len(not_finite),  # above all curves
+                text=[_ray_text(info, ray, index) for ray, index in not_finite],
+                hoverinfo="text",
+                mode="markers",
+                marker={"symbol": "x", "size": 9, "color": "dimgray"},
+                name=NOT_FINITE_WORDS,
+                legendgroup=NOT_FINITE_WORDS,
+                showlegend=legend,
+            )
+        )
+    return traces
 
 
 def _error_bars(errors: NDArray[np.float64] | None, width: int) -> dict[str, Any]:
@@ -344,13 +372,18 @@ def _error_bars(errors: NDArray[np.float64] | None, width: int) -> dict[str, Any
 
 
 def _ray_text(info: RaysInfo, ray: int, index: int) -> str:
+    """Return what hovering over a point of a ray says."""
     lines = [f"ray {ray}, distance {info.distance.values[index]:.4g}"]
     for curves in (info.loss, info.test_loss):
         change = curves.quantity.values[ray, index]
         error = "" if curves.errors is None else f" ± {curves.errors[ray, index]:.4f}"
         lines.append(
-            f"{curves.quantity.name}, {curves.quantity.measure}: {curves.start + change:.4f}, "
-            f"from the start {change:+.4f}{error}"
+            f"{curves.quantity.name}, {curves.quantity.measure}: "
+            + (
+                f"{curves.start + change:.4f}, from the start {change:+.4f}{error}"
+                if np.isfinite(change)
+                else "not finite"
+            )
         )
     lines.append(f"Test accuracy: {info.accuracy[ray, index]:.1%}")
     return "<br>".join(lines)

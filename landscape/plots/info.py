@@ -55,18 +55,20 @@ NOT_FINITE_WORDS = "loss not finite"
 NOT_COMPUTED_WORDS = "not computed"
 RAY_WORDS = "one ray ± 1 standard error (paired with the start)"
 MEAN_WORDS = "mean of the rays ± 1 standard error"
-HOW_TO_READ = (
-    "Every cell is one measured network: nothing is smoothed.",
-    "Paired standard error: the noise left in the difference",
-    "of two losses measured on the same test images.",
-)
+HOW_TO_READ = """\
+Each cell is one measured network.
+Nothing is smoothed.
+Paired standard error: the noise that
+is left in the difference of two losses
+on the same test images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """Coordinates along one axis, and what a reader calls them."""
+    """Coordinates along one axis, what a reader calls them and what a step of 1 is."""
 
-    label: str
+    name: str
+    unit: str
     values: NDArray[np.float64]
 
 
@@ -242,7 +244,7 @@ def _axis(coordinate: DataArray, name: str, configuration: Mapping[str, Any]) ->
     _, unit = OVER_WORDS.get(over, ("", "lengths of the direction"))
     if over == "weights":
         unit = NORMALISED_WEIGHTS_WORDS.get(configuration.get("normalise", ""), unit)
-    return Axis(f"{name} ({unit})", coordinate.values.astype(np.float64))
+    return Axis(name, unit, coordinate.values.astype(np.float64))
 
 
 def _criterion(configuration: Mapping[str, Any]) -> str:
