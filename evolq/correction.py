@@ -63,9 +63,7 @@ def bias_correction(
     """
     if not batches:
         raise InputError("bias correction needs at least one batch of inputs, and got none")
-    total, count = torch.zeros(()), 0
-    for batch in batches:
-        output = layer(batch, original - dequantized).movedim(axis, 0).flatten(1)
-        total = total.to(output.device) + output.sum(1)
-        count += output.shape[1]
-    return total / count
+    error = original - dequantized
+    outputs = (layer(batch, error).movedim(axis, 0).flatten(1) for batch in batches)
+    sums, counts = zip(*((output.sum(1), output.shape[1]) for output in outputs), strict=True)
+    return torch.stack(sums).sum(0) / sum(counts)

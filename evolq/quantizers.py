@@ -198,7 +198,6 @@ def codes_range(bits: Tensor | float, spec: QuantSpec) -> tuple[Tensor | float, 
     return lower, lower + levels - 1
 
 
-@torch.fx.wrap
 def round_straight_through(value: Tensor) -> Tensor:
     """Round half to even, with the identity's gradient (Bengio et al. 2013, arXiv:1308.3432)."""
     if not torch.is_grad_enabled():

@@ -1,0 +1,300 @@
+"""Quantizers against their closed forms and their invariants."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from evolq.errors import InputError
+from evolq.quantizers import (
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Quantizer,
+    QuantSpec,
+    check_parameters,
+    codes_range,
+    dequantize,
+    fake_quantize,
+    quantize,
+)
+
+SHAPE = (6, 8)
+GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(-1), PerGroup(1, 4), PerGroup(0, 3)]
+UNIFORM = [(False, False), (True, False), (True, True), (False, True)]  # signed, symmetric
+
+specs = st.builds(
+    lambda bits, kind, granularity: QuantSpec(bits, *kind, granularity=granularity),
+    st.integers(2, 8),
+    st.sampled_from(UNIFORM),
+    st.sampled_from(GRANULARITIES),
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def draw(spec: QuantSpec, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return a value of `SHAPE`, partly outside of the codes, with scale and zero point."""
+    generator = torch.Generator().manual_seed(seed)
+    value = torch.randn(SHAPE, generator=generator)
+    shape = spec.granularity.parameter_shape(SHAPE)
+    scale = torch.rand(shape, generator=generator) * 4 / 2**spec.bits + 0.5 / 2**spec.bits
+    lower, upper = codes_range(spec.bits, spec)
+    zero_point = lower + (upper - lower) * torch.rand(shape, generator=generator)
+    return value, scale, zero_point if spec.has_zero_point else None
+
+
+def aligned(spec: QuantSpec, *parameters: Tensor | None) -> list[Tensor]:
+    """Return each parameter, zeros for None, repeated to one entry for each value."""
+    value = torch.empty(SHAPE)
+    return [
+        torch.zeros(SHAPE) if p is None else spec.granularity.align(p, value).expand(SHAPE)
+        for p in parameters
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "expected"), [(4, False, (0, 15)), (4, True, (-8, 7)), (2, True, (-2, 1))]
+)
+def test_codes_fill_the_bits(bits: int, signed: bool, expected: tuple[int, int]) -> None:
+    spec = QuantSpec(signed=signed)
+    assert codes_range(bits, spec) == expected
+    assert tuple(map(float, codes_range(torch.tensor(float(bits)), spec))) == expected
+
+
+def test_rounding_is_half_to_even_and_the_zero_point_is_rounded() -> None:
+    value = torch.tensor([-0.5, 0.5, 1.5, 2.5, 99.0, -99.0])
+    codes = quantize(value, torch.tensor(1.0), torch.tensor(3.4), 4, QuantSpec(4))
+    assert codes.tolist() == [2, 4, 4, 6, 15, 0]
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@given(specs, seeds)
+@settings(deadline=None, max_examples=30)
+def test_uniform_codes_are_the_definition(as_tensor: bool, spec: QuantSpec, seed: int) -> None:
+    value, scale, zero_point = draw(spec, seed)
+    bits = torch.tensor(float(spec.bits)) if as_tensor else spec.bits
+    codes = quantize(value, scale, zero_point, bits, spec)
+    lower, upper = codes_range(spec.bits, spec)
+    scales, offsets = aligned(spec, scale, zero_point)
+    # A slow reference, one value at a time; Python rounds half to even too.
+    for index in range(math.prod(SHAPE)):
+        position = float(value.flatten()[index] / scales.flatten()[index])
+        code = round(float(torch.tensor(position) + round(float(offsets.flatten()[index]))))
+        assert codes.flatten()[index] == min(max(code, lower), upper)
+    values = dequantize(codes, scale, zero_point, bits, spec)
+    torch.testing.assert_close(values, (codes - offsets.round()) * scales, rtol=0, atol=0)
+
+
+@given(specs, seeds)
+@settings(deadline=None)
+def test_quantizing_twice_changes_nothing(spec: QuantSpec, seed: int) -> None:
+    value, *parameters = draw(spec, seed)
+    once = fake_quantize(value, *parameters, spec.bits, spec)
+    assert torch.equal(once, fake_quantize(once, *parameters, spec.bits, spec))
+
+
+@given(specs, seeds)
+@settings(deadline=None)
+def test_the_error_inside_the_range_is_half_a_step(spec: QuantSpec, seed: int) -> None:
+    value, scale, zero_point = draw(spec, seed)
+    scales, offsets = aligned(spec, scale, zero_point)
+    lower, upper = codes_range(spec.bits, spec)
+    low, high = ((bound - offsets.round()) * scales for bound in (lower, upper))
+    inside = (value >= low) & (value <= high)
+    error = (fake_quantize(value, scale, zero_point, spec.bits, spec) - value).abs()
+    assert bool((error[inside] <= scales[inside] / 2 * (1 + 1e-4)).all())
+
+
+@given(specs, seeds, st.integers(-20, 20))
+@settings(deadline=None)
+def test_a_power_of_two_passes_through(spec: QuantSpec, seed: int, exponent: int) -> None:
+    value, scale, zero_point = draw(spec, seed)
+    plain = fake_quantize(value, scale, zero_point, spec.bits, spec)
+    factor = 2.0**exponent
+    scaled = fake_quantize(value * factor, scale * factor, zero_point, spec.bits, spec)
+    assert torch.equal(plain * factor, scaled)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=repr)
+@pytest.mark.parametrize("kind", UNIFORM)
+def test_each_row_is_a_tensor_of_its_own(granularity, kind: tuple[bool, bool]) -> None:
+    spec = QuantSpec(3, *kind, granularity=granularity)
+    value, scale, zero_point = draw(spec, seed=0)
+    rows = granularity.rows(fake_quantize(value, scale, zero_point, 3, spec))
+    for index, row in enumerate(granularity.rows(value)):
+        own_zero_point = None if zero_point is None else zero_point.flatten()[index]
+        own = fake_quantize(row, scale.flatten()[index], own_zero_point, 3, QuantSpec(3, *kind))
+        assert torch.equal(rows[index], own)
+
+
+@pytest.mark.parametrize("granularity", [*GRANULARITIES, PerChannel(1), PerGroup(-2, 3)], ids=repr)
+@pytest.mark.parametrize("shape", [(6, 12), (6, 12, 3, 2)])
+def test_rows_and_parameters_have_one_order(granularity, shape: tuple[int, ...]) -> None:
+    if isinstance(granularity, PerGroup) and shape[granularity.axis] % granularity.size:
+        pytest.skip("the groups do not divide this shape")
+    value = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    rows = granularity.rows(value)
+    parameter = torch.arange(len(rows)).reshape(granularity.parameter_shape(shape))
+    per_value = granularity.align(parameter, value).expand(shape)
+    for index, row in enumerate(rows):
+        assert torch.equal(row.sort().values, value[per_value == index].sort().values)
+    assert torch.equal(granularity.from_rows(rows, shape), value)
+
+
+def test_a_shared_zero_point_serves_all_channels() -> None:
+    spec = QuantSpec(4, granularity=PerChannel(-1))
+    value, scale, _ = draw(spec, seed=1)
+    shared = fake_quantize(value, scale, torch.tensor(7.0), 4, spec)
+    assert torch.equal(shared, fake_quantize(value, scale, torch.full((8,), 7.0), 4, spec))
+
+
+@given(specs, seeds)
+@settings(deadline=None, max_examples=30)
+def test_gradients_are_those_of_lsq(spec: QuantSpec, seed: int) -> None:
+    value, scale, zero_point = draw(spec, seed)
+    inputs = [value, scale] if zero_point is None else [value, scale, zero_point]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    output = fake_quantize(value, scale, zero_point, spec.bits, spec)
+    incoming = torch.linspace(-1, 1, value.numel()).reshape(SHAPE)
+    gradients = torch.autograd.grad(output, inputs, incoming)
+
+    with torch.no_grad():
+        scales, offsets = aligned(spec, scale, zero_point)
+        z = offsets.round()
+        lower, upper = codes_range(spec.bits, spec)
+        position = value / scales + z
+        inside = (position >= lower) & (position <= upper)
+        bound = torch.where(position < lower, lower, upper)
+        by_value = inside * incoming
+        by_scale = torch.where(inside, position.round() - position, bound - z) * incoming
+        by_zero_point = torch.where(inside, 0.0, -scales) * incoming
+        summed = [
+            spec.granularity.rows(g).sum(1).reshape(scale.shape) for g in (by_scale, by_zero_point)
+        ]
+    torch.testing.assert_close(gradients[0], by_value)
+    torch.testing.assert_close(gradients[1], summed[0], rtol=1e-4, atol=1e-4 * 2**spec.bits)
+    if zero_point is not None:
+        torch.testing.assert_close(gradients[2], summed[1], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_lead_no_further_than_the_last_code() -> None:
+    # 15.4 rounds to the last code, but lies beyond it: LSQ counts it as clipped.
+    value = torch.tensor([14.6, 15.4], requires_grad=True)
+    fake_quantize(value, torch.tensor(1.0), torch.tensor(0.0), 4, QuantSpec(4)).sum().backward()
+    assert value.grad is not None
+    assert value.grad.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_log2_rounds_the_exponent(bits: int) -> None:
+    spec = QuantSpec(bits, kind="log2")
+    exponents = torch.arange(0.0, 2**bits)[:120]
+    scale = torch.tensor(1.0)
+    exact = torch.exp2(-exponents)
+    assert torch.equal(fake_quantize(exact, scale, None, bits, spec), exact)
+    nearby = exact * 2**0.4
+    assert torch.equal(quantize(nearby, scale, None, bits, spec), exponents)
+    assert torch.equal(fake_quantize(exact * 8, torch.tensor(8.0), None, bits, spec), exact * 8)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_log2_sets_to_zero_what_has_no_code(bits: int) -> None:
+    spec = QuantSpec(bits, kind="log2")
+    value = torch.tensor([0.0, -1.0, 2.0 ** -(2**bits) if bits < 7 else 0.0], requires_grad=True)
+    scale = torch.tensor(1.0, requires_grad=True)
+    output = fake_quantize(value, scale, None, torch.tensor(float(bits)), spec)
+    assert output.tolist() == [0, 0, 0]
+    assert quantize(value, scale, None, bits, spec).tolist() == [2**bits] * 3
+    for gradient in torch.autograd.grad(output.sum(), (value, scale)):
+        assert not gradient.any()
+
+
+def test_log2_gradients() -> None:
+    value = torch.tensor([0.3, 0.09, 5.0], requires_grad=True)  # the last one above the scale
+    scale = torch.tensor([0.8, 0.8, 0.8], requires_grad=True)
+    spec = QuantSpec(4, kind="log2", granularity=PerChannel(0))
+    output = fake_quantize(value, scale, None, 4, spec)
+    by_value, by_scale = torch.autograd.grad(output.sum(), (value, scale))
+    torch.testing.assert_close(by_value, (output / value).detach() * torch.tensor([1.0, 1, 0]))
+    torch.testing.assert_close(by_scale, torch.tensor([0.0, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantSpec(3),
+        QuantSpec(3, True, True, granularity=PerChannel(0)),
+        QuantSpec(3, True, granularity=PerGroup(1, 4)),
+        QuantSpec(3, kind="log2"),
+    ],
+    ids=repr,
+)
+def test_compiling_and_gradients_off_change_nothing(spec: QuantSpec) -> None:
+    value, scale, zero_point = draw(spec, seed=2)
+    torch.compiler.reset()
+    compiled = torch.compile(Quantizer(spec), backend="aot_eager", fullgraph=True)
+    for bits in (torch.tensor(3.0), torch.tensor(5.0)):
+        expected = fake_quantize(value, scale, zero_point, bits, spec)
+        assert torch.equal(compiled(value, scale, zero_point, bits), expected)
+        with torch.no_grad():
+            assert torch.equal(fake_quantize(value, scale, zero_point, bits, spec), expected)
+
+
+def test_a_quantizer_says_what_it_is() -> None:
+    assert repr(Quantizer(QuantSpec(4, True, True, granularity=PerChannel(0)))) == (
+        "Quantizer(4 bits, signed, symmetric, PerChannel(axis=0))"
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"bits": 1}, {"bits": 9}, {"bits": 4.5}, {"kind": "log2", "signed": True}, {"kind": "log3"}],
+)
+def test_a_wrong_spec_is_refused(fields: dict) -> None:
+    with pytest.raises(InputError):
+        QuantSpec(**fields)
+
+
+def test_a_wrong_granularity_is_refused() -> None:
+    with pytest.raises(InputError, match=r"choose a divisor of 8"):
+        PerGroup(1, 3).parameter_shape(SHAPE)
+    with pytest.raises(InputError, match=r"axis 2 does not exist"):
+        PerChannel(2).parameter_shape(SHAPE)
+    with pytest.raises(InputError, match=r"at least 1"):
+        PerGroup(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "bits", "symmetric", "message"),
+    [
+        (0.0, 1.0, 4, False, r"q\.scale holds 0"),
+        (-1.0, 1.0, 4, False, r"q\.scale holds -1"),
+        (math.nan, 1.0, 4, False, r"q\.scale holds nan"),
+        (math.inf, 1.0, 4, False, r"q\.scale holds inf"),
+        (1.0, math.nan, 4, False, r"q\.zero_point"),
+        (1.0, None, 4, False, r"needs a zero point"),
+        (1.0, 0.0, 4, True, r"has no zero point"),
+        (1.0, 1.0, 9, False, r"q\.bits is 9"),
+        (1.0, 1.0, 3.5, False, r"q\.bits is 3\.5"),
+        (1.0, 1.0, math.nan, False, r"q\.bits is nan"),
+    ],
+)
+def test_wrong_parameters_are_named(scale, zero_point, bits, symmetric, message) -> None:
+    zero_point = None if zero_point is None else torch.tensor(zero_point)
+    with pytest.raises(InputError, match=message):
+        check_parameters(
+            "q",
+            torch.tensor([1.0, scale]),
+            zero_point,
+            torch.tensor(bits),
+            QuantSpec(symmetric=symmetric),
+        )
+
+
+def test_right_parameters_pass() -> None:
+    check_parameters("q", torch.tensor(0.1), torch.tensor(3.0), torch.tensor(4.0), QuantSpec())
+    check_parameters("q", torch.tensor(0.1), None, 4, QuantSpec(symmetric=True))
