@@ -1,9 +1,14 @@
 """Fixtures of all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores already
 
 
 @pytest.fixture(scope="session")
@@ -11,12 +16,13 @@ def evolq_data() -> Path:
     """Return the folder of real data (ImageNet images and weights) that EVOLQ_DATA names."""
     folder = os.environ.get("EVOLQ_DATA")
     if not folder:
-        pytest.skip("EVOLQ_DATA is not set: it names the folder of real images and weights")
+        pytest.skip("EVOLQ_DATA is not set; it names the folder of real images and weights")
     return Path(folder)
 
 
-@pytest.fixture(autouse=True)
-def _own_image_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    """Keep decoded images of tests out of the user's cache, but share them between tests."""
-    folder = tmp_path_factory.getbasetemp() / "evolq-cache"
-    monkeypatch.setenv("EVOLQ_CACHE", str(folder))
+@pytest.fixture(scope="session", autouse=True)
+def _own_image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the decoded images of tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVOLQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

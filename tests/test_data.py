@@ -1,0 +1,627 @@
+import itertools
+import re
+import shutil
+from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from evolq import image_cache, image_decoding
+from evolq.data import LabelledImages, Split, bundled_split, folder_split, stratified_order
+from evolq.errors import InputError
+from evolq.image_decoding import decode_images, normalise
+from evolq.image_folders import list_images
+from evolq.models import load_model, preprocessing
+
+SMALL = {
+    "input_size": (3, 8, 8),
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.4, 0.3),
+    "std": (0.2, 0.3, 0.4),
+    "crop_pct": 0.8,
+    "crop_mode": "center",
+}
+GREY = SMALL | {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.2,)}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image cache of the test's own."""
+    monkeypatch.setenv("EVOLQ_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def save_image(path: Path, seed: int, mode: str = "RGB") -> Path:
+    """Write a 20 x 16 image of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+def class_folders(root: Path, classes: dict[str, int], first_seed: int = 0) -> Path:
+    """Write a folder of noise images for each class, of the given number."""
+    seeds = itertools.count(first_seed)
+    for name, count in classes.items():
+        for number in range(count):
+            save_image(root / name / f"{number}.png", next(seeds))
+    return root
+
+
+def table(root: Path, text: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "labels.csv").write_text(text)
+    return root
+
+
+def small_split(folder: Path, test_folder: Path | None = None, **options) -> Split:
+    """Return one image to calibrate, one to select and two to test, unless options say other."""
+    defaults = {"calibration": 1, "selection": 1, "test": 2, "class_count": 2, "workers": 1}
+    return folder_split(folder, test_folder, preprocessing=SMALL, **(defaults | options))
+
+
+def all_names(split: Split) -> list[str]:
+    return [name for images in vars(split).values() for name in images.names]
+
+
+def labelled(count: int, prefix: str = "") -> LabelledImages:
+    names = tuple(f"{prefix}{number}" for number in range(count))
+    return LabelledImages(torch.rand(count, 1, 2, 2), torch.arange(count), names)
+
+
+# Sets of images -----------------------------------------------------------------------------------
+
+
+def test_taken_images_keep_their_labels_and_names():
+    images = labelled(4)
+    taken = images.take([2, 0])
+    assert torch.equal(taken.images, images.images[[2, 0]])
+    assert taken.labels.tolist() == [2, 0]
+    assert taken.names == ("2", "0")
+    assert len(taken) == 2
+    assert repr(taken) == "LabelledImages(2 images of 1x2x2)"
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "names"),
+    [
+        (torch.rand(2, 2, 2), torch.arange(2), ("a", "b")),
+        (torch.rand(2, 1, 2, 2).double(), torch.arange(2), ("a", "b")),
+        (torch.rand(2, 1, 2, 2), torch.arange(2).int(), ("a", "b")),
+        (torch.rand(2, 1, 2, 2), torch.arange(3), ("a", "b")),
+        (torch.rand(2, 1, 2, 2), torch.arange(2), ("a",)),
+        (torch.rand(2, 1, 2, 2), torch.arange(2), ("a", "a")),
+    ],
+)
+def test_images_that_do_not_fit_together_are_refused(images, labels, names):
+    with pytest.raises(InputError):
+        LabelledImages(images, labels, names)
+
+
+def test_fingerprint_covers_pixels_labels_and_order_but_not_names():
+    images = labelled(3)
+    same = LabelledImages(images.images.clone(), images.labels.clone(), ("x", "y", "z"))
+    assert same.fingerprint == images.fingerprint
+    other_pixel = images.images.clone()
+    other_pixel[1, 0, 1, 1] += 1e-6
+    others = [
+        LabelledImages(other_pixel, images.labels, images.names),
+        LabelledImages(images.images, images.labels.flip(0), images.names),
+        LabelledImages(images.images.view(3, 1, 1, 4), images.labels, images.names),
+        images.take([1, 0, 2]),
+        images.take([0, 1]),
+    ]
+    assert len({images.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+@pytest.mark.parametrize(("i", "j"), [(0, 1), (0, 2), (1, 2)])
+def test_a_split_of_sets_that_share_a_name_is_refused(i, j):
+    prefixes = ["a", "b", "c"]
+    Split(*(labelled(2, prefix) for prefix in prefixes))
+    prefixes[j] = prefixes[i]
+    with pytest.raises(InputError, match="disjoint"):
+        Split(*(labelled(2, prefix) for prefix in prefixes))
+
+
+# The order ----------------------------------------------------------------------------------------
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    seed=st.integers(),
+    cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_each_stretch_of_the_order_holds_each_class_in_proportion(labels, seed, cut):
+    names = [str(number) for number in range(len(labels))]
+    order = stratified_order(names, labels, seed)
+    assert sorted(order) == list(range(len(labels)))
+    start, end = sorted(round(part * len(labels)) for part in cut)
+    for label, size in Counter(labels).items():
+        for first, last, tolerance in [(0, end, 1), (start, len(labels), 1), (start, end, 2)]:
+            found = sum(labels[index] == label for index in order[first:last])
+            assert abs(found - size * (last - first) / len(labels)) <= tolerance
+
+
+def test_order_depends_on_the_seed_and_on_nothing_else():
+    names = [f"image{number}" for number in range(6)]
+    assert stratified_order(names, [0, 1] * 3, seed=0) == [4, 5, 3, 0, 1, 2]
+    orders = {tuple(stratified_order(names, [0, 1] * 3, seed)) for seed in range(20)}
+    assert len(orders) > 10
+
+
+# Bundled images -----------------------------------------------------------------------------------
+
+
+def test_bundled_sets_are_balanced_seeded_and_normalised():
+    split = bundled_split(100, 50, 200, seed=3)
+    assert [len(images) for images in vars(split).values()] == [100, 50, 200]
+    for images in vars(split).values():
+        assert images.images.shape[1:] == (1, 28, 28)
+        assert images.labels.bincount().tolist() == [len(images) // 10] * 10
+    assert abs(split.test.images.mean()) < 0.05
+    assert abs(split.test.images.std() - 1) < 0.05
+    again, other = bundled_split(100, 50, 200, seed=3), bundled_split(100, 50, 200, seed=4)
+    assert split.test.fingerprint == again.test.fingerprint
+    for role in vars(split):
+        assert getattr(split, role).names != getattr(other, role).names
+
+
+def test_number_of_one_bundled_set_does_not_change_the_others():
+    small, large = bundled_split(20, 20, 40), bundled_split(60, 30, 40)
+    assert small.test.names == large.test.names
+    assert large.calibration.names[:20] == small.calibration.names
+
+
+def test_all_bundled_images_can_be_had_and_are_different():
+    split = bundled_split(1000, 1000, 10_000)
+    assert len(set(all_names(split))) == 12_000
+    training = {row.numpy().tobytes() for row in split.calibration.images}
+    selection = {row.numpy().tobytes() for row in split.selection.images}
+    assert not training & selection
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((1001, 10, 10), "1001 calibration images asked for.* has 1000.*--calibration-images"),
+        ((10, 1001, 10), "1001 selection images asked for.* has 1000.*--selection-images"),
+        ((10, 10, 10_001), "10001 test images asked for.* has 10000.*--test-images"),
+        ((0, 10, 10), "--calibration-images is at least 1"),
+        ((10, -1, 10), "--selection-images is at least 0"),
+        ((10, 10, 0), "--test-images is at least 1"),
+    ],
+)
+def test_impossible_numbers_of_bundled_images_are_refused(counts, message):
+    with pytest.raises(InputError, match=message):
+        bundled_split(*counts)
+
+
+# Shapes of folders --------------------------------------------------------------------------------
+
+
+def labels_of(folder: Path, class_count: int) -> dict[str, int]:
+    return {image.name: image.label for image in list_images([folder], class_count)[0]}
+
+
+def test_synset_folders_are_in_the_order_of_imagenet(tmp_path):
+    synsets = {"n01443537": 1, "n01440764": 0, "n15075141": 999, "n02123045": 281}
+    class_folders(tmp_path, dict.fromkeys(synsets, 1))
+    assert labels_of(tmp_path, 1000) == {f"{name}/0.png": k for name, k in synsets.items()}
+
+
+def test_synset_folders_of_a_model_of_their_number_are_in_sorted_order(tmp_path):
+    class_folders(tmp_path, {"n02123045": 1, "n01440764": 1})
+    assert labels_of(tmp_path, 2) == {"n01440764/0.png": 0, "n02123045/0.png": 1}
+
+
+def test_named_folders_are_in_sorted_order(tmp_path):
+    class_folders(tmp_path, {"zebra": 1, "ant": 2})
+    (tmp_path / ".thumbnails").mkdir()
+    assert labels_of(tmp_path, 2) == {"ant/0.png": 0, "ant/1.png": 0, "zebra/0.png": 1}
+
+
+def test_folders_named_by_numbers_are_labels(tmp_path):
+    class_folders(tmp_path, {"10": 1, "9": 1, "002": 1})
+    assert labels_of(tmp_path, 11) == {"10/0.png": 10, "9/0.png": 9, "002/0.png": 2}
+    with pytest.raises(InputError, match=r"folder '10' is out of range.*10 classes"):
+        list_images([tmp_path], 10)
+
+
+@pytest.mark.parametrize("class_count", [3, 1000])
+def test_folders_whose_order_is_unknown_are_refused(tmp_path, class_count):
+    class_folders(tmp_path, {"n01440764": 1, "dog": 1})
+    with pytest.raises(InputError, match=f"2 class folders.*dog.*{class_count} classes"):
+        list_images([tmp_path], class_count)
+
+
+def test_class_folders_are_labelled_over_both_folders_together(tmp_path):
+    class_folders(tmp_path / "train", {"a": 1, "c": 1})
+    class_folders(tmp_path / "val", {"b": 1, "c": 1})
+    first, second = list_images([tmp_path / "train", tmp_path / "val"], 3)
+    assert [image.label for image in first] == [0, 2]
+    assert [image.label for image in second] == [1, 2]
+
+
+def test_only_image_files_count_at_any_depth(tmp_path):
+    class_folders(tmp_path, {"a/deep/er": 1, "b": 1})
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    shutil.copy(tmp_path / "b" / "0.png", tmp_path / "b" / "._0.png")
+    shutil.copy(tmp_path / "b" / "0.png", tmp_path / "b" / "1.PNG")
+    assert labels_of(tmp_path, 2) == {"a/deep/er/0.png": 0, "b/0.png": 1, "b/1.PNG": 1}
+
+
+def test_labels_file_names_images_and_classes(tmp_path):
+    class_folders(tmp_path, {"images": 2})
+    table(tmp_path, "\ufefflabel,author,file\n3,me,images/1.png\n 0 ,you,images/0.png\n")
+    assert labels_of(tmp_path, 4) == {"images/0.png": 0, "images/1.png": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,label\n0.png,1\n", "no column file .*it has name, label"),
+        ("file\n0.png\n", "no column label"),
+        ("", "no column file and no column label .*it has none"),
+        ("file,label\n", "no labelled images"),
+        ("file,label\n0.png,cat\n", "line 2: label 'cat' of '0.png'.* 0 to 1"),
+        ("file,label\n0.png,1.0\n", "label '1.0'"),
+        ("file,label\n0.png,-1\n", "label '-1'"),
+        ("file,label\n0.png,2\n", "label '2' of '0.png' is none of the model's 2 classes"),
+        ("file,label\n0.png\n", "label ''"),
+        ("file,label\n0.png,1\n9.png,1\n", "line 3: no file '9.png'"),
+        ("file,label\n0.png,1\n./0.png,1\n", "line 3: './0.png' is listed twice"),
+    ],
+)
+def test_faulty_labels_files_are_refused(tmp_path, text, message):
+    save_image(tmp_path / "0.png", 0)
+    with pytest.raises(InputError, match=message):
+        list_images([table(tmp_path, text)], 2)
+
+
+def test_labels_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe.png,1\n")
+    with pytest.raises(InputError, match=r"cannot read .*labels\.csv"):
+        list_images([tmp_path], 2)
+
+
+def test_folders_without_images_are_refused(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        list_images([tmp_path / "nowhere"], 2)
+    with pytest.raises(InputError, match="no labelled images"):
+        list_images([tmp_path], 2)
+    flat = save_image(tmp_path / "0.png", 0)
+    with pytest.raises(InputError, match=r"no labelled images.*labels\.csv"):
+        list_images([tmp_path], 2)
+    with pytest.raises(InputError, match="is not a folder"):
+        list_images([flat], 2)
+
+
+# Splits of folders --------------------------------------------------------------------------------
+
+
+def test_one_folder_gives_three_disjoint_stratified_sets(tmp_path):
+    class_folders(tmp_path, {"a": 6, "b": 6})
+    split = small_split(tmp_path, calibration=4, selection=4, test=4)
+    assert len(set(all_names(split))) == 12
+    for images in vars(split).values():
+        assert images.images.shape == (4, 3, 8, 8)
+        assert images.labels.bincount().tolist() == [2, 2]
+        assert [int(name[0] == "b") for name in images.names] == images.labels.tolist()
+
+
+def test_split_depends_on_the_seed_only(tmp_path):
+    class_folders(tmp_path, {"a": 6, "b": 6})
+    splits = [small_split(tmp_path, seed=seed) for seed in (0, 0, 1)]
+    assert all_names(splits[0]) == all_names(splits[1]) != all_names(splits[2])
+    assert splits[0].test.fingerprint == splits[1].test.fingerprint
+
+
+def test_number_of_one_set_does_not_change_calibration_and_test(tmp_path):
+    class_folders(tmp_path, {"a": 6, "b": 6})
+    small = small_split(tmp_path, calibration=2, selection=0, test=3)
+    large = small_split(tmp_path, calibration=3, selection=4, test=5)
+    assert large.calibration.names[:2] == small.calibration.names
+    assert large.test.names[-3:] == small.test.names
+
+
+def test_two_folders_give_their_own_sets(tmp_path):
+    class_folders(tmp_path / "train", {"a": 2, "b": 2})
+    class_folders(tmp_path / "val", {"a": 1, "b": 1}, first_seed=50)
+    split = small_split(tmp_path / "train", tmp_path / "val", calibration=2, selection=2)
+    assert split.calibration.labels.bincount().tolist() == [1, 1]
+    trained = set(split.calibration.names + split.selection.names)
+    assert trained == {f"calibration/{c}/{number}.png" for c in "ab" for number in range(2)}
+    assert set(split.test.names) == {"test/a/0.png", "test/b/0.png"}
+
+
+def test_too_few_images_are_refused_with_the_options_to_change(tmp_path):
+    class_folders(tmp_path / "train", {"a": 2, "b": 1})
+    class_folders(tmp_path / "val", {"a": 1, "b": 2}, first_seed=50)
+    with pytest.raises(InputError, match=r"has 3 usable images, but 1 .* = 4 .*--selection-images"):
+        small_split(tmp_path / "train")
+    with pytest.raises(InputError, match=r"train has 3 .*3 calibration.* = 4 "):
+        small_split(tmp_path / "train", tmp_path / "val", calibration=3)
+    with pytest.raises(InputError, match=r"val has 3 .*but 4 test = 4 .*lower --test-images"):
+        small_split(tmp_path / "train", tmp_path / "val", test=4)
+    with pytest.raises(InputError, match="--test-images is at least 1"):
+        small_split(tmp_path / "train", test=0)
+
+
+def test_folders_that_share_files_are_refused(tmp_path):
+    class_folders(tmp_path / "train", {"a": 3, "b": 3})
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    for twin in (tmp_path / "train", tmp_path / "train" / ".." / "train", tmp_path / "link"):
+        with pytest.raises(InputError, match="share files"):
+            small_split(tmp_path / "train", twin)
+
+
+def test_the_same_image_in_two_sets_is_refused_under_any_name(tmp_path):
+    class_folders(tmp_path / "train", {"a": 1, "b": 1})
+    class_folders(tmp_path / "val", {"a": 1, "b": 1}, first_seed=50)
+    shutil.copy(tmp_path / "train" / "a" / "0.png", tmp_path / "val" / "b" / "0.png")
+    with pytest.raises(InputError, match=r"a.0\.png.*b.0\.png \(test\) are the same image"):
+        small_split(tmp_path / "train", tmp_path / "val")
+    within = class_folders(tmp_path / "within", {"a": 1, "b": 1}, first_seed=90)
+    shutil.copy(within / "a" / "0.png", within / "b" / "0.png")
+    assert len(small_split(tmp_path / "train", within).test) == 2
+
+
+def test_images_that_are_not_chosen_are_not_opened(tmp_path):
+    class_folders(tmp_path, {"a": 5, "b": 5})
+    chosen = all_names(small_split(tmp_path))
+    for path in tmp_path.glob("*/*.png"):
+        if path.relative_to(tmp_path).as_posix() not in chosen:
+            path.write_bytes(b"rubbish")
+    assert all_names(small_split(tmp_path)) == chosen
+
+
+# Unreadable images --------------------------------------------------------------------------------
+
+
+def spoil(path: Path, how: str) -> None:
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "broken link":
+        path.unlink()
+        path.symlink_to("nowhere.png")
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "broken link"])
+def test_an_unreadable_image_is_named_or_skipped(tmp_path, how):
+    class_folders(tmp_path / "images", {"a": 5, "b": 5})
+    options = {"calibration": 2, "selection": 2, "test": 2}
+    names = all_names(small_split(tmp_path / "images", **options))
+    for name in names[1:4:2]:
+        spoil(tmp_path / "images" / name, how)
+    with pytest.raises(InputError, match=re.escape(names[1]) + ".*--skip-unreadable"):
+        small_split(tmp_path / "images", **options)
+    with pytest.warns(UserWarning, match="skipped 2 unreadable images"):
+        skipped = small_split(tmp_path / "images", skip_unreadable=True, **options)
+    assert len(all_names(skipped)) == 6
+    for name in names[1:4:2]:
+        (tmp_path / "images" / name).unlink()
+    without = small_split(tmp_path / "images", **options)
+    assert all_names(skipped) == all_names(without)
+    assert skipped.test.fingerprint == without.test.fingerprint
+
+
+def test_skipping_cannot_replace_images_that_are_not_there(tmp_path):
+    class_folders(tmp_path, {"a": 2, "b": 2})
+    spoil(tmp_path / "a" / "0.png", "truncated")
+    with pytest.raises(InputError, match="has 3 usable images"):
+        small_split(tmp_path, skip_unreadable=True)
+
+
+# Decoding -----------------------------------------------------------------------------------------
+
+
+def only(path: Path, config=SMALL) -> Tensor:
+    ((_, decoded),) = decode_images([path], config, workers=1)
+    if isinstance(decoded, InputError):
+        raise decoded
+    return decoded.pixels
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_pixels_equal_timms_own_preprocessing(tmp_path, crop_mode):
+    config = SMALL | {"crop_mode": crop_mode, "input_size": (3, 9, 8)}
+    path = save_image(tmp_path / "0.png", 0)
+    expected = timm.data.create_transform(**config)(Image.open(path))
+    found = normalise(only(path, config)[None], config["mean"], config["std"])
+    assert torch.equal(found[0], expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_odd_modes_become_colour_or_grey(tmp_path, mode):
+    path = save_image(tmp_path / ("0.jpg" if mode == "CMYK" else "0.png"), 0, mode)
+    shutil.copy(path, twin := tmp_path / f"twin{path.suffix}")
+    image = Image.open(path)
+    assert image.mode == mode
+    image.convert("RGB").save(tmp_path / "rgb.png")
+    image.convert("L").save(tmp_path / "grey.png")
+    assert torch.equal(only(path), only(tmp_path / "rgb.png"))
+    assert torch.equal(only(twin, GREY), only(tmp_path / "grey.png", GREY))
+
+
+def test_transparent_palettes_need_no_warning(tmp_path, recwarn):
+    image = Image.open(save_image(tmp_path / "0.png", 0)).convert("P")
+    image.save(tmp_path / "1.png", transparency=bytes(range(256)))
+    image.convert("RGB").save(tmp_path / "rgb.png")
+    assert torch.equal(only(tmp_path / "1.png"), only(tmp_path / "rgb.png"))
+    assert not recwarn
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    grey = np.arange(320, dtype=np.uint16).reshape(16, 20) * 200
+    Image.fromarray(grey).save(tmp_path / "16.png")
+    Image.fromarray((grey // 256).astype(np.uint8)).save(tmp_path / "8.png")
+    assert torch.equal(only(tmp_path / "16.png", GREY), only(tmp_path / "8.png", GREY))
+
+
+def test_pixels_without_a_known_range_are_refused(tmp_path):
+    Image.fromarray(np.zeros((16, 20), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(InputError, match=r"float\.tiff .*mode F have no known range"):
+        only(tmp_path / "float.tiff")
+
+
+def test_models_of_other_channels_are_refused(tmp_path):
+    with pytest.raises(InputError, match="images of 4 channels"):
+        only(save_image(tmp_path / "0.png", 0), SMALL | {"input_size": (4, 8, 8)})
+
+
+@pytest.mark.slow  # each worker imports torch
+@pytest.mark.usefixtures("cache")
+def test_number_of_workers_does_not_change_the_result(tmp_path, monkeypatch):
+    class_folders(tmp_path / "images", {"a": 20, "b": 20})
+    spoil(tmp_path / "images" / "a" / "0.png", "truncated")
+    options = {"calibration": 10, "selection": 10, "test": 15, "skip_unreadable": True}
+    splits = []
+    for workers in (1, 2):
+        monkeypatch.setenv("EVOLQ_CACHE", str(tmp_path / f"cache{workers}"))
+        with pytest.warns(UserWarning, match="skipped 1"):
+            splits.append(small_split(tmp_path / "images", workers=workers, **options))
+    assert all_names(splits[0]) == all_names(splits[1])
+    for role in vars(splits[0]):
+        assert getattr(splits[0], role).fingerprint == getattr(splits[1], role).fingerprint
+
+
+@pytest.mark.usefixtures("cache")
+def test_one_process_goes_on_where_workers_end_early(tmp_path, monkeypatch):
+    class Broken(image_decoding.ProcessPoolExecutor):
+        def map(self, function, *arguments, **_):
+            yield function(*next(zip(*arguments, strict=True)))
+            raise BrokenProcessPool
+
+    class_folders(tmp_path / "images", {"a": 2, "b": 2})
+    expected = small_split(tmp_path / "images")
+    monkeypatch.setenv("EVOLQ_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(image_decoding, "ProcessPoolExecutor", Broken)
+    with pytest.warns(UserWarning, match="ended early"):
+        split = small_split(tmp_path / "images", workers=2)
+    assert split.test.fingerprint == expected.test.fingerprint
+    assert split.calibration.fingerprint == expected.calibration.fingerprint
+
+
+@pytest.mark.usefixtures("cache")
+def test_progress_counts_to_the_number_of_images(tmp_path):
+    class_folders(tmp_path / "images", {"a": 4, "b": 4})
+    names = all_names(small_split(tmp_path / "images"))
+    spoil(tmp_path / "images" / names[2], "truncated")
+    calls: list[tuple[int, int]] = []
+    with pytest.warns(UserWarning, match="skipped 1"):
+        small_split(
+            tmp_path / "images", skip_unreadable=True, progress=lambda *call: calls.append(call)
+        )
+    assert calls[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert calls[-1] == (4, 4)
+
+
+# The cache ----------------------------------------------------------------------------------------
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.glob("images/*/*"))
+
+
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_):
+        raise AssertionError("an image was decoded")
+
+    monkeypatch.setattr(image_decoding, "_decode", fail)
+
+
+def test_a_second_run_decodes_nothing(tmp_path, cache, monkeypatch):
+    class_folders(tmp_path / "images", {"a": 2, "b": 2})
+    first = small_split(tmp_path / "images")
+    assert len(entries(cache)) == 4
+    shutil.move(tmp_path / "images", tmp_path / "moved")
+    forbid_decoding(monkeypatch)
+    assert small_split(tmp_path / "moved").test.fingerprint == first.test.fingerprint
+
+
+def test_another_content_or_transform_is_another_entry(tmp_path, cache):
+    path = save_image(tmp_path / "0.png", 0)
+    before = only(path)
+    assert only(path, SMALL | {"crop_pct": 1.0}).shape == before.shape
+    save_image(path, 1)
+    assert not torch.equal(only(path), before)
+    assert len(entries(cache)) == 3
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "rubbish", "empty", "foreign"])
+def test_a_damaged_entry_is_rebuilt(tmp_path, cache, monkeypatch, damage):
+    path = save_image(tmp_path / "0.png", 0)
+    expected = only(path)
+    (entry,) = entries(cache)
+    sound = entry.read_bytes()
+    flipped = sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:]
+    contents = {
+        "flipped bit": flipped,
+        "truncated": sound[:-20],
+        "rubbish": b"x" * 500,
+        "empty": b"",
+        "foreign": image_cache.save({"tensor": expected}),
+    }
+    entry.write_bytes(contents[damage])
+    assert torch.equal(only(path), expected)
+    assert entries(cache) == [entry]
+    assert entry.read_bytes() == sound
+
+
+def test_a_cache_that_cannot_be_written_only_warns(tmp_path, monkeypatch):
+    class_folders(tmp_path / "images", {"a": 2, "b": 2})
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("EVOLQ_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="EVOLQ_CACHE") as warned:
+        split = small_split(tmp_path / "images")
+    assert len(warned) == 1
+    assert len(split.test) == 2
+
+
+def test_cache_lies_in_the_home_folder_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("EVOLQ_CACHE", "/somewhere")
+    assert image_cache.cache_folder() == Path("/somewhere/images")
+    monkeypatch.delenv("EVOLQ_CACHE")
+    assert image_cache.cache_folder() == Path.home() / ".cache" / "evolq" / "images"
+
+
+# Real images --------------------------------------------------------------------------------------
+
+
+def deit_accuracy(evolq_data: Path, test: int) -> float:
+    model = load_model("deit_tiny_patch16_224", evolq_data / "deit_tiny_patch16_224.safetensors")
+    split = folder_split(
+        evolq_data / "imagenet_cc",
+        preprocessing=preprocessing(model),
+        class_count=1000,
+        calibration=1,
+        selection=0,
+        test=test,
+    )
+    return accuracy(model, split.test)
+
+
+def accuracy(model: torch.nn.Module, images: LabelledImages) -> float:
+    with torch.inference_mode():
+        batches = zip(images.images.split(50), images.labels.split(50), strict=True)
+        return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
+
+
+@pytest.mark.slow
+def test_deit_tiny_on_a_hundred_images(evolq_data):
+    assert deit_accuracy(evolq_data, 100) == pytest.approx(0.867, abs=0.06)
+
+
+@pytest.mark.slow
+def test_deit_tiny_reaches_its_accuracy(evolq_data):
+    assert deit_accuracy(evolq_data, 999) == pytest.approx(0.867, abs=0.003)
