@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import fx
 
+from evolq.correction import moment_match
 from evolq.errors import InputError
 from evolq.graph import CONVOLUTIONS, VIEWS, Graph, aten, dependents, module_path
 from evolq.quantizers import PerChannel, Quantizer, QuantSpec

@@ -1,0 +1,236 @@
+"""From options to a problem: a calibrated network, the losses around it, and where they come from.
+
+Both command lines and the notebooks start here. The straight line is `prepare`: model, images,
+quantize, calibrate, objectives.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evolq.calibrate import calibrate
+from evolq.criteria import choose_criterion
+from evolq.data import Split, bundled_split, folder_split
+from evolq.errors import InputError
+from evolq.models import BUNDLED, class_count, load_model, preprocessing, weights_hash
+from evolq.network import BATCH_SIZE, QuantizedNetwork, quantize
+from evolq.objective import Objective, TestEvaluation, predict
+from evolq.observers import OBSERVERS
+from evolq.placement import SCHEMES
+from evolq.points import Point
+from evolq.quantizers import MAX_BITS, MIN_BITS
+
+# Calibration images that observers look at: ranges settle long before searches do, and observed
+# values are large. Nagel et al. 2021 ("A White Paper on Neural Network Quantization", section 3.1)
+# and FQ-ViT calibrate on about 100 to 1,000 images.
+OBSERVED_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a problem depends on; the options of the command lines, by the same names."""
+
+    model: str = "fashion_vit"
+    weights: Path | None = None
+    images: Path | None = None
+    calibration_dir: Path | None = None
+    test_dir: Path | None = None
+    start: Path | None = None
+    weight_bits: int = 4
+    activation_bits: int = 8
+    scheme: str = "linear"
+    observer: str = "mse"
+    criterion: str = "info_nce"
+    temperature: float | None = None
+    calibration_images: int = 100
+    selection_images: int = 100
+    test_images: int = 200
+    batch_size: int = BATCH_SIZE
+    threads: int | None = None
+    skip_unreadable: bool = False
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A calibrated network and the losses around it.
+
+    Attributes:
+        settings: what it was prepared from.
+        model: the untouched full-precision model, the teacher.
+        split: calibration, selection and test images, disjoint.
+        network: the quantized network.
+        start: the Point that calibration found (or that `settings.start` holds).
+        objective: the criterion on the calibration images.
+        selection: the criterion on the selection images, None if there are none.
+        test: cross entropy and top-1 on the test images.
+        provenance: configuration, versions and hashes, ready for JSON.
+    """
+
+    settings: Settings
+    model: nn.Module
+    split: Split
+    network: QuantizedNetwork
+    start: Point
+    objective: Objective
+    selection: Objective | None
+    test: TestEvaluation
+    provenance: dict[str, Any]
+
+
+def check(settings: Settings) -> None:
+    """Check what can be checked without reading a file.
+
+    Raises:
+        InputError: for bits outside 2 to 8, unknown names, or numbers out of range.
+    """
+    for option, bits in (
+        ("weight-bits", settings.weight_bits),
+        ("activation-bits", settings.activation_bits),
+    ):
+        if not MIN_BITS <= bits <= MAX_BITS:
+            raise InputError(f"--{option} is {bits}; give a number from {MIN_BITS} to {MAX_BITS}")
+    for option, value, known in (
+        ("scheme", settings.scheme, SCHEMES),
+        ("observer", settings.observer, OBSERVERS),
+    ):
+        if value not in known:
+            raise InputError(f"unknown --{option} {value!r}; choose from {', '.join(known)}")
+    choose_criterion(settings.criterion, settings.temperature)
+    if settings.batch_size < 1:
+        raise InputError(f"--batch-size is {settings.batch_size}; give 1 or more images")
+    if settings.threads is not None and settings.threads < 1:
+        raise InputError(f"--threads is {settings.threads}; give 1 or more")
+    if (settings.calibration_dir is None) != (settings.test_dir is None):
+        raise InputError(
+            "--calibration-dir and --test-dir go together; for one folder give --images"
+        )
+    if settings.images is not None and settings.calibration_dir is not None:
+        raise InputError("give either --images or --calibration-dir and --test-dir, not both")
+    if settings.model not in BUNDLED and settings.images is None is settings.calibration_dir:
+        raise InputError(
+            f"--model {settings.model} needs images: give --images DIR, or --calibration-dir DIR "
+            "and --test-dir DIR (only the bundled networks come with images)"
+        )
+
+
+def load_split(
+    settings: Settings, model: nn.Module, progress: Callable[[int, int], None] | None = None
+) -> Split:
+    """Return the images that `settings` name, moved to the device."""
+    counts = {
+        "calibration": settings.calibration_images,
+        "selection": settings.selection_images,
+        "test": settings.test_images,
+    }
+    folder = settings.images or settings.calibration_dir
+    if folder is None:
+        split = bundled_split(**counts, seed=settings.seed)
+    else:
+        split = folder_split(
+            folder,
+            settings.test_dir,
+            preprocessing=preprocessing(model),
+            class_count=class_count(model),
+            **counts,
+            seed=settings.seed,
+            skip_unreadable=settings.skip_unreadable,
+            progress=progress,
+        )
+    return Split(
+        *(
+            replace(data, images=data.images.to(settings.device), labels=data.labels.to(settings.device))
+            for data in (split.calibration, split.selection, split.test)
+        )
+    )
+
+
+def prepare(
+    settings: Settings, progress: Callable[[int, int], None] | None = None
+) -> Problem:
+    """Load model and images, quantize and calibrate.
+
+    Args:
+        settings: see `Settings`.
+        progress: called with the number of images read so far and the number to read.
+
+    Raises:
+        InputError: for bad settings, models, weights or images; the cheapest checks come first.
+    """
+    check(settings)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    model = load_model(settings.model, settings.weights, settings.device)
+    split = load_split(settings, model, progress)
+    network = quantize(
+        model,
+        split.calibration.images[:2],
+        settings.scheme,
+        settings.weight_bits,
+        settings.activation_bits,
+    )
+    if settings.start is None:
+        observed = split.calibration.images[:OBSERVED_IMAGES]
+        start: Point = calibrate(network, observed, settings.observer, settings.batch_size)
+    else:
+        from evolq.saved import load_point
+
+        start = load_point(settings.start, network, model)
+    network.check(start)
+
+    criterion = choose_criterion(settings.criterion, settings.temperature)
+    objectives = [
+        Objective.of(
+            network,
+            data,
+            criterion,
+            predict(model, data.images, settings.batch_size),
+            settings.batch_size,
+        )
+        if len(data)
+        else None
+        for data in (split.calibration, split.selection)
+    ]
+    assert objectives[0] is not None  # a split has calibration images
+    return Problem(
+        settings=settings,
+        model=model,
+        split=split,
+        network=network,
+        start=start,
+        objective=objectives[0],
+        selection=objectives[1],
+        test=TestEvaluation.of(network, split.test, settings.batch_size),
+        provenance=provenance(settings, model, split),
+    )
+
+
+def provenance(settings: Settings, model: nn.Module, split: Split) -> dict[str, Any]:
+    """Return what the numbers depend on: configuration, versions, hashes. No time, no host."""
+    packages = ("evolq", "torch", "torchvision", "timm", "numpy")
+    return {
+        "configuration": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(settings).items()
+        }
+        | {"threads": torch.get_num_threads()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "hashes": {
+            "weights": weights_hash(model),
+            "calibration_images": split.calibration.fingerprint,
+            "selection_images": split.selection.fingerprint,
+            "test_images": split.test.fingerprint,
+        },
+    }
