@@ -54,7 +54,9 @@ def log_int_softmax(logits: Tensor, scale: Tensor, bits: Tensor | float) -> Tens
 
     Args:
         logits: any shape; whole multiples of `scale`.
-        scale: (), of the logits. Above ln 2 the integer exponential has no resolution left.
+        scale: (), of the logits. One halving takes a whole number of steps, ln 2 / scale rounded
+            up, so that a coarse scale acts as a higher temperature: 1.15 at a scale of 0.2, 1.01 at
+            0.05. Above ln 2 no resolution is left.
         bits: of the code; an entry whose code needs more is zero.
     """
     steps = (logits / scale).round()

@@ -1,0 +1,65 @@
+"""Moment matching and bias correction against what they promise."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional
+
+from evolq.correction import bias_correction, moment_match
+from evolq.errors import InputError
+from evolq.observers import minmax
+from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec, fake_quantize
+
+
+def weight_of(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.3
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerGroup(1, 4)], ids=repr)
+def test_each_row_gets_the_moments_of_the_original(granularity) -> None:
+    spec = QuantSpec(3, granularity=granularity)
+    original = weight_of(6, 8)
+    quantized = fake_quantize(original, *minmax([original], spec), 3, spec)
+    rows = granularity.rows(moment_match(quantized, original, spec))
+    expected = granularity.rows(original)
+    torch.testing.assert_close(rows.mean(1), expected.mean(1))
+    torch.testing.assert_close(rows.std(1), expected.std(1))
+
+
+def test_a_row_of_one_value_gets_the_mean_alone() -> None:
+    original = weight_of(2, 8)
+    matched = moment_match(torch.zeros(2, 8), original, QuantSpec(granularity=PerChannel(0)))
+    torch.testing.assert_close(matched, original.mean(1, keepdim=True).expand(2, 8))
+
+
+def test_moment_matching_does_not_see_the_scale_between_flips() -> None:
+    original, spec = weight_of(6, 8), QuantSpec(3, granularity=PerChannel(0))
+    codes = fake_quantize(original, *minmax([original], spec), 3, spec)
+    torch.testing.assert_close(
+        moment_match(codes, original, spec), moment_match(codes * 1.01, original, spec)
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight_shape", "input_shape", "axis"),
+    [
+        (functional.linear, (5, 8), (3, 4, 8), -1),
+        (partial(functional.conv2d, padding=1, stride=2), (5, 8, 3, 3), (3, 8, 7, 7), 1),
+    ],
+    ids=["linear", "conv"],
+)
+def test_the_corrected_layer_keeps_its_mean_output(layer, weight_shape, input_shape, axis) -> None:
+    original, spec = weight_of(*weight_shape), QuantSpec(2, granularity=PerChannel(0))
+    quantized = fake_quantize(original, *minmax([original], spec), 2, spec)
+    inputs = weight_of(*input_shape)
+    batches = [inputs[:2], inputs[2:]]
+    correction = bias_correction(layer, original, quantized, batches, axis)
+    before, after = (layer(inputs, w).movedim(axis, 0).flatten(1) for w in (original, quantized))
+    torch.testing.assert_close(after.mean(1) + correction, before.mean(1))
+    assert correction.abs().max() > 0.01
+
+
+def test_bias_correction_needs_inputs() -> None:
+    with pytest.raises(InputError, match="at least one batch"):
+        bias_correction(functional.linear, weight_of(2, 3), weight_of(2, 3), [])
