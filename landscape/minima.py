@@ -178,7 +178,8 @@ def _pairs(
     """Return the grid indices of each minimum and of its saddle (None if it never joins a lower).
 
     gudhi leaves out pairs of persistence 0 (steps within a plateau) and numbers points in Fortran
-    order. Walls are +inf: minima behind one join at +inf, which is no saddle.
+    order. `values` must not hold NaN, which crashes gudhi; walls are +inf, and the minima that they
+    part join at +inf.
     """
     if connectivity == 4:
         grid = gudhi.CubicalComplex(vertices=values)
@@ -196,8 +197,4 @@ def _pairs(
         (index(bottom), index(saddle)) for bottom, saddle in (finite[0] if finite else ())
     ]
     pairs += [(index(bottom), None) for bottom in essential[0]]
-    return [
-        (bottom, None if saddle is None or np.isinf(values[saddle]) else saddle)
-        for bottom, saddle in pairs
-        if np.isfinite(values[bottom])
-    ]
+    return [(bottom, saddle) for bottom, saddle in pairs if np.isfinite(values[bottom])]

@@ -177,7 +177,7 @@ def auto_radius(
     def look(radius: float) -> Shift:
         ends = [line.at(side * radius) for line in lines for side in (-1, 1)]
         return max(
-            (_shift(radius, losses(end) - start) for end in ends),
+            (_shift(radius, losses(end), start) for end in ends),
             key=lambda shift: shift.standard_errors,
         )
 
@@ -188,9 +188,11 @@ def auto_radius(
     return Radius(tried[-1].radius, reached, tuple(tried))
 
 
-def _shift(radius: float, differences: np.ndarray) -> Shift:
-    """Measure the mean difference in units of its standard error."""
-    change = float(differences.mean())
+def _shift(radius: float, losses: np.ndarray, start: np.ndarray) -> Shift:
+    """Measure the mean difference to the start in units of its paired standard error."""
+    with np.errstate(invalid="ignore"):  # infinities may meet
+        differences = losses - start
+        change = float(differences.mean())
     error = float(paired_standard_error(differences))
     if not np.isfinite(change) or (error == 0 and change != 0):
         return Shift(radius, change, np.inf)
@@ -289,7 +291,12 @@ def _record(
     dataset["loss_per_image"][cell] = loss
     dataset["test_loss_per_image"][cell] = test_loss
     dataset["test_correct_per_image"][cell] = correct
-    means = {"loss": loss.mean(), "test_loss": test_loss.mean(), "test_accuracy": correct.mean()}
+    with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+        means = {
+            "loss": loss.mean(),
+            "test_loss": test_loss.mean(),
+            "test_accuracy": correct.mean(),
+        }
     for name, value in means.items():
         dataset[name][cell] = value
     finite = np.isfinite(list(means.values())).all()

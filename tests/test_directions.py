@@ -104,6 +104,10 @@ def test_filters_that_are_zero_do_not_move():
     moved = normalise({"w": torch.ones(2, 2)}, at, "filter")["w"]
     assert not moved[0].any()
     assert float(moved[1].norm()) == pytest.approx(5)
+    still = normalise(
+        {"w": torch.tensor([[1.0, 1.0], [0.0, 0.0]])}, {"w": torch.ones(2, 2)}, "filter"
+    )
+    assert not still["w"][1].any()
 
 
 def test_radius_is_a_typical_relative_step_of_scales_and_a_step_in_codes():
@@ -130,6 +134,16 @@ def test_orthogonal_to_a_direction_over_fewer_names():
     y = orthogonal_to(x, DIRECTIONS["gaussian"](at, generator()), at)
     assert abs(inner(x, y)) < 1e-6 * norm(x) * norm(y)
     assert y["conv.weight"].any()
+
+
+def test_rounding_is_no_direction():
+    at = {"w": torch.randn(50, 30, generator=generator())}
+    x = normalise(DIRECTIONS["gaussian"](at, generator(1)), at, "filter")
+    parallel = {"w": x["w"].double() * torch.rand(50, 1, generator=generator(2)).double()}
+    parallel["w"][0] += torch.arange(30)
+    y = orthogonal_to(x, parallel, at, "filter")["w"]
+    assert y[0].any()
+    assert not y[1:].any()
 
 
 def test_between_leads_from_start_to_end():

@@ -137,6 +137,8 @@ def test_places_are_right_on_a_grid_that_is_not_square():
     assert deepest.coordinates == {"y": 0.0, "x": 1.5}
     assert second.coordinates == {"y": 20.0, "x": 0.5}
     assert (second.value, second.persistence) == (2.0, 7.0)
+    at_threshold = find_minima(plane(values), 7.0)
+    assert (len(at_threshold.minima), at_threshold.below) == (1, 1)
 
 
 def test_the_edge_and_points_that_are_not_finite_are_a_boundary():

@@ -76,6 +76,9 @@ def test_files_that_are_no_scans_are_refused(scan, tmp_path):
     (tmp_path / "cut.nc").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot read"):
         load(tmp_path / "cut.nc")
+    save(scan.drop_vars("status"), tmp_path / "part.nc")
+    with pytest.raises(InputError, match=r"not a scan.*lacks status"):
+        load(tmp_path / "part.nc")
     xr.Dataset({"t": ("x", [1.0])}).to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
     with pytest.raises(InputError, match=r"not a scan.*lacks loss"):
         load(tmp_path / "foreign.nc")
