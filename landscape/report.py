@@ -144,6 +144,8 @@ def _lowest(dataset: Dataset) -> list[Row]:
 
 def _minima(dataset: Dataset, minima: Minima) -> list[Row]:
     found = minima.minima
+    if not found:
+        return [Row("Local minima above the noise", "0", "no point is finite")]
     others = sum(bool(np.isfinite(minimum.persistence)) for minimum in found)
     on_edge = sum(minimum.boundary for minimum in found)
     words = "the lowest point" + (" of each ray" if "ray" in dataset.dims else "")

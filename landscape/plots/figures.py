@@ -51,6 +51,8 @@ STYLE: Any = {
     "axes.titlesize": 11,
     "axes.labelsize": 10,
     "figure.titlesize": 13,
+    "axes.formatter.limits": (-3, 5),  # small steps as multiples of a power of ten
+    "axes.formatter.use_mathtext": True,
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
     "pdf.fonttype": 42,  # text stays text in a paper
@@ -98,7 +100,9 @@ def draw_plane(dataset: Dataset, minima: Iterable[Minimum] = ()) -> Figure:
 
 def draw_map(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
     """Draw one loss of a plane as a heat map of raw cells, with its colour bar."""
-    mesh = _draw_cells(axes, info, surface.quantity, cmap=LOSS_COLOURS)
+    mesh = _draw_cells(
+        axes, info, surface.quantity, cmap=LOSS_COLOURS, norm=_scale(surface.quantity)
+    )
     axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=surface.quantity.measure)
     axes.set_title(surface.quantity.name)
     _mark(axes, surface)
@@ -125,6 +129,7 @@ def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
         y,
         surface.quantity.values,
         cmap=LOSS_COLOURS,
+        norm=_scale(surface.quantity),
         rstride=1,
         cstride=1,
         shade=False,
@@ -165,6 +170,11 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=DOTS_PER_INCH, metadata=undated.get(path.suffix))
 
 
+def _scale(quantity: Quantity) -> Normalize:
+    """Return the scale of colours: the same on the map, of cells, and on the surface, of faces."""
+    return Normalize(*quantity.limits)
+
+
 def _draw_cells(axes: Axes, info: PlaneInfo, quantity: Quantity, **colours: Any) -> QuadMesh:
     x, y = info.x.values, info.y.values
     mesh = axes.pcolormesh(x, y, quantity.values, shading="nearest", rasterized=True, **colours)
@@ -176,6 +186,7 @@ def _draw_cells(axes: Axes, info: PlaneInfo, quantity: Quantity, **colours: Any)
         for row, column in np.argwhere(missing):
             width, height = corners[row + 1, column + 1] - corners[row, column]
             axes.add_patch(Rectangle(corners[row, column], width, height, linewidth=0, **style))
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(f"{info.x.name}\n({info.x.unit})")
     axes.set_ylabel(f"{info.y.name}\n({info.y.unit})")
     return mesh

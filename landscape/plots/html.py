@@ -183,7 +183,7 @@ def _solid_traces(
     text: NDArray[np.object_],
 ) -> list[Any]:
     """Return the surface through the raw points, its mesh, and a pin for each mark."""
-    low, high = _limits(surface.quantity)
+    low, high = surface.quantity.limits
     traces: list[Any] = [
         go.Surface(
             x=info.x.values,
@@ -242,13 +242,8 @@ def _marks(surface: Surface) -> list[tuple[str, str, str, int, list[Marker]]]:
     return [mark for mark in marks if mark[-1]]
 
 
-def _limits(quantity: Quantity) -> tuple[float, float]:
-    finite = quantity.values[np.isfinite(quantity.values)]
-    return (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-
-
 def _loss_colours(quantity: Quantity) -> dict[str, Any]:
-    low, high = _limits(quantity)
+    low, high = quantity.limits
     title = {"text": quantity.measure, "side": "right"}
     return {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": {"title": title}}
 
@@ -350,7 +345,7 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
     )
     not_finite = np.argwhere(curves.quantity.not_finite)
     if len(not_finite):
-        low, high = _limits(curves.quantity)
+        low, high = curves.quantity.limits
         traces.append(
             go.Scatter(
                 x=distance[not_finite[:, 1]],

@@ -82,6 +82,12 @@ class Quantity:
     not_finite: NDArray[np.bool_]
     not_computed: NDArray[np.bool_]
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest value; 0 and 1 if there is none."""
+        finite = self.values[np.isfinite(self.values)]
+        return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Marker:

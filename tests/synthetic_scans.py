@@ -1,0 +1,74 @@
+"""Small scans with known values, in the shape that a real scan has."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import xarray
+
+CONFIGURATION = {
+    "model": "fashion_vit",
+    "weight_bits": 4,
+    "activation_bits": 8,
+    "scheme": "linear",
+    "over": "scales",
+    "criterion": "info_nce",
+}
+
+
+def plane(columns: int = 5, rows: int = 3, images: int = 40, noise: float = 0.05) -> xarray.Dataset:
+    """Return a bowl around the start, higher along x than along y, with noise in every image."""
+    x, y = np.linspace(-0.1, 0.1, columns), np.linspace(-0.05, 0.05, rows)
+    height = 20 * x[None, :] ** 2 + 30 * (y[:, None] - 0.02) ** 2
+    coordinates = {"x": ("x", x), "y": ("y", y)}
+    return _scan(height, ("y", "x"), coordinates, images, noise)
+
+
+def rays(count: int = 4, points: int = 7, images: int = 40, noise: float = 0.05) -> xarray.Dataset:
+    """Return parabolas of different steepness through the start, with noise in every image."""
+    distance = np.linspace(-0.1, 0.1, points)
+    height = np.linspace(5, 20, count)[:, None] * distance**2
+    coordinates = {"ray": ("ray", np.arange(count)), "distance": ("distance", distance)}
+    return _scan(height, ("ray", "distance"), coordinates, images, noise)
+
+
+def spoil(scan: xarray.Dataset, value: float = np.nan, **point: int) -> None:
+    """Make losses not finite, in place, as a network that overflows would."""
+    for name in ("loss", "test_loss", "test_loss_per_image", "loss_per_image"):
+        scan[name][point] = value
+    scan["status"][point] = 2
+
+
+def forget(scan: xarray.Dataset, **point: int) -> None:
+    """Make one point not computed, in place, its values left at whatever memory held."""
+    for name in ("loss", "test_loss", "test_accuracy"):
+        scan[name][point] = -1.0
+    scan["status"][point] = 0
+
+
+def _scan(height, dimensions, coordinates, images, noise) -> xarray.Dataset:
+    generator = np.random.default_rng(0)
+    start_test_loss = generator.gamma(0.5, 1.0, images)
+    start_loss = generator.gamma(2.0, 0.1, images)
+    bump = noise * generator.standard_normal((*height.shape, images))
+    moved = (height != 0)[..., None]
+    test_loss = start_test_loss + (height[..., None] + bump) * moved
+    loss = start_loss + height[..., None]
+    correct = test_loss < 0.9
+    return xarray.Dataset(
+        {
+            "loss": (dimensions, loss.mean(-1)),
+            "test_loss": (dimensions, test_loss.mean(-1)),
+            "test_accuracy": (dimensions, correct.mean(-1)),
+            "test_loss_per_image": ((*dimensions, "image"), test_loss),
+            "test_correct_per_image": ((*dimensions, "image"), correct),
+            "loss_per_image": ((*dimensions, "calibration_image"), loss),
+            "status": (dimensions, np.ones(height.shape, dtype=np.int8)),
+            "start_loss_per_image": ("calibration_image", start_loss),
+            "start_test_loss_per_image": ("image", start_test_loss),
+            "start_test_correct_per_image": ("image", start_test_loss < 0.9),
+        },
+        coordinates,
+        {"provenance": json.dumps({"configuration": CONFIGURATION})},
+    )

@@ -1,0 +1,345 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import synthetic_scans
+from matplotlib.figure import Figure
+
+from landscape.minima import Minimum, significant_minima
+from landscape.plots import (
+    draw_plane,
+    draw_rays,
+    interactive,
+    plane_info,
+    rays_info,
+    save_figure,
+    write_html,
+)
+
+INNER = Minimum({"y": 0.0, "x": 0.05}, 0.5, np.inf, np.nan, 1, False)
+ON_EDGE = Minimum({"y": 0.05, "x": -0.1}, 0.6, 0.1, 0.01, 1, True)
+
+
+def heat_maps(figure: Figure):
+    """Return the two losses and the confidence, as drawn: (y, x) values and cell corners."""
+    axes = [a for a in figure.axes if a.get_title()]
+    return [(a, a.collections[0]) for a in axes]
+
+
+# What is shown ------------------------------------------------------------------------------------
+
+
+def test_plane_info_keeps_each_value_in_its_cell():
+    scan = synthetic_scans.plane(columns=5, rows=3)
+    info = plane_info(scan)
+    assert info.test_loss.quantity.values.shape == (3, 5)
+    for row, column in np.ndindex(3, 5):
+        here = scan.sel(x=info.x.values[column], y=info.y.values[row])
+        assert info.loss.quantity.values[row, column] == here.loss
+        assert info.test_loss.quantity.values[row, column] == here.test_loss
+        assert info.accuracy[row, column] == here.test_accuracy
+
+
+def test_plane_info_does_not_depend_on_the_order_of_dimensions():
+    scan = synthetic_scans.plane(columns=5, rows=3)
+    turned = plane_info(scan.transpose("image", "x", "calibration_image", "y"))
+    straight = plane_info(scan)
+    np.testing.assert_array_equal(turned.confidence.values, straight.confidence.values)
+    np.testing.assert_array_equal(turned.loss.quantity.values, straight.loss.quantity.values)
+    np.testing.assert_array_equal(turned.change_error, straight.change_error)
+
+
+def test_change_from_the_start_is_paired():
+    scan = synthetic_scans.plane()
+    info = plane_info(scan)
+    losses = scan.test_loss_per_image.isel(x=4, y=1).values
+    difference = losses - scan.start_test_loss_per_image.values
+    assert info.change[1, 4] == pytest.approx(difference.mean())
+    assert info.change_error[1, 4] == pytest.approx(difference.std(ddof=1) / np.sqrt(40))
+    unpaired = losses.std(ddof=1) / np.sqrt(40)
+    assert info.change_error[1, 4] < unpaired / 5
+
+
+def test_confidence_says_what_the_images_tell_apart():
+    scan = synthetic_scans.plane(noise=0.0)
+    generator = np.random.default_rng(1)
+    noise = generator.standard_normal(40)
+    noise = (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(40)  # standard error 1
+    # Five points, each this many standard errors from the start.
+    for column, shift in enumerate((-5.0, -3.0, 1.0, 3.0, 5.0)):
+        losses = scan.start_test_loss_per_image + shift + noise
+        scan["test_loss_per_image"][{"y": 0, "x": column}] = losses
+    np.testing.assert_array_equal(plane_info(scan).confidence.values[0], [0, 1, 2, 3, 4])
+
+
+def test_a_point_equal_to_the_start_is_not_told_apart():
+    scan = synthetic_scans.plane()
+    scan["test_loss_per_image"][{"y": 1, "x": 2}] = scan.start_test_loss_per_image
+    info = plane_info(scan)
+    assert info.change_error[1, 2] == 0
+    assert info.confidence.values[1, 2] == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_points_without_a_value_are_holes_and_told_apart(bad):
+    scan = synthetic_scans.plane(columns=5, rows=3)
+    synthetic_scans.spoil(scan, bad, x=0, y=2)
+    synthetic_scans.forget(scan, x=4, y=0)
+    info = plane_info(scan)
+    for quantity in (info.loss.quantity, info.test_loss.quantity, info.confidence):
+        assert np.argwhere(quantity.not_finite).tolist() == [[2, 0]]
+        assert np.argwhere(quantity.not_computed).tolist() == [[0, 4]]
+        assert np.argwhere(np.isnan(quantity.values)).tolist() == [[0, 4], [2, 0]]
+    assert info.test_loss.quantity.limits[0] > 0  # not the -1 of the forgotten point
+
+
+def test_markers_lie_at_the_start_and_the_minima():
+    scan = synthetic_scans.plane()
+    info = plane_info(scan, [INNER, ON_EDGE])
+    assert [(m.x, m.y, m.value, m.on_edge) for m in info.test_loss.minima] == [
+        (0.05, 0.0, 0.5, False),
+        (-0.1, 0.05, 0.6, True),
+    ]
+    start = info.test_loss.start
+    assert (start.x, start.y) == (0, 0)
+    assert start.value == pytest.approx(scan.start_test_loss_per_image.mean())
+    assert info.loss.start.value == pytest.approx(scan.start_loss_per_image.mean())
+    assert info.loss.minima == ()  # they are minima of the test loss
+
+
+def test_words_come_from_the_provenance():
+    info = plane_info(synthetic_scans.plane())
+    assert info.title == "fashion_vit, 4-bit weights, 8-bit activations, scheme linear"
+    assert (
+        info.subtitle == "around the start in scale space · 40 calibration images · 40 test images"
+    )
+    assert info.loss.quantity.measure == "infoNCE (nats)"
+    assert (info.x.name, info.x.unit) == ("Step along x", "RMS log change of the scales")
+
+
+@pytest.mark.parametrize(
+    ("configuration", "unit"),
+    [
+        ({"over": "zero_points"}, "RMS shift of the zero points in codes"),
+        ({"over": "weights", "normalise": "none"}, "RMS change of the weights"),
+        ({"over": "weights", "normalise": "filter"}, "change relative to each filter's norm"),
+        ({"over": "scales", "normalise": "filter"}, "RMS log change of the scales"),
+        ({}, "lengths of the direction"),
+    ],
+)
+def test_units_of_a_step(configuration, unit):
+    scan = synthetic_scans.plane()
+    scan.attrs["provenance"] = json.dumps({"configuration": configuration})
+    assert plane_info(scan).x.unit == unit
+
+
+def test_rays_info_is_relative_to_the_start():
+    scan = synthetic_scans.rays(count=4, points=7)
+    info = rays_info(scan)
+    assert info.test_loss.quantity.values.shape == (4, 7)
+    start = float(scan.start_test_loss_per_image.mean())
+    np.testing.assert_allclose(info.test_loss.quantity.values + start, scan.test_loss.values)
+    np.testing.assert_allclose(info.loss.quantity.values[:, 3], 0, atol=1e-12)
+    np.testing.assert_allclose(info.loss.mean, info.loss.quantity.values.mean(axis=0))
+    assert info.loss.errors is None
+
+
+def test_error_of_the_mean_ray_is_that_of_the_images_it_shares():
+    scan = synthetic_scans.rays(count=4, points=7)
+    # Whatever the rays have in common does not shrink by averaging over rays.
+    common = 0.5 * np.random.default_rng(2).standard_normal(40)
+    scan["test_loss_per_image"] = scan.test_loss_per_image + common
+    change = scan.test_loss_per_image.isel(distance=1) - scan.start_test_loss_per_image
+    expected = change.mean("ray").std(ddof=1) / np.sqrt(40)
+    info = rays_info(scan)
+    assert info.test_loss.mean_errors[1] == pytest.approx(float(expected))
+    assert info.test_loss.mean_errors[1] > 0.9 * info.test_loss.errors[0, 1]
+
+
+def test_a_ray_without_a_value_leaves_the_mean_without_one():
+    scan = synthetic_scans.rays(count=4, points=7)
+    synthetic_scans.spoil(scan, ray=1, distance=6)
+    info = rays_info(scan)
+    for curves in (info.loss, info.test_loss):
+        assert np.argwhere(curves.quantity.not_finite).tolist() == [[1, 6]]
+        assert np.flatnonzero(np.isnan(curves.mean)).tolist() == [6]
+
+
+# Static figures -----------------------------------------------------------------------------------
+
+
+def test_heat_maps_show_raw_cells_centred_on_their_coordinates():
+    scan = synthetic_scans.plane(columns=5, rows=3)
+    synthetic_scans.spoil(scan, x=0, y=2)
+    for (_, mesh), values in zip(
+        heat_maps(draw_plane(scan)), (scan.loss, scan.test_loss), strict=False
+    ):
+        corners = mesh.get_coordinates()
+        assert corners.shape == (4, 6, 2)
+        centres = (corners[:-1, :-1] + corners[1:, 1:]) / 2
+        np.testing.assert_allclose(centres[1, :, 0], scan.x, atol=1e-12)
+        np.testing.assert_allclose(centres[:, 1, 1], scan.y, atol=1e-12)
+        np.testing.assert_array_equal(mesh.get_array().filled(np.nan), values)
+
+
+def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
+    scan = synthetic_scans.plane(columns=5, rows=3)
+    synthetic_scans.spoil(scan, x=0, y=2)
+    synthetic_scans.forget(scan, x=4, y=0)
+    figure = draw_plane(scan, [INNER, ON_EDGE])
+    marks = [
+        {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines}
+        for axes, _ in heat_maps(figure)
+    ]
+    everywhere = {(0.0, 0.0), (0.05, 0.0), (-0.1, 0.05)}
+    assert marks == [{(0.0, 0.0)}, everywhere, everywhere]
+    for axes, _ in heat_maps(figure):
+        centres = [patch.get_center() for patch in axes.patches]
+        np.testing.assert_allclose(centres, [(-0.1, 0.05), (0.1, -0.05)])
+        assert len({patch.get_hatch() for patch in axes.patches}) == 2
+    (legend,) = figure.subfigs[1].legends
+    assert [text.get_text() for text in legend.texts] == [
+        "start: the calibrated network",
+        "local minimum of the test loss",
+        "the same, on the edge of the map",
+        "loss not finite",
+        "not computed",
+    ]
+
+
+def test_legend_names_only_what_is_there():
+    (legend,) = draw_plane(synthetic_scans.plane()).subfigs[1].legends
+    assert [text.get_text() for text in legend.texts] == ["start: the calibrated network"]
+
+
+def test_plane_figure_names_axes_and_units():
+    figure = draw_plane(synthetic_scans.plane())
+    labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes, _ in heat_maps(figure)]
+    unit = "\n(RMS log change of the scales)"
+    assert labels == [(f"Step along x{unit}", f"Step along y{unit}")] * 3
+    bars = [axes.get_ylabel() for axes in figure.axes if not axes.get_xlabel()]
+    assert bars == ["infoNCE (nats)", "cross entropy (nats)", "in paired standard errors"]
+    assert [a.get_zlabel() for a in figure.axes if a.name == "3d"] == bars[:2]
+    assert "fashion_vit" in figure.get_suptitle()
+
+
+def test_map_and_surface_share_one_scale_of_colours():
+    scan = synthetic_scans.plane()
+    figure = draw_plane(scan)
+    surface = next(axes for axes in figure.axes if axes.name == "3d").collections[0]
+    limits = (float(scan.loss.min()), float(scan.loss.max()))
+    assert heat_maps(figure)[0][1].get_clim() == limits
+    assert surface.get_clim() == limits
+
+
+def test_rays_figure_has_error_bars_and_names():
+    scan = synthetic_scans.rays(count=4, points=7)
+    synthetic_scans.spoil(scan, ray=1, distance=6)
+    figure = draw_rays(scan)
+    left, right = figure.axes
+    info = rays_info(scan)
+    bars = right.containers[2].lines[2][0].get_segments()
+    values, errors = info.test_loss.quantity.values[2], info.test_loss.errors[2]
+    np.testing.assert_allclose([bar[0, 1] for bar in bars], values - errors)
+    assert len(left.containers) == len(right.containers) == 4
+    for axes in (left, right):
+        assert axes.get_xlabel() == "Signed distance along a ray (RMS log change of the scales)"
+    assert right.get_ylabel() == "Change from the start: cross entropy (nats)"
+    (legend,) = figure.legends
+    assert "loss not finite" in [text.get_text() for text in legend.texts]
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_saving_twice_gives_the_same_bytes(tmp_path, suffix):
+    for name in "ab":
+        save_figure(draw_rays(synthetic_scans.rays()), tmp_path / f"{name}.{suffix}")
+    first, second = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
+    assert first == second
+    assert b"CreationDate" not in first
+
+
+def test_the_smallest_plane_is_drawn():
+    scan = synthetic_scans.plane(columns=2, rows=2)
+    draw_plane(scan).draw_without_rendering()
+    interactive(scan)
+
+
+def test_a_plane_without_any_finite_point_is_drawn():
+    scan = synthetic_scans.plane()
+    synthetic_scans.spoil(scan)
+    draw_plane(scan).draw_without_rendering()
+    interactive(scan)
+
+
+# Interactive figures ------------------------------------------------------------------------------
+
+
+def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
+    scan = synthetic_scans.plane(columns=5, rows=3)
+    figure = interactive(scan, [INNER])
+    shown = [trace for trace in figure.data if trace.visible]
+    (cells,) = (trace for trace in shown if trace.type == "heatmap")
+    (surface,) = (trace for trace in shown if trace.type == "surface")
+    for trace in (cells, surface):
+        np.testing.assert_array_equal(trace.x, scan.x)
+        np.testing.assert_array_equal(trace.y, scan.y)
+        np.testing.assert_array_equal(trace.z, scan.test_loss)
+    marks = {trace.name: (trace.x, trace.y) for trace in shown if trace.type == "scatter"}
+    assert marks == {
+        "local minimum of the test loss": ((0.05,), (0.0,)),
+        "start: the calibrated network": ((0.0,), (0.0,)),
+    }
+
+
+def test_hover_text_says_place_losses_error_and_accuracy():
+    scan = synthetic_scans.plane(columns=5, rows=3)
+    synthetic_scans.spoil(scan, x=0, y=2)
+    figure = interactive(scan)
+    text = next(trace.text for trace in figure.data if trace.type == "heatmap")
+    point, info = scan.isel(x=3, y=1), plane_info(scan)
+    assert text[1][3].split("<br>") == [
+        "x = 0.05, y = 0",
+        f"Calibration loss, infoNCE (nats): {float(point.loss):.4f}",
+        f"Test loss, cross entropy (nats): {float(point.test_loss):.4f}",
+        f"from the start {info.change[1, 3]:+.4f} ± {info.change_error[1, 3]:.4f}: clearly higher",
+        f"Test accuracy: {float(point.test_accuracy):.1%}",
+    ]
+    assert "Test loss, cross entropy (nats): not finite" in text[2][0]
+
+
+def test_buttons_show_one_view_at_a_time():
+    figure = interactive(synthetic_scans.plane())
+    (menu,) = figure.layout.updatemenus
+    assert [button.label for button in menu.buttons] == [
+        "Calibration loss",
+        "Test loss",
+        "Test loss against the start",
+    ]
+    shown = np.array([button.args[0]["visible"] for button in menu.buttons])
+    np.testing.assert_array_equal(shown.sum(axis=0), 1)  # each trace belongs to one view
+    np.testing.assert_array_equal(shown[menu.active], [trace.visible for trace in figure.data])
+
+
+def test_interactive_rays_have_error_bars():
+    scan = synthetic_scans.rays(count=4, points=7)
+    info = rays_info(scan)
+    figure = interactive(scan)
+    rays = [trace for trace in figure.data if trace.name.startswith("one ray")]
+    assert len(rays) == 8
+    np.testing.assert_array_equal(rays[6].y, info.test_loss.quantity.values[2])
+    np.testing.assert_array_equal(rays[6].error_y.array, info.test_loss.errors[2])
+    assert not rays[0].error_y.visible  # the calibration loss has no sampling error
+    assert figure.layout.xaxis2.title.text.startswith("Signed distance along a ray (RMS")
+
+
+def test_html_needs_no_network_and_is_the_same_each_time(tmp_path):
+    scan = synthetic_scans.plane()
+    for name in ("a.html", "b.html"):
+        write_html(interactive(scan, significant_minima(scan).minima), tmp_path / name)
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert page == (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|img|iframe)\b[^>]*\bsrc\s*=", page)
+    assert "<link" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert "Plotly.newPlot" in page
+    assert "<title>fashion_vit, 4-bit weights" in page
