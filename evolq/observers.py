@@ -43,8 +43,8 @@ SHRINK_FACTORS = tuple(1.0 - 0.01 * step for step in range(90))
 POWER_OF_TWO_FACTORS = (1, 2, 4, 8)
 
 # Squared errors are scored on the values themselves up to this many per parameter, and on a
-# histogram beyond: 64 bins for each step of an 8-bit quantizer, so that a bin's width adds less
-# than 1/64^2 of the rounding error.
+# histogram beyond: 64 bins for each step of an 8-bit quantizer, 7 at the smallest shrink factor, so
+# that the bins' width adds at most 1/7^2 of the rounding error, about the same for each factor.
 EXACT_VALUES = 2**16
 HISTOGRAM_BINS = 2**14
 
@@ -117,9 +117,9 @@ def _upper_percentile(row: Tensor) -> Tensor:
     # Like torch.quantile, which refuses more than 16 million values and sorts them all.
     rank = PERCENTILE * (row.shape[1] - 1)
     floor = int(rank)
-    top = row.topk(min(row.shape[1] - floor, row.shape[1]), dim=1).values
-    above = top[:, -2] if top.shape[1] > 1 else top[:, -1]
-    return torch.lerp(top[:, -1], above, rank - floor)
+    top = row.topk(row.shape[1] - floor, dim=1).values
+    next_above = top[:, -2:][:, 0]  # of a single value, itself
+    return torch.lerp(top[:, -1], next_above, rank - floor)
 
 
 def minmax(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
@@ -240,9 +240,9 @@ def power_of_two_factor(
     """Return the layer's scale and zero point, and for each channel an integer factor of the scale.
 
     Power-of-two factor (PTF; Lin et al. 2022, "FQ-ViT", K = 3): channel c is quantized with scale
-    `factors[c] * scale` and the layer's zero point. The largest scale, at factor 8, is
-    that of the min-max range of all batches; each channel takes the factor of least squared error
-    on the last batch, as in the published code.
+    `factors[c] * scale` and the layer's zero point. The largest scale, at factor 8, is that of the
+    min-max range of all batches; each channel takes the factor of least squared error on the last
+    batch, as in the published code.
 
     Args:
         batches: activations.

@@ -274,9 +274,9 @@ def fake_quantize(
         zero point          0               -s
 
     These are LSQ's (Esser et al. 2020) without its factor 1 / sqrt(N Qp), and LSQ+'s (Bhalgat et
-    al. 2020) with the offset in codes. For log2, rounding the exponent
-    straight through gives output / value for the value and 0 for the scale inside; above the scale
-    0 and 1; where the output is zero, 0 and 0.
+    al. 2020) with the offset in codes. For log2, rounding the exponent straight through gives
+    output / value for the value and 0 for the scale inside; 0 and 1 above the scale; 0 and 0 where
+    the output is zero.
     """
     codes = quantize(value, scale, zero_point, bits, spec)
     return dequantize(codes, scale, zero_point, bits, spec)
