@@ -142,7 +142,7 @@ def _correlation(
     covariance = (squared_total - sum_own) / (images * (images - 1))
     variance = sum_own / images / each + (1 - 1 / each) * covariance
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(sum_own > 0, covariance / variance, np.nan)
+        return np.divide(covariance, variance)  # NaN where nothing varies
 
 
 def _axes(array: xr.DataArray) -> list[str]:

@@ -174,6 +174,9 @@ def test_points_that_are_not_finite_are_left_out():
     cut[1] = np.nan
     cut[1, 4, 3] = np.inf
     assert split_half_reliability(cut) == split_half_reliability(rays)
+    end = xr.concat([rays, rays.isel(distance=-1)], "distance")
+    end[0, -1, 3] = np.inf  # one image of an otherwise finite point
+    assert split_half_reliability(end) == split_half_reliability(rays)
 
 
 def test_nothing_to_correlate_is_undefined():
