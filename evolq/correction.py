@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evolq.errors import InputError
-from evolq.quantizers import QuantSpec
+from evolq.quantizers import Quantizer, QuantSpec
 
 
 def moment_match(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tensor:
@@ -33,6 +33,16 @@ def moment_match(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tens
     ratio = torch.where(own_deviation > 0, deviation / own_deviation, 0.0)
     matched = (rows - own_mean[:, None]) * ratio[:, None] + mean[:, None]
     return spec.granularity.from_rows(matched, original.shape)
+
+
+class MomentMatchedQuantizer(Quantizer):
+    """A weight's quantizer followed by `moment_match`, as a node of a graph."""
+
+    def forward(
+        self, value: Tensor, scale: Tensor, zero_point: Tensor | None, bits: Tensor | float
+    ) -> Tensor:
+        """Return the moment-matched, fake-quantized `value`."""
+        return moment_match(super().forward(value, scale, zero_point, bits), value, self.spec)
 
 
 def bias_correction(

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import fx
 
-from evolq.correction import moment_match
+from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
 from evolq.graph import CONVOLUTIONS, VIEWS, Graph, aten, dependents, module_path
 from evolq.quantizers import PerChannel, Quantizer, QuantSpec
@@ -257,7 +257,9 @@ class _Placement:
         graph = self.graph.module.graph
         entries = {role: self.graph.add_entry(f"{name}.{role}") for role in site.roles()}
         target = _module_name(name)
-        self.graph.module.add_submodule(target, Quantizer(spec))
+        matched = kind == "weight" and self.moment_matching
+        quantizer = MomentMatchedQuantizer(spec) if matched else Quantizer(spec)
+        self.graph.module.add_submodule(target, quantizer)
         users = list(value.users)
         first_user = next(node for node in graph.nodes if node in value.users)
         with graph.inserting_before(first_user):
@@ -269,8 +271,6 @@ class _Placement:
             )
             if kind == "layer_norm":
                 result = graph.call_function(aten.mul.Tensor, (result, entries["factor"]))
-            if kind == "weight" and self.moment_matching:
-                result = graph.call_function(moment_match, (result, value, spec))
         if kind in ("softmax", "activation", "residual"):
             self.rewire(value, result, users)
         self.quantized[value, kind] = result

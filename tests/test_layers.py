@@ -1,0 +1,90 @@
+"""Imports go downward only, as docs/design.md says."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the bottom up; a module may import what stands in an earlier line.
+LAYERS = [
+    ["evolq.errors"],
+    ["evolq.fashion", "evolq.points", "evolq.quantizers", "evolq.image_cache"],
+    ["evolq.image_decoding", "evolq.image_folders", "evolq.correction", "evolq.kernels"],
+    ["evolq.data", "evolq.models", "evolq.observers", "evolq.graph"],
+    ["evolq.placement"],
+    ["evolq.network"],
+    ["evolq.calibrate", "evolq.criteria", "evolq.blocks"],
+    ["evolq.objective", "evolq.saved"],
+    ["evolq.export", "evolq.recipes", "evolq.mixed_precision"],
+    ["evolq.checkpoint"],
+    ["evolq.evolve", "evolq.problem"],
+    ["evolq", "evolq.command_line"],
+    ["evolq.__main__"],
+    ["landscape.directions", "landscape.slices", "landscape.store", "landscape.roughness"],
+    ["landscape.sampling", "landscape.minima"],
+    ["landscape.report"],
+    ["landscape.plots.info"],
+    ["landscape.plots.figures", "landscape.plots.html"],
+    ["landscape.plots"],
+    ["landscape"],
+    ["landscape.scan"],
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# Heavy or replaceable libraries are used in one place each.
+ONLY_IN = {
+    "timm": {"evolq.models", "evolq.fashion", "evolq.image_decoding", "evolq.image_folders"},
+    "torchvision": {"evolq.image_decoding"},
+    "PIL": {"evolq.image_decoding", "evolq.image_folders"},
+    "matplotlib": {"landscape.plots.figures"},
+    "plotly": {"landscape.plots.html"},
+    "gudhi": {"landscape.minima"},
+    "typer": {"evolq.command_line", "evolq.__main__", "landscape.scan"},
+    "onnx": {"evolq.export"},
+    "onnxruntime": {"evolq.export"},
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("evolq", "landscape"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, functions and type checking included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_go_downward(name: str) -> None:
+    own = name.partition(".")[0]
+    for imported in imports(modules()[name]) & RANK.keys():
+        if imported == own or name in ("evolq", "landscape"):
+            continue  # the package's own __init__ only re-exports
+        assert RANK[imported] < RANK[name], f"{name} imports {imported}, which lies above it"
+
+
+def test_every_module_has_its_layer() -> None:
+    assert modules().keys() <= RANK.keys()
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_libraries_stay_in_their_place(library: str) -> None:
+    users = {
+        name
+        for name, path in modules().items()
+        if any(imported.partition(".")[0] == library for imported in imports(path))
+    }
+    assert users <= ONLY_IN[library]

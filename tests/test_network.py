@@ -1,0 +1,332 @@
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from torch import Tensor, nn
+
+from evolq.calibrate import calibrate
+from evolq.correction import MomentMatchedQuantizer
+from evolq.errors import InputError
+from evolq.graph import VIEWS
+from evolq.network import QuantizedNetwork, quantize
+from evolq.placement import OPERATORS, SCHEMES
+from evolq.points import select
+from evolq.quantizers import PerChannel, Quantizer, QuantSpec, fake_quantize
+
+MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
+
+
+def build(kind: str, scheme: str = "linear", **options: object) -> tuple[nn.Module, QuantizedNetwork]:
+    model = randomised(MODELS[kind]())
+    return model, quantize(model, images(), scheme, **options)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_plain_graph_is_the_model_at_any_batch_size(kind: str, count: int) -> None:
+    model, network = build(kind, "none")
+    with torch.no_grad():
+        torch.testing.assert_close(network(network.weights, images(count)), model(images(count)))
+
+
+def test_batch_norm_is_folded_and_the_names_stay() -> None:
+    model, network = build("residual", "weights")
+    assert set(network.weights) == {
+        f"{layer}.{tensor}" for layer in ("conv1", "conv2", "head") for tensor in ("weight", "bias")
+    }
+    seen = {}
+    logits = network.observe(images(), seen.__setitem__)
+    with torch.no_grad():
+        # float32 rounding of the folded weights
+        torch.testing.assert_close(logits, model(images()), rtol=1e-5, atol=1e-5)
+    norm = model.bn1
+    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(
+        network.weights["conv1.weight"], model.conv1.weight * factor[:, None, None, None]
+    )
+    torch.testing.assert_close(
+        network.weights["conv1.bias"], norm.bias - norm.running_mean * factor
+    )
+
+
+def test_a_batch_norm_that_follows_no_layer_stays() -> None:
+    model = randomised(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3)))
+    network = quantize(model, images(), "linear")
+    assert "0.weight" in network.weights
+    with torch.no_grad():
+        torch.testing.assert_close(network.observe(images(), lambda *_: None), model(images()))
+
+
+def test_the_model_is_not_changed() -> None:
+    model = randomised(TinyResidual()).train()
+    before = copy.deepcopy(model.state_dict())
+    quantize(model, images())
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+SITES = {
+    ("transformer", "weights"): [
+        "embed.weight", "qkv.weight", "proj.weight", "fc1.weight", "fc2.weight", "head.weight",
+    ],
+    ("transformer", "linear"): [
+        "embed.input", "embed.weight", "qkv.input", "qkv.weight", "matmul.right", "matmul.left",
+        "matmul_1.left", "matmul_1.right", "proj.input", "proj.weight", "fc1.input", "fc1.weight",
+        "fc2.input", "fc2.weight", "head.input", "head.weight",
+    ],
+    ("transformer", "full"): [
+        "embed.input", "embed.weight", "norm1.input", "qkv.input", "qkv.weight", "matmul.right",
+        "matmul.left", "softmax.output", "matmul_1.right", "proj.input", "proj.weight",
+        "add.output", "norm2.input", "fc1.input", "fc1.weight", "act.output", "fc2.weight",
+        "add_1.output", "head.input", "head.weight",
+    ],
+    ("residual", "full"): [
+        "conv1.input", "conv1.weight", "conv2.input", "conv2.weight", "add.output", "head.input",
+        "head.weight",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "scheme"), SITES)
+def test_quantizers_stand_where_the_scheme_says(kind: str, scheme: str) -> None:
+    _, network = build(kind, scheme)
+    assert set(network.sites) == set(SITES[kind, scheme])
+    order = {name: place for place, name in enumerate(network.sites)}
+    for early, late in pairwise(["conv1.input", "conv2.weight", "head.weight"]):
+        if kind == "residual":
+            assert order[early] < order[late]
+
+
+def unquantized_inputs(network: QuantizedNetwork) -> list[str]:
+    """Inputs and weights of products that no quantizer stands before."""
+    found = []
+    for node in network.module.graph.nodes:
+        rule = OPERATORS.get(node.target)
+        if rule is None or rule.kind != "product":
+            continue
+        for index in [*rule.inputs, *([] if rule.weight is None else [rule.weight])]:
+            source = node.args[index]
+            while source.target in VIEWS:
+                source = source.args[0]
+            if source.op != "call_module":
+                found.append(f"{node}: {source}")
+    return found
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("scheme", ["linear", "full"])
+@pytest.mark.parametrize("moment_matching", [False, True])
+def test_every_product_reads_quantized_values(
+    kind: str, scheme: str, moment_matching: bool
+) -> None:
+    _, network = build(kind, scheme, moment_matching=moment_matching)
+    assert unquantized_inputs(network) == []
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_eight_bits_are_close_to_full_precision(kind: str, scheme: str) -> None:
+    model, network = build(kind, scheme)
+    point = calibrate(network, images(), "minmax")
+    with torch.no_grad():
+        difference = network(point, images()) - model(images())
+        # 8 bits leave 0.2 % of each tensor's range; a dozen roundings in a row, 5 % in all (and
+        # the softmax of scheme full has 4 bits)
+        assert difference.norm() < 0.05 * model(images()).norm()
+
+
+def test_logits_equal_a_network_quantized_by_hand() -> None:
+    model = randomised(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)))
+    network = quantize(model, images(), "linear", weight_bits=3, activation_bits=4)
+    point = calibrate(network, images(), "minmax")
+
+    def rounded(value: Tensor, name: str, spec: QuantSpec) -> Tensor:
+        scale, zero_point = point[f"{name}.scale"], point[f"{name}.zero_point"]
+        return fake_quantize(value, scale, zero_point, spec.bits, spec)
+
+    hidden, weight = QuantSpec(4), QuantSpec(3, granularity=PerChannel(0))
+    x = rounded(images().flatten(1), "1.input", hidden)
+    x = nn.functional.linear(x, rounded(model[1].weight, "1.weight", weight), model[1].bias)
+    x = rounded(x.relu(), "3.input", hidden)
+    x = nn.functional.linear(x, rounded(model[3].weight, "3.weight", weight), model[3].bias)
+    assert torch.equal(network(point, images()), x)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("scheme", ["linear", "full"])
+def test_partial_evaluation_equals_the_whole_bit_for_bit(kind: str, scheme: str) -> None:
+    _, network = build(kind, scheme, weight_bits=4)
+    point = calibrate(network, images())
+    moved = {
+        name: value * 1.1 if name.endswith("scale") else value for name, value in point.items()
+    }
+    generator = torch.Generator().manual_seed(0)
+    names = list(network.names)
+    subsets = [names, *([name] for name in names if name.endswith("scale"))]
+    for _ in range(10):
+        chosen = torch.randperm(len(names), generator=generator)[: len(names) // 3]
+        subsets.append([names[i] for i in chosen])
+    for subset in subsets:
+        part = network.vary(subset, point, images(), batch_size=4)
+        given = {name: moved[name] for name in subset}
+        whole = {**point, **given}
+        expected = torch.cat([network(whole, batch) for batch in images().split(4)])
+        assert torch.equal(part(given), expected)
+        assert torch.equal(part(given), expected), "a second call gives the same"
+
+
+def test_the_share_counts_products_downstream_only() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 3))
+    network = quantize(model, images())
+    assert network.operations == 64 * 10 + 10 * 3
+    point = calibrate(network, images())
+    last = network.vary(["3.weight.scale"], point, images())
+    assert last.share == 30 / 670
+    assert network.vary(["1.input.scale"], point, images()).share == 1
+    assert network.vary([], point, images()).share == 0
+
+
+def test_nothing_downstream_means_the_same_logits() -> None:
+    _, network = build("transformer")
+    point = calibrate(network, images())
+    assert torch.equal(network.vary([], point, images())({}), network(point, images()))
+
+
+def test_moment_matching_keeps_mean_and_deviation_of_each_channel() -> None:
+    _, network = build("transformer", "weights", weight_bits=3, moment_matching=True)
+    point = calibrate(network, images())
+    matched = [m for m in network.module.modules() if isinstance(m, MomentMatchedQuantizer)]
+    assert len(matched) == 6
+    read = {}
+    network.observe(images(), lambda name, value: read.setdefault(name, value))
+    weight = read["qkv.weight"]
+    made = matched[1](weight, *(point[f"qkv.weight.{r}"] for r in ("scale", "zero_point", "bits")))
+    torch.testing.assert_close(made.mean(1), weight.mean(1))
+    torch.testing.assert_close(made.std(1), weight.std(1))
+    plain = build("transformer", "weights", weight_bits=3)[1]
+    assert not torch.equal(network(point, images()), plain(point, images()))
+
+
+def test_gradients_reach_every_scale_and_zero_point() -> None:
+    for kind in MODELS:
+        _, network = build(kind, "full", weight_bits=4, activation_bits=4)
+        point = calibrate(network, images())
+        moving = {
+            name: value.clone().requires_grad_()
+            for name, value in select(point, {"scale", "zero_point"}).items()
+        }
+        network({**point, **moving}, images()).square().sum().backward()
+        for name, value in moving.items():
+            assert value.grad is not None, name
+            if name.endswith("scale"):
+                assert value.grad.abs().sum() > 0, name
+
+
+def test_one_value_has_one_quantizer() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 4), nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1).relu()
+            return self.a(x) + self.b(x.reshape(-1, 64))
+
+    network = quantize(randomised(Shared()), images(), "linear")
+    assert list(network.sites) == ["a.input", "a.weight", "b.weight"]
+
+
+def test_a_view_that_feeds_layer_norm_and_a_sum_gives_each_its_quantizer() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc, self.head = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = (x + x.sin()).flatten(1).reshape(-1, 8, 8)
+            x = x + self.fc(self.norm(x))
+            return self.head(x.flatten(1))
+
+    model = randomised(Block())
+    network = quantize(model, images(), "full")
+    assert set(network.sites) == {
+        "add.output", "norm.input", "fc.input", "fc.weight", "add_1.output", "head.weight",
+    }  # fmt: skip
+    readers = {
+        str(node.target): [source.op for source in node.all_input_nodes]
+        for node in network.module.graph.nodes
+        if node.op == "call_function"
+    }
+    point = calibrate(network, images(), "minmax")
+    with torch.no_grad():
+        difference = network(point, images()) - model(images())
+    assert difference.norm() < 0.05 * model(images()).norm()
+    assert unquantized_inputs(network) == []
+    assert "aten.layer_norm.default" in readers
+
+
+def test_a_quantizer_says_what_it_is() -> None:
+    _, network = build("transformer", weight_bits=4)
+    texts = {repr(module) for module in network.module.modules() if isinstance(module, Quantizer)}
+    assert "Quantizer(4 bits, unsigned, PerChannel(axis=0))" in texts
+
+
+class TestBadInput:
+    def test_unknown_scheme(self) -> None:
+        with pytest.raises(InputError, match="unknown scheme 'half'"):
+            build("residual", "half")
+
+    @pytest.mark.parametrize("bits", [0, 1, 9])
+    def test_bits(self, bits: int) -> None:
+        with pytest.raises(InputError, match="bits"):
+            build("residual", weight_bits=bits)
+
+    def test_an_operator_that_cannot_be_quantized_is_named_with_its_module(self) -> None:
+        model = nn.Sequential(nn.ConvTranspose2d(1, 2, 2), nn.Flatten(), nn.Linear(162, 3))
+        with pytest.raises(InputError, match=r"transposed convolution .* in module '0'"):
+            quantize(model, images())
+
+    def test_a_model_that_cannot_be_exported(self) -> None:
+        class Branches(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x if x.sum() > 0 else -x
+
+        with pytest.raises(InputError, match="cannot trace Branches"):
+            quantize(Branches(), images())
+
+    def test_a_model_with_two_outputs(self) -> None:
+        class Two(nn.Module):
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+                return x, x + 1
+
+        with pytest.raises(InputError, match="2 tensors"):
+            quantize(Two(), images())
+
+    def test_missing_entries_and_images(self) -> None:
+        _, network = build("residual")
+        point = calibrate(network, images())
+        with pytest.raises(InputError, match=r"no entry 'conv1.input.scale'"):
+            network(network.weights, images())
+        with pytest.raises(InputError, match="is not an entry"):
+            network.vary(["nothing"], point, images())
+        with pytest.raises(InputError, match="no images"):
+            network.vary([], point, images()[:0])
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("conv1.weight.scale", torch.full((6,), -1.0), "positive"),
+            ("conv1.weight.scale", torch.full((6,), float("nan")), "not finite"),
+            ("conv1.weight.bits", torch.tensor(9.0), "from 2 to 8"),
+            ("conv1.weight", torch.zeros(2, 2), "has shape"),
+            ("other.weight", torch.zeros(2), "lacks"),
+        ],
+    )
+    def test_a_point_from_outside(self, name: str, value: Tensor, message: str) -> None:
+        _, network = build("residual")
+        point = calibrate(network, images())
+        network.check(point)
+        with pytest.raises(InputError, match=message):
+            network.check({**point, name: value})
