@@ -356,7 +356,8 @@ class _Meter:
         return self.objective.cost + ratio * self.selection.cost
 
     def spent(self) -> float:
-        return self.total() - self.before
+        # Rounded, since a search that was resumed has summed up less and rounds differently.
+        return round(self.total() - self.before, 9)
 
 
 # Checkpoints --------------------------------------------------------------------------------------

@@ -62,6 +62,24 @@ def load_model(
     return model.eval().to(target)
 
 
+def untrained(name: str, classes: int | None = None) -> nn.Module:
+    """Return the architecture of `load_model(name)` with random weights, in training mode.
+
+    Args:
+        name: as for `load_model`.
+        classes: number of logits, for timm models that were fine-tuned to another number.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name in BUNDLED:
+        return BUNDLED[name]()
+    _check_timm_name(name)
+    return (
+        timm.create_model(name) if classes is None else timm.create_model(name, num_classes=classes)
+    )
+
+
 def preprocessing(model: nn.Module) -> dict[str, Any]:
     """Return what the model's images must go through, as timm describes it.
 
@@ -172,10 +190,10 @@ def _hub_is_reachable() -> bool:
 
 def _with_weights(name: str, path: Path) -> nn.Module:
     weights = _read_weights(path)
-    model = BUNDLED[name]() if name in BUNDLED else timm.create_model(name)
+    model = untrained(name)
     fine_tuned = _fine_tuned_class_count(model, weights)
     if fine_tuned is not None:
-        model = timm.create_model(name, num_classes=fine_tuned)
+        model = untrained(name, fine_tuned)
     _check_fit(model.state_dict(), weights, name, path)
     model.load_state_dict(weights)
     return model

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evolq.calibrate import calibrate
+from evolq.calibration import calibrate
 from evolq.criteria import choose_criterion
 from evolq.data import Split, bundled_split, folder_split
 from evolq.errors import InputError

@@ -15,7 +15,7 @@ LAYERS = [
     ["evolq.data", "evolq.models", "evolq.observers", "evolq.graph"],
     ["evolq.placement"],
     ["evolq.network"],
-    ["evolq.calibrate", "evolq.criteria", "evolq.blocks"],
+    ["evolq.calibration", "evolq.criteria", "evolq.blocks"],
     ["evolq.objective", "evolq.saved"],
     ["evolq.export", "evolq.recipes", "evolq.mixed_precision"],
     ["evolq.checkpoint"],

@@ -6,7 +6,7 @@ import torch
 from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch import Tensor, nn
 
-from evolq.calibrate import calibrate
+from evolq.calibration import calibrate
 from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
 from evolq.graph import VIEWS

@@ -200,7 +200,7 @@ def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
         assert len({patch.get_hatch() for patch in axes.patches}) == 2
     (legend,) = figure.subfigs[1].legends
     assert [text.get_text() for text in legend.texts] == [
-        "start: the calibrated network",
+        "start: the quantized model",
         "local minimum of the test loss",
         "the same, on the edge of the map",
         "loss not finite",
@@ -210,7 +210,7 @@ def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
 
 def test_legend_names_only_what_is_there():
     (legend,) = draw_plane(synthetic_scans.plane()).subfigs[1].legends
-    assert [text.get_text() for text in legend.texts] == ["start: the calibrated network"]
+    assert [text.get_text() for text in legend.texts] == ["start: the quantized model"]
 
 
 def test_plane_figure_names_axes_and_units():
@@ -288,7 +288,7 @@ def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
     marks = {trace.name: (trace.x, trace.y) for trace in shown if trace.type == "scatter"}
     assert marks == {
         "local minimum of the test loss": ((0.05,), (0.0,)),
-        "start: the calibrated network": ((0.0,), (0.0,)),
+        "start: the quantized model": ((0.0,), (0.0,)),
     }
 
 

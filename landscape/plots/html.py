@@ -146,7 +146,7 @@ def _flat_traces(
     ]
     for name, symbol, missing in (
         (NOT_FINITE_WORDS, "x", coloured.not_finite),
-        (NOT_COMPUTED_WORDS, "square-open", coloured.not_computed),
+        (NOT_COMPUTED_WORDS, "hash-open", coloured.not_computed),
     ):
         rows, columns = np.nonzero(missing)
         if len(rows):

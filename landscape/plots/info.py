@@ -48,7 +48,7 @@ NORMALISED_WEIGHTS_WORDS = {
 BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
 
 # The entries of a legend.
-START_WORDS = "start: the calibrated network"
+START_WORDS = "start: the quantized model"
 MINIMUM_WORDS = "local minimum of the test loss"
 EDGE_MINIMUM_WORDS = "the same, on the edge of the map"
 NOT_FINITE_WORDS = "loss not finite"

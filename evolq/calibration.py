@@ -75,7 +75,7 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
     return found
 
 
-def _groups(network: QuantizedNetwork, images: Tensor) -> list[set[str]]:
+def _groups(network: QuantizedNetwork, images: Tensor) -> list[list[str]]:
     """Split the quantizers so that the values that each group observes fit in `MEMORY_BYTES`."""
     sizes: dict[str, int] = {}
 
@@ -84,25 +84,25 @@ def _groups(network: QuantizedNetwork, images: Tensor) -> list[set[str]]:
         sizes[name] = value[:1].nbytes * images_seen if images_seen > 1 else value.nbytes
 
     network.observe(images[:2], measure)
-    groups: list[set[str]] = [set()]
+    groups: list[list[str]] = [[]]
     total = 0
     for name in network.sites:
         if total and total + sizes[name] > MEMORY_BYTES:
-            groups.append(set())
+            groups.append([])
             total = 0
-        groups[-1].add(name)
+        groups[-1].append(name)
         total += sizes[name]
     return groups
 
 
 def _observed(
-    network: QuantizedNetwork, images: Tensor, batch_size: int, wanted: set[str]
+    network: QuantizedNetwork, images: Tensor, batch_size: int, wanted: list[str]
 ) -> Mapping[str, Sequence[Tensor]]:
     """Return what each quantizer in `wanted` sees, batch by batch; a weight once."""
     values: dict[str, list[Tensor]] = {name: [] for name in wanted}
 
     def read(name: str, value: Tensor) -> None:
-        if name in wanted and not (network.sites[name].kind == "weight" and values[name]):
+        if name in values and not (network.sites[name].kind == "weight" and values[name]):
             values[name].append(value)
 
     for batch in images.split(batch_size):

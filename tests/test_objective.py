@@ -1,0 +1,161 @@
+import dataclasses
+
+import pytest
+import torch
+from tiny_models import TinyResidual, TinyTransformer, images, randomised
+
+from evolq import calibration
+from evolq.calibration import calibrate
+from evolq.criteria import CRITERIA
+from evolq.data import LabelledImages
+from evolq.errors import InputError
+from evolq.network import quantize
+from evolq.objective import Objective, TestEvaluation, predict
+from evolq.observers import OBSERVERS
+from evolq.points import select
+
+COUNT = 10
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomised(TinyTransformer())
+
+
+@pytest.fixture(scope="module")
+def data():
+    return LabelledImages(images(COUNT), torch.arange(COUNT) % 3, tuple(map(str, range(COUNT))))
+
+
+@pytest.fixture(scope="module")
+def network(model):
+    return quantize(model, images(), "linear", weight_bits=3)
+
+
+@pytest.fixture(scope="module")
+def point(network):
+    return calibrate(network, images(COUNT))
+
+
+def objective(network, data, model, name="info_nce", batch_size=4) -> Objective:
+    teacher = predict(model, data.images)
+    return Objective.of(network, data, CRITERIA[name], teacher, batch_size)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_the_loss_is_the_criterion_of_the_networks_logits(network, point, data, model, name):
+    measured = objective(network, data, model, name)
+    logits = torch.cat([network(point, batch) for batch in data.images.split(4)])
+    expected = CRITERIA[name].per_image(logits, predict(model, data.images), data.labels)
+    assert torch.equal(measured.per_image(point), expected)
+    assert torch.equal(measured(point), expected.mean())
+
+
+def test_a_part_gives_the_same_values_at_its_share_of_the_cost(network, point, data, model):
+    whole = objective(network, data, model)
+    expected = whole.per_image(point)
+    assert whole.cost == 1
+    scales = select(point, {"scale"}, within="head.*")
+    part = whole.vary(list(scales), point)
+    share = part.forward.function.share
+    assert 0 < share < 0.1
+    assert part.cost == whole.cost == pytest.approx(2 - share), "preparing a part is not free"
+    assert torch.equal(part.per_image(scales), expected)
+    assert part.cost == whole.cost == pytest.approx(2)
+
+
+@pytest.mark.parametrize("name", ["info_nce", "kl"])
+def test_the_gradient_equals_plain_automatic_differentiation(network, point, data, model, name):
+    moving = select(point, {"scale", "zero_point"})
+    part = objective(network, data, model, name).vary(list(moving), point)
+    before = part.cost
+    loss, gradient = part.gradient(moving)
+    assert part.cost - before == pytest.approx(4)
+    leaves = {key: value.clone().requires_grad_() for key, value in moving.items()}
+    logits = network({**point, **leaves}, data.images)
+    expected = CRITERIA[name].per_image(logits, predict(model, data.images), data.labels).mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for key, leaf in leaves.items():
+        # float32 sums over images in another order
+        torch.testing.assert_close(gradient[key], leaf.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_evaluations_leave_no_gradient_and_change_nothing(network, point, data, model):
+    before = {name: value.clone() for name, value in point.items()}
+    moving = {name: value.clone().requires_grad_() for name, value in point.items()}
+    assert not objective(network, data, model).per_image(moving).requires_grad
+    assert all(torch.equal(before[name], value) for name, value in point.items())
+
+
+def test_the_test_evaluation_is_another_type(network, point, data):
+    test = TestEvaluation.of(network, data, batch_size=4)
+    assert not isinstance(test, Objective)
+    cross_entropy, correct = test.per_image(point)
+    logits = torch.cat([network(point, batch) for batch in data.images.split(4)])
+    assert torch.equal(correct, logits.argmax(1) == data.labels)
+    expected = -logits.log_softmax(1)[torch.arange(COUNT), data.labels]
+    torch.testing.assert_close(cross_entropy, expected)
+    head = select(point, {"scale"}, within="head.*")
+    assert torch.equal(test.vary(list(head), point).per_image(head)[0], cross_entropy)
+
+
+def test_a_teacher_of_other_images_is_refused(network, data, model):
+    with pytest.raises(InputError, match="one row for each of the 10 images"):
+        Objective.of(network, data, CRITERIA["kl"], predict(model, data.images[:4]))
+    with pytest.raises(InputError, match="not finite"):
+        Objective.of(network, data, CRITERIA["kl"], torch.full((COUNT, 3), float("nan")))
+
+
+class TestCalibrate:
+    @pytest.mark.parametrize("observer", OBSERVERS)
+    @pytest.mark.parametrize("scheme", ["linear", "full"])
+    def test_every_observer_gives_a_complete_point(self, model, observer, scheme):
+        network = quantize(model, images(), scheme, weight_bits=4)
+        point = calibrate(network, images(COUNT), observer, batch_size=4)
+        assert tuple(point) == network.names
+        network.check(point)
+
+    def test_min_max_by_hand(self, model, network):
+        point = calibrate(network, images(COUNT), "minmax")
+        tokens = model.embed(images(COUNT)).flatten(2).transpose(1, 2)
+        seen = model.norm1(tokens).detach()
+        low, high = seen.min().clamp(max=0), seen.max().clamp(min=0)
+        torch.testing.assert_close(point["qkv.input.scale"], (high - low) / 255)
+        weight = model.fc1.weight.detach()
+        low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
+        torch.testing.assert_close(point["fc1.weight.scale"], (high - low) / 7)
+
+    def test_weights_may_have_an_observer_of_their_own(self, network):
+        mixed = calibrate(network, images(COUNT), "mse", weight_observer="minmax")
+        minmax = calibrate(network, images(COUNT), "minmax")
+        mse = calibrate(network, images(COUNT), "mse")
+        for name, site in network.sites.items():
+            expected = minmax if site.kind == "weight" else mse
+            assert torch.equal(mixed[f"{name}.scale"], expected[f"{name}.scale"])
+        assert any(not torch.equal(minmax[name], mse[name]) for name in network.names)
+
+    def test_little_memory_changes_nothing(self, network, monkeypatch):
+        expected = calibrate(network, images(COUNT), batch_size=4)
+        monkeypatch.setattr(calibration, "MEMORY_BYTES", 1000)
+        small = calibrate(network, images(COUNT), batch_size=4)
+        assert all(torch.equal(expected[name], value) for name, value in small.items())
+
+    def test_bad_input(self, model, network):
+        with pytest.raises(InputError, match="unknown observer 'max'"):
+            calibrate(network, images(), "max")
+        with pytest.raises(InputError, match="at least one image"):
+            calibrate(network, images()[:0])
+        broken = images()
+        broken[0, 0, 0, 0] = float("nan")
+        with pytest.raises(InputError, match=r"embed\.input: .*NaN"):
+            calibrate(network, broken)
+
+
+def test_residual_networks_work_alike(data):
+    model = randomised(TinyResidual())
+    network = quantize(model, images(), "full", weight_bits=4)
+    point = calibrate(network, images(COUNT))
+    measured = objective(network, data, model, "mse")
+    assert dataclasses.is_dataclass(measured)
+    assert measured(point) < measured({**point, "head.weight.scale": 9 * point["head.weight.scale"]})
