@@ -483,8 +483,9 @@ def test_models_of_other_channels_are_refused(tmp_path):
 @pytest.mark.usefixtures("cache")
 def test_number_of_workers_does_not_change_the_result(tmp_path, monkeypatch):
     class_folders(tmp_path / "images", {"a": 20, "b": 20})
-    spoil(tmp_path / "images" / "a" / "0.png", "truncated")
     options = {"calibration": 10, "selection": 10, "test": 15, "skip_unreadable": True}
+    names = all_names(small_split(tmp_path / "images", **options))
+    spoil(tmp_path / "images" / names[20], "truncated")
     splits = []
     for workers in (1, 2):
         monkeypatch.setenv("EVOLQ_CACHE", str(tmp_path / f"cache{workers}"))
