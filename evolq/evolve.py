@@ -253,7 +253,8 @@ def _search(
         state = _visit(state, block, order[block], len(order), objective, start, recipe, generator)
         if selection is not None and state.visited % len(order) == 0:
             state = _select(state, selection({**start, **state.entries}))
-        state = replace(state, cost=state.cost + cost.spent() - spent_before)
+        # Rounded, since a search that was resumed has summed up less and rounds differently.
+        state = replace(state, cost=round(state.cost + cost.spent() - spent_before, 9))
         if checkpoint is not None:
             _save(checkpoint, state, identity, generator)
         yield _iterate(state, start)
@@ -356,8 +357,7 @@ class _Meter:
         return self.objective.cost + ratio * self.selection.cost
 
     def spent(self) -> float:
-        # Rounded, since a search that was resumed has summed up less and rounds differently.
-        return round(self.total() - self.before, 9)
+        return self.total() - self.before
 
 
 # Checkpoints --------------------------------------------------------------------------------------

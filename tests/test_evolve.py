@@ -1,0 +1,529 @@
+"""The evolutionary search, on a vision transformer small enough to search it a hundred times."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+import evolq.evolve
+from evolq.blocks import attention_modules, blocks
+from evolq.calibration import calibrate
+from evolq.criteria import CRITERIA, Criterion, info_nce
+from evolq.data import LabelledImages
+from evolq.errors import InputError
+from evolq.evolve import (
+    Candidate,
+    Iterate,
+    evolve,
+    evolve_block,
+    recombine,
+    survivors,
+    tournament,
+    visits,
+)
+from evolq.network import QuantizedNetwork, quantize
+from evolq.objective import Objective, TestEvaluation, predict
+from evolq.points import Point
+from evolq.quantizers import QuantSpec
+from evolq.recipes import RECIPES, Absolute, Recipe, Relative, choose_recipe
+
+PUBLISHED = replace(RECIPES["published"], passes=2)
+DEFAULT = replace(RECIPES["default"], passes=2)
+
+
+def transformer() -> nn.Module:
+    """Two blocks of 8 features on images of 8 x 8; weights large enough for losses to move."""
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=8, patch_size=4, in_chans=1, num_classes=5, embed_dim=8, depth=2, num_heads=2
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.5)
+    return model.eval()
+
+
+def labelled(count: int, seed: int) -> LabelledImages:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 1, 8, 8, generator=generator)
+    names = tuple(f"{seed}/{number}" for number in range(count))
+    return LabelledImages(images, torch.arange(count) % 5, names)
+
+
+class Problem:
+    """A network at 3 bits, its start, and objectives around it."""
+
+    def __init__(self, moment_matching: bool = False) -> None:
+        self.model = transformer()
+        self.data = labelled(24, seed=1)
+        self.network = quantize(
+            self.model, self.data.images[:2], weight_bits=3, moment_matching=moment_matching
+        )
+        self.start = calibrate(self.network, self.data.images, "minmax")
+
+    def objective(
+        self, criterion: Criterion = CRITERIA["info_nce"], data: LabelledImages | None = None
+    ) -> Objective:
+        data = data or self.data
+        teacher = predict(self.model, data.images)
+        return Objective.of(self.network, data, criterion, teacher, batch_size=12)
+
+
+@cache
+def shared_problem() -> Problem:
+    return Problem()
+
+
+@pytest.fixture
+def problem() -> Problem:
+    return shared_problem()
+
+
+@pytest.fixture
+def network(problem: Problem) -> QuantizedNetwork:
+    return problem.network
+
+
+def same(first: Point, second: Point) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def all_same(first: list[Iterate], second: list[Iterate]) -> bool:
+    return len(first) == len(second) and all(
+        a[:3] == b[:3] and a.label == b.label and same(a.point, b.point)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+# The published algorithm, written a second time -----------------------------------------------
+
+
+def naive_search(problem: Problem, passes: int, seed: int) -> list[list[tuple[float, dict]]]:
+    """Evol-Q as the paper has it, with whole forward passes; returns every block's population."""
+    teacher = problem.model(problem.data.images).detach()
+    generator = torch.Generator().manual_seed(seed)
+
+    def fitness(candidate: dict) -> float:
+        point = {**current, **candidate}
+        logits = [problem.network(point, batch) for batch in problem.data.images.split(12)]
+        return info_nce(torch.cat(logits), teacher, problem.data.labels).mean().item()
+
+    current = dict(problem.start)
+    populations = []
+    for _ in range(passes):
+        for block in ("blocks.1.attn", "blocks.0.attn"):
+            names = [f"{block}.qkv.weight.scale", f"{block}.proj.weight.scale"]
+            candidate = {name: current[name] for name in names}
+            population = [(fitness(candidate), candidate)]
+            while len(population) < 15:
+                population.append(population[0])
+            for _ in range(3):
+                parent = None
+                for index in torch.randint(15, (10,), generator=generator):
+                    if parent is None or population[index][0] < parent[0]:
+                        parent = population[index]
+                child = {}
+                for name in names:
+                    noise = torch.rand(len(parent[1][name]), generator=generator) * 2 - 1
+                    child[name] = torch.abs(parent[1][name] + 0.001 * noise)
+                population.append((fitness(child), child))
+                worst = 0
+                for index in range(16):
+                    if population[index][0] > population[worst][0]:
+                        worst = index
+                del population[worst]
+            populations.append(population)
+            best = population[0]
+            for member in population:
+                if member[0] < best[0]:
+                    best = member
+            current.update(best[1])
+    return populations
+
+
+@torch.no_grad()
+def test_published_gives_the_population_of_a_naive_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(moment_matching=True)
+    populations = []
+
+    def recording(*arguments):
+        result = evolve_block(*arguments)
+        populations.append(result[0])
+        return result
+
+    monkeypatch.setattr(evolq.evolve, "evolve_block", recording)
+    last = list(evolve(problem.objective(), problem.start, PUBLISHED, seed=5))[-1]
+    expected = naive_search(problem, passes=2, seed=5)
+
+    assert len(populations) == len(expected) == 4
+    for population, naive in zip(populations, expected, strict=True):
+        assert [candidate.loss for candidate in population] == [loss for loss, _ in naive]
+        for candidate, (_, entries) in zip(population, naive, strict=True):
+            assert same(candidate.entries, entries)
+    assert last.step == 1 + 4 * 4, "the start, then 1 + C evaluations a block and pass"
+    assert any(len({candidate.loss for candidate in population}) > 1 for population in populations)
+
+
+# What every recipe promises ---------------------------------------------------------------------
+
+RECIPES_IN_TESTS = pytest.mark.parametrize("recipe", [PUBLISHED, DEFAULT], ids=RECIPES)
+
+
+@RECIPES_IN_TESTS
+def test_the_seed_decides(problem: Problem, recipe: Recipe) -> None:
+    runs = [list(evolve(problem.objective(), problem.start, recipe, seed=s)) for s in (0, 0, 1)]
+    assert all_same(runs[0], runs[1])
+    assert not all_same(runs[0], runs[2])
+
+
+@RECIPES_IN_TESTS
+def test_the_start_is_left_alone_and_the_loss_never_rises(problem: Problem, recipe: Recipe) -> None:
+    before = {name: value.clone() for name, value in problem.start.items()}
+    objective = problem.objective()
+    iterates = list(evolve(objective, problem.start, recipe))
+    assert same(before, problem.start)
+    losses = [iterate.loss for iterate in iterates]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+    assert losses[0] == float(objective(problem.start))
+    assert losses[-1] == float(objective(iterates[-1].point)), "the loss of the Point, bit for bit"
+
+
+@RECIPES_IN_TESTS
+def test_the_cost_counts_shares_of_passes(problem: Problem, recipe: Recipe) -> None:
+    objective = problem.objective()
+    iterates = list(evolve(objective, problem.start, recipe))
+    evaluations = recipe.cycles + recipe.reevaluate
+    expected, steps = 1.0, 1
+    for _ in range(recipe.passes):
+        for names in visits(problem.network, recipe).values():
+            share = problem.network.vary(names, problem.start, problem.data.images).share
+            expected += 1 - share + evaluations * share
+            steps += evaluations
+    assert iterates[-1].cost == pytest.approx(expected)
+    assert iterates[-1].cost == pytest.approx(objective.cost)
+    assert iterates[-1].step == steps
+
+
+@RECIPES_IN_TESTS
+def test_only_what_the_recipe_names_moves(problem: Problem, recipe: Recipe) -> None:
+    last = list(evolve(problem.objective(), problem.start, recipe, within="blocks.1.*"))[-1]
+    moved = {name for name in last.point if not torch.equal(last.point[name], problem.start[name])}
+    allowed = {name for names in visits(problem.network, recipe).values() for name in names}
+    assert moved
+    assert moved <= {name for name in allowed if name.startswith("blocks.1.")}
+
+
+@RECIPES_IN_TESTS
+def test_a_plateau_is_survived(problem: Problem, recipe: Recipe) -> None:
+    flat = Criterion("flat", lambda student, teacher, labels: torch.zeros(len(student)))
+    iterates = list(evolve(problem.objective(flat), problem.start, replace(recipe, passes=4)))
+    assert {iterate.loss for iterate in iterates} == {0.0}
+    problem.network.check(iterates[-1].point)
+
+
+@RECIPES_IN_TESTS
+def test_a_loss_that_is_not_a_number_is_the_worst(problem: Problem, recipe: Recipe) -> None:
+    start_logits = problem.network(problem.start, problem.data.images[:12])
+
+    def trap(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        at_start = torch.equal(student[:12], start_logits)
+        return torch.full((len(student),), 1.0 if at_start else float("nan"))
+
+    last = list(evolve(problem.objective(Criterion("trap", trap)), problem.start, recipe))[-1]
+    assert last.loss == 1.0
+    assert same(last.point, problem.start)
+
+
+def test_test_images_are_refused_at_once(problem: Problem) -> None:
+    test = TestEvaluation.of(problem.network, problem.data)
+    with pytest.raises(TypeError, match="TestEvaluation"):
+        evolve(test, problem.start)
+    with pytest.raises(TypeError, match="TestEvaluation"):
+        evolve(problem.objective(), problem.start, selection=test)
+
+
+# Selection images -------------------------------------------------------------------------------
+
+
+def test_selection_images_choose_among_start_and_passes(problem: Problem) -> None:
+    recipe = replace(DEFAULT, passes=4)
+    selection = problem.objective(data=labelled(24, seed=2))
+    iterates = list(evolve(problem.objective(), problem.start, recipe, selection=selection))
+    per_pass = len(visits(problem.network, recipe))
+    ends = iterates[:-1:per_pass]
+    assert len(ends) == 5
+    best = min(ends, key=lambda iterate: float(selection(iterate.point)))
+    assert iterates[-1].label == "selected"
+    assert same(iterates[-1].point, best.point)
+    assert iterates[-1].loss == best.loss
+
+
+def test_patience_ends_a_search_that_does_not_help_on_selection_images(problem: Problem) -> None:
+    flat = Criterion("flat", lambda student, teacher, labels: torch.zeros(len(student)))
+    recipe = replace(DEFAULT, passes=9, patience=2)
+    objective = problem.objective()
+    last = list(evolve(objective, problem.start, recipe, selection=problem.objective(flat)))[-1]
+    assert last.step == 1 + 2 * recipe.cycles * len(visits(problem.network, recipe))
+    assert same(last.point, problem.start)
+    assert last.cost == pytest.approx(objective.cost + 3), "the start and two passes on selection"
+
+
+# Checkpoints ------------------------------------------------------------------------------------
+
+
+def search_for_resume(checkpoint: Path | None) -> list[Iterate]:
+    problem = shared_problem()
+    selection = problem.objective(data=labelled(12, seed=2))
+    recipe = replace(DEFAULT, passes=3, patience=9)
+    return list(
+        evolve(
+            problem.objective(), problem.start, recipe, selection=selection, checkpoint=checkpoint
+        )
+    )
+
+
+def search_and_die(checkpoint: Path, visit: int) -> None:
+    """Search, and kill the own process in the middle of a visit."""
+    count = 0
+
+    def deadly(*arguments):
+        nonlocal count
+        count += 1
+        result = evolve_block(*arguments)
+        if count == visit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    evolq.evolve.evolve_block = deadly
+    search_for_resume(checkpoint)
+
+
+def test_a_killed_search_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "search.safetensors"
+    code = (
+        f"import sys, torch; torch.set_num_threads({torch.get_num_threads()}); "
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_evolve; "
+        f"from pathlib import Path; test_evolve.search_and_die(Path({str(checkpoint)!r}), 9)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+    resumed = search_for_resume(checkpoint)
+    whole = search_for_resume(None)
+    assert all_same(resumed, whole[8:])
+    assert all_same(search_for_resume(checkpoint), whole[-2:]), "nothing is left to do"
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_a_checkpoint_of_another_search_is_refused(problem: Problem, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "search.safetensors"
+    recipe = replace(DEFAULT, passes=1)
+    arguments = problem.objective(), problem.start
+    list(evolve(*arguments, recipe, checkpoint=checkpoint))
+    other_start = {**problem.start, "head.weight.scale": problem.start["head.weight.scale"] * 2}
+    hotter = replace(
+        CRITERIA["info_nce"], per_image=lambda s, t, labels: info_nce(s, t, labels, 9.0)
+    )
+    for other in (
+        evolve(*arguments, replace(recipe, cycles=2), checkpoint=checkpoint),
+        evolve(*arguments, recipe, seed=1, checkpoint=checkpoint),
+        evolve(*arguments, recipe, within="blocks.*", checkpoint=checkpoint),
+        evolve(problem.objective(), other_start, recipe, checkpoint=checkpoint),
+        evolve(problem.objective(hotter), problem.start, recipe, checkpoint=checkpoint),
+        evolve(
+            problem.objective(data=labelled(24, 3)), problem.start, recipe, checkpoint=checkpoint
+        ),
+    ):
+        with pytest.raises(InputError, match="other images, weights or options"):
+            next(other)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all"])
+def test_a_broken_checkpoint_is_refused(problem: Problem, tmp_path: Path, content: bytes) -> None:
+    checkpoint = tmp_path / "search.safetensors"
+    checkpoint.write_bytes(content)
+    with pytest.raises(InputError, match="not a checkpoint"):
+        next(evolve(problem.objective(), problem.start, checkpoint=checkpoint))
+
+
+# Parts ------------------------------------------------------------------------------------------
+
+
+def test_blocks_of_a_transformer(network: QuantizedNetwork) -> None:
+    found = blocks(network)
+    assert list(found) == [
+        "patch_embed",
+        "blocks.0.attn",
+        "blocks.0.mlp",
+        "blocks.1.attn",
+        "blocks.1.mlp",
+        "head",
+    ]
+    assert attention_modules(network) == {"blocks.0.attn", "blocks.1.attn"}
+    assert "blocks.0.attn.matmul_1.right.zero_point" in found["blocks.0.attn"]
+    everything = [name for names in found.values() for name in names]
+    assert sorted(everything) == sorted(set(network.names) - set(network.weights))
+    within = blocks(network, "*.mlp.*.weight.scale")
+    assert within["blocks.0.mlp"] == (
+        "blocks.0.mlp.fc1.weight.scale",
+        "blocks.0.mlp.fc2.weight.scale",
+    )
+    assert list(within) == ["blocks.0.mlp", "blocks.1.mlp"]
+    with pytest.raises(InputError, match="within 'nowhere'"):
+        blocks(network, "nowhere")
+
+
+class Residual(nn.Module):
+    """A residual block with a shortcut, as in ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.downsample = nn.Sequential(nn.Conv2d(2, 4, 1))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.conv2(self.conv1(value).relu()) + self.downsample(value)
+
+
+class Convolutions(nn.Module):
+    """A stem, a residual block and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3)
+        self.layer = nn.Sequential(Residual())
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(self.stem(images)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("scheme", ["weights", "linear", "full"])
+def test_blocks_of_a_network_of_convolutions(scheme: str) -> None:
+    network = quantize(Convolutions(), torch.zeros(2, 1, 8, 8), scheme)
+    found = blocks(network)
+    assert list(found) == ["stem", "layer.0", "head"]
+    assert "layer.0.downsample.0.weight.scale" in found["layer.0"]
+    assert list(visits(network, PUBLISHED)) == ["head", "layer.0", "stem"], "it has no attention"
+
+
+def test_nothing_to_search_is_refused(network: QuantizedNetwork) -> None:
+    with pytest.raises(InputError, match="quantizes nothing"):
+        blocks(quantize(Convolutions(), torch.zeros(2, 1, 8, 8), "none"))
+    with pytest.raises(InputError, match="can move"):
+        visits(network, PUBLISHED, "*.input.scale")
+
+
+def test_the_visits_of_both_recipes(network: QuantizedNetwork) -> None:
+    assert visits(network, PUBLISHED) == {
+        f"blocks.{b}.attn": (
+            f"blocks.{b}.attn.qkv.weight.scale",
+            f"blocks.{b}.attn.proj.weight.scale",
+        )
+        for b in (0, 1)
+    }
+    assert list(visits(network, PUBLISHED)) == ["blocks.1.attn", "blocks.0.attn"]
+    forward = replace(PUBLISHED, last_block_first=False)
+    assert list(visits(network, forward)) == ["blocks.0.attn", "blocks.1.attn"]
+
+
+def constant_children(losses: list[float]):
+    """Return a fitness that gives `losses` one after the other, and a mutation that counts."""
+    remaining = iter(losses)
+    numbers = iter(range(1, 100))
+    steps = []
+
+    def mutate(entries: Point, step: float) -> Point:
+        steps.append(step)
+        return {"number": torch.tensor(next(numbers))}
+
+    return (lambda entries: next(remaining)), mutate, steps
+
+
+def test_one_child_at_a_time_joins_and_the_worst_leaves() -> None:
+    recipe = Recipe(population=2, sample=2, cycles=4, replacement=False)
+    # 9 is dropped at once; 2 replaces the older copy; 1 replaces the other; 1.5 replaces 2
+    fitness, mutate, _ = constant_children([9.0, 2.0, 1.0, 1.5])
+    start = Candidate({"number": torch.tensor(0)}, 5.0)
+    population, _ = evolve_block(fitness, mutate, start, recipe, 1.0, torch.Generator())
+    assert [(int(c.entries["number"]), c.loss) for c in population] == [(3, 1.0), (4, 1.5)]
+
+
+def test_of_equals_the_oldest_leaves() -> None:
+    candidates = [Candidate({"number": torch.tensor(n)}, loss) for n, loss in enumerate([1, 2, 2])]
+    assert [int(c.entries["number"]) for c in survivors(candidates)] == [0, 2]
+
+
+def test_the_step_grows_by_successes_and_ties_and_shrinks_by_failures() -> None:
+    recipe = Recipe(population=1, sample=1, cycles=4, adaptation=1.5)
+    fitness, mutate, steps = constant_children([4.0, 4.0, 6.0, float("inf")])
+    start = Candidate({"number": torch.tensor(0)}, 5.0)
+    _, step = evolve_block(fitness, mutate, start, recipe, 1.0, torch.Generator())
+    shrink = 1.5**-0.25
+    assert [*steps, step] == pytest.approx([1, 1.5, 2.25, 2.25 * shrink, 2.25 * shrink**2])
+
+
+def test_tournaments_with_and_without_replacement() -> None:
+    population = [Candidate({}, float(loss)) for loss in range(4)]
+    generator = torch.Generator().manual_seed(0)
+    all_of_them = Recipe(population=4, sample=4, replacement=False)
+    assert {tournament(population, all_of_them, generator).loss for _ in range(50)} == {0.0}
+    drawn_again = replace(all_of_them, replacement=True)
+    assert len({tournament(population, drawn_again, generator).loss for _ in range(50)}) > 1
+
+
+def test_recombination_takes_each_element_from_either_parent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = {"a.scale": torch.zeros(1000)}, {"a.scale": torch.ones(1000)}
+    child = recombine(first, second, 0.25, generator)["a.scale"]
+    assert set(child.tolist()) == {0.0, 1.0}
+    assert 0.2 < float(child.mean()) < 0.3
+
+
+SPEC = QuantSpec(bits=3)
+NOISE = torch.linspace(-1, 1, 101)
+
+
+@pytest.mark.parametrize(("bits", "amount"), [(3, 1e-3), (4, 1e-3), (8, 1e-4)])
+def test_the_published_perturbation(bits: int, amount: float) -> None:
+    value = torch.full((101,), 5e-5)
+    moved = Absolute()("a.scale", value, NOISE, bits, SPEC, 1.0)
+    assert torch.equal(moved, (value + amount * NOISE).abs())
+    assert bool((moved >= 0).all())
+    assert float(moved.max()) == pytest.approx(5e-5 + amount)
+
+
+def test_the_relative_perturbation() -> None:
+    value = torch.full((101,), 5e-5)
+    ratio = Relative(scale=0.02)("a.scale", value, NOISE, 3, SPEC, 2.0) / value
+    assert float(ratio.log().max()) == pytest.approx(0.04, rel=1e-3)
+    assert float(ratio.log().min()) == pytest.approx(-0.04, rel=1e-3)
+    codes = Relative(zero_point=0.1)("a.zero_point", torch.full((101,), 6.9), NOISE, 3, SPEC, 1.0)
+    assert float(codes.min()) == pytest.approx(6.1)
+    assert float(codes.max()) == 7.0, "the last code of 3 bits"
+
+
+def test_recipes_by_name() -> None:
+    assert choose_recipe("published", passes=3, cycles=None) == replace(
+        RECIPES["published"], passes=3
+    )
+    with pytest.raises(InputError, match="unknown recipe 'nonesuch'"):
+        choose_recipe("nonesuch")
+    for changes in ({"passes": -1}, {"population": 0}, {"sample": 0}, {"cycles": 0}):
+        with pytest.raises(InputError, match=next(iter(changes))):
+            choose_recipe("published", **changes)
+    with pytest.raises(InputError, match="without replacement"):
+        choose_recipe("published", population=5, replacement=False)
