@@ -48,6 +48,8 @@ class Settings:
     activation_bits: int = 8
     scheme: str = "linear"
     observer: str = "mse"
+    weight_observer: str | None = None
+    moment_matching: bool = False
     criterion: str = "info_nce"
     temperature: float | None = None
     calibration_images: int = 100
@@ -102,6 +104,7 @@ def check(settings: Settings) -> None:
     for option, value, known in (
         ("scheme", settings.scheme, SCHEMES),
         ("observer", settings.observer, OBSERVERS),
+        ("weight-observer", settings.weight_observer or settings.observer, OBSERVERS),
     ):
         if value not in known:
             raise InputError(f"unknown --{option} {value!r}; choose from {', '.join(known)}")
@@ -148,15 +151,15 @@ def load_split(
         )
     return Split(
         *(
-            replace(data, images=data.images.to(settings.device), labels=data.labels.to(settings.device))
+            replace(
+                data, images=data.images.to(settings.device), labels=data.labels.to(settings.device)
+            )
             for data in (split.calibration, split.selection, split.test)
         )
     )
 
 
-def prepare(
-    settings: Settings, progress: Callable[[int, int], None] | None = None
-) -> Problem:
+def prepare(settings: Settings, progress: Callable[[int, int], None] | None = None) -> Problem:
     """Load model and images, quantize and calibrate.
 
     Args:
@@ -177,10 +180,17 @@ def prepare(
         settings.scheme,
         settings.weight_bits,
         settings.activation_bits,
+        moment_matching=settings.moment_matching,
     )
     if settings.start is None:
         observed = split.calibration.images[:OBSERVED_IMAGES]
-        start: Point = calibrate(network, observed, settings.observer, settings.batch_size)
+        start: Point = calibrate(
+            network,
+            observed,
+            settings.observer,
+            settings.batch_size,
+            settings.weight_observer,
+        )
     else:
         from evolq.saved import load_point
 
