@@ -63,6 +63,7 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
     """Return scale, zero point, bits and factor, as far as the quantizer has them, by role."""
     spec = site.spec
     found: dict[str, Tensor] = {}
+    zero_point: Tensor | None
     if site.kind == "layer_norm":
         per_channel = replace(spec, granularity=PerChannel(-1))
         scale, zero_point, found["factor"] = power_of_two_factor(values, per_channel)

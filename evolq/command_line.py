@@ -112,7 +112,9 @@ def output_folder(out: Path | None, overwrite: bool, name: str) -> Path:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not _writable(existing):
-        raise InputError(f"cannot write to {folder}: {existing} is not a folder that can be written")
+        raise InputError(
+            f"cannot write to {folder}: {existing} is not a folder that can be written"
+        )
     return folder
 
 

@@ -7,7 +7,6 @@ Nothing here knows what a quantizer is.
 from __future__ import annotations
 
 import copy
-import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -235,7 +234,9 @@ def count_operations(graph: Graph, images: Tensor) -> dict[str, float]:
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
             if n.op == "call_function":
-                inputs = [self.env.get(a) if isinstance(a, fx.Node) else None for a in n.args]
+                inputs: list[Any] = [
+                    self.env.get(a) if isinstance(a, fx.Node) else None for a in n.args
+                ]
                 if n.target is aten.linear.default:
                     operations[n.name] = result.numel() * inputs[1].shape[-1] / len(images)
                 elif n.target in CONVOLUTIONS:
@@ -245,9 +246,7 @@ def count_operations(graph: Graph, images: Tensor) -> dict[str, float]:
             return result
 
     with torch.no_grad():
-        Counter(graph.module, garbage_collect_values=False).run(
-            *[graph.weights[name] for name in graph.entries], images
-        )
+        Counter(graph.module).run(*[graph.weights[name] for name in graph.entries], images)
     return operations
 
 
@@ -260,45 +259,40 @@ def fold_batch_norm(graph: Graph) -> None:
     for norm in list(graph.nodes):
         if norm.target is not aten._native_batch_norm_legit_no_training.default:
             continue
+        layer: Any
+        epsilon: Any
         layer, gamma, beta, mean, variance, _, epsilon = norm.args
-        if (
-            not isinstance(layer, fx.Node)
-            or layer.target not in CONVOLUTIONS | {aten.linear.default}
-            or len(layer.users) > 1
-        ):
+        if layer.target not in CONVOLUTIONS | {aten.linear.default} or len(layer.users) > 1:
             continue
-        arguments = list(layer.args) + [None] * (3 - len(layer.args))
-        weight_name, bias_name = (
-            graph.name_of(a) if isinstance(a, fx.Node) else None for a in arguments[1:3]
-        )
-        if weight_name is None or any(len(a.users) > 1 for a in arguments[1:3] if a is not None):
+        images, weight, bias, *options = [*layer.args, None][: max(3, len(layer.args))]
+        name = graph.name_of(weight)
+        if name is None or any(node is not None and len(node.users) > 1 for node in (weight, bias)):
             continue  # a computed or shared weight
-
-        def value(node: fx.Node | None, default: float) -> Tensor:
-            if node is None:
-                return torch.tensor(default, dtype=torch.float64)
-            name = graph.name_of(node)
-            tensor = (
-                graph.module.get_buffer(str(node.target)) if name is None else graph.weights[name]
-            )
-            return tensor.double()
-
-        weight = graph.weights[weight_name]
-        factor = value(gamma, 1.0) / (value(variance, 1.0) + epsilon).sqrt()
-        bias = (value(arguments[2], 0.0) - value(mean, 0.0)) * factor + value(beta, 0.0)
+        factor = _value(graph, gamma, 1.0) / (_value(graph, variance, 1.0) + epsilon).sqrt()
+        shift = _value(graph, beta, 0.0)
+        folded_bias = (_value(graph, bias, 0.0) - _value(graph, mean, 0.0)) * factor + shift
+        if bias is None:
+            bias = graph.add_entry(name.removesuffix("weight") + "bias")
+        bias_name = graph.name_of(bias)
         if bias_name is None:
-            bias_name = weight_name.rpartition(".")[0] + ".bias"
-            arguments[2] = graph.add_entry(bias_name)
-        graph.weights[weight_name] = (
-            weight.double() * factor.reshape(-1, *[1] * (weight.dim() - 1))
-        ).to(weight.dtype)
-        graph.weights[bias_name] = bias.to(weight.dtype)
-        layer.args = tuple(arguments)
-        for user in list(norm.users):
-            if user.target is not operator.getitem or user.args[1] != 0:
-                raise AssertionError("a batch norm in evaluation mode has one output in use")
-            user.replace_all_uses_with(layer)
+            continue  # a computed bias
+        original = graph.weights[name]
+        by_channel = factor.reshape(-1, *[1] * (original.dim() - 1))
+        graph.weights[name] = (original.double() * by_channel).to(original.dtype)
+        graph.weights[bias_name] = folded_bias.to(original.dtype)
+        layer.args = (images, weight, bias, *options)
+        for output in list(norm.users):  # the first of three; the others are of training only
+            output.replace_all_uses_with(layer)
     graph.finish()
+
+
+def _value(graph: Graph, node: Any, default: float) -> Tensor:
+    """Return what an entry or constant holds, in float64; `default` for no node."""
+    if node is None:
+        return torch.tensor(default, dtype=torch.float64)
+    name = graph.name_of(node)
+    value = graph.module.get_buffer(node.target) if name is None else graph.weights[name]
+    return value.double()
 
 
 def dependents(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:

@@ -91,8 +91,8 @@ class QuantizedNetwork:
     def observe(self, images: Tensor, read: Callable[[str, Tensor], None]) -> Tensor:
         """Run the network without its quantizers and return its logits (n, classes).
 
-        `read(name, value)` is called with the value that each quantizer would see, weights included;
-        for a `layer_norm` site the value before its power-of-two factors.
+        `read(name, value)` is called with what each quantizer would see, weights included; for a
+        `layer_norm` site with the value before its power-of-two factors.
         """
         names_of: dict[str, list[str]] = {}
         for name, site in self.sites.items():

@@ -145,9 +145,7 @@ class Objective:
         for index, part in enumerate(parts):
             # prepared again for each batch, since its backward pass frees the weights' graph
             made = function.batch(function.prepare({**point, **entries}), index)
-            gradients = torch.autograd.grad(
-                made, list(entries.values()), part, allow_unused=True
-            )
+            gradients = torch.autograd.grad(made, list(entries.values()), part, allow_unused=True)
             for name, gradient in zip(entries, gradients, strict=True):
                 if gradient is not None:
                     total[name] += gradient

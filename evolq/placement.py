@@ -13,7 +13,7 @@ from torch import fx
 from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
 from evolq.graph import CONVOLUTIONS, VIEWS, Graph, aten, dependents, module_path
-from evolq.quantizers import PerChannel, Quantizer, QuantSpec
+from evolq.quantizers import Granularity, PerChannel, Quantizer, QuantSpec
 
 Kind = Literal["weight", "product", "softmax", "layer_norm", "activation", "residual"]
 
@@ -177,7 +177,7 @@ class _Placement:
         self.graph.finish()
         # in graph order, without the outputs that nothing but a LayerNorm reads
         names = {_module_name(name): name for name in self.sites}
-        order = [names[n.target] for n in self.graph.nodes if n.op == "call_module"]
+        order = [names[str(n.target)] for n in self.graph.nodes if n.op == "call_module"]
         return {name: self.sites[name] for name in order}
 
     def output(self, node: fx.Node, rule: Operator) -> None:
@@ -228,7 +228,7 @@ class _Placement:
         made = next(k for k in self.product_kinds(kind) if (origin, k) in self.quantized)
         node.update_arg(index, self.follow(value, origin, self.quantized[origin, made]))
 
-    def weight_granularity(self, axis: int) -> object:
+    def weight_granularity(self, axis: int) -> Granularity:
         """Return the weights' granularity, per channel along `axis` unless it is another kind."""
         granularity = self.weight_spec.granularity
         return PerChannel(axis) if isinstance(granularity, PerChannel) else granularity
@@ -280,8 +280,9 @@ class _Placement:
         self.sites[name] = site
 
     def rewire(self, value: fx.Node, quantized: fx.Node, users: list[fx.Node]) -> None:
-        """Let all consumers of `value` read `quantized`, but for LayerNorms with a quantizer of their
-        own; a view that feeds both kinds is doubled.
+        """Let all consumers of `value` but LayerNorms with their own quantizer read `quantized`.
+
+        A view that feeds both kinds is doubled.
         """
         for user in users:
             if user.target in VIEWS and self.reads_for_layer_norm(user):
@@ -301,9 +302,7 @@ class _Names:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.paths = Counter(
-            module_path(node) for node in graph.nodes if node.target in OPERATORS
-        )
+        self.paths = Counter(module_path(node) for node in graph.nodes if node.target in OPERATORS)
         self.all_paths = {module_path(node) for node in graph.nodes}
         self.labels: dict[tuple[fx.Node, str], str] = {}
         self.used: Counter[str] = Counter()

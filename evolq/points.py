@@ -25,7 +25,7 @@ ROLES = (*QUANTIZER_ROLES, "weight")
 
 
 def role(name: str) -> str:
-    """Return `scale`, `zero_point`, `bits` or `factor` for a quantizer's entry, `weight` for any other."""
+    """Return the last component of a quantizer's entry (`scale`, ...), `weight` for any other."""
     last = name.rpartition(".")[2]
     return last if last in QUANTIZER_ROLES else "weight"
 
@@ -56,14 +56,14 @@ def select(
     if not chosen:
         example = next(iter(point), "(an empty Point)")
         raise InputError(
-            f"no entry of the Point has role {'any' if roles is None else ' or '.join(roles)} and a "
-            f"name within {within or '*'!r} but not {exclude!r}; names look like {example!r}"
+            f"no entry of the Point has role {'any' if roles is None else ' or '.join(roles)} and "
+            f"a name within {within or '*'!r} but not {exclude!r}; names look like {example!r}"
         )
     return chosen
 
 
 def displace(point: Point, direction: Direction, step: float = 1.0) -> dict[str, Tensor]:
-    """Move `point` by `step` along `direction`: `p * exp(step * d)` for scales, `p + step * d` else.
+    """Move `point` along `direction`: scales to `p * exp(step * d)`, others to `p + step * d`.
 
     Names that `direction` lacks keep their tensors (not copies of them).
 
@@ -83,7 +83,9 @@ def displace(point: Point, direction: Direction, step: float = 1.0) -> dict[str,
     }
 
 
-def displacement(start: Point, end: Point, names: Collection[str] | None = None) -> dict[str, Tensor]:
+def displacement(
+    start: Point, end: Point, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
     """Return the direction that leads from `start` to `end` in one step, the inverse of `displace`.
 
     Raises:
@@ -92,7 +94,9 @@ def displacement(start: Point, end: Point, names: Collection[str] | None = None)
     names = start.keys() if names is None else names
     for name in names:
         if name not in start or name not in end:
-            raise InputError(f"{name!r} is missing in one of the two Points; compare equal networks")
+            raise InputError(
+                f"{name!r} is missing in one of the two Points; compare equal networks"
+            )
     return {
         name: torch.log(end[name] / start[name])
         if role(name) == "scale"
@@ -112,9 +116,7 @@ def combine(*terms: tuple[Direction, float]) -> dict[str, Tensor]:
 
 def inner(a: Direction, b: Direction) -> float:
     """Return the inner product over the names that both have, summed in float64."""
-    return sum(
-        float((a[name].double() * b[name].double()).sum()) for name in a if name in b
-    )
+    return sum(float((a[name].double() * b[name].double()).sum()) for name in a if name in b)
 
 
 def norm(a: Direction) -> float:

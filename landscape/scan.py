@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,15 +17,21 @@ from evolq.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from rich.console import Console
 
+    from evolq.points import Point
     from evolq.problem import Problem
     from landscape.slices import Line
 
 # Seconds between saves of an unfinished scan: what a killed process can lose.
 SAVE_SECONDS = 15.0
 
-# What --over names, as roles of a Point's entries, and how its directions are normalised by default.
-OVER = {"scales": ("scale", "none"), "zero_points": ("zero_point", "none"), "weights": ("weight", "filter")}
+# What --over names: a role of a Point's entries, and how directions are normalised by default.
+OVER = {
+    "scales": ("scale", "none"),
+    "zero_points": ("zero_point", "none"),
+    "weights": ("weight", "filter"),
+}
 PROBES = ("plane", "rays")
 
 
@@ -181,7 +187,7 @@ def _radius(radius: str) -> float | None:
     return value
 
 
-def _lines(problem: Problem, moving: dict, count: int, kind: str, how: str) -> list[Line]:
+def _lines(problem: Problem, moving: Point, count: int, kind: str, how: str) -> list[Line]:
     """Draw the directions: an orthogonal pair for a plane, independent ones for rays."""
     import torch
 
@@ -197,7 +203,7 @@ def _lines(problem: Problem, moving: dict, count: int, kind: str, how: str) -> l
     return [Line(problem.start, direction) for direction in drawn]
 
 
-def _auto(problem: Problem, lines: list[Line], console) -> float:
+def _auto(problem: Problem, lines: list[Line], console: Console) -> float:
     """Choose the radius and say what was chosen."""
     from landscape.sampling import auto_radius
 
@@ -227,12 +233,18 @@ def _measure(
     radius: float,
     columns: int,
     rows: int,
-    provenance: dict,
+    provenance: dict[str, Any],
     folder: Path,
 ) -> xr.Dataset:
     """Sample the slice with a progress bar; an unfinished scan is saved now and then."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from landscape.sampling import axis, sample_plane, sample_rays
     from landscape.slices import Plane

@@ -38,9 +38,7 @@ def test_only_criteria_that_say_so_couple_images(name: str) -> None:
     changed = student.clone()
     changed[0] += torch.arange(CLASSES)
     teacher = logits(1)
-    before, after = (
-        criterion.per_image(x, teacher, LABELS)[1:] for x in (student, changed)
-    )
+    before, after = (criterion.per_image(x, teacher, LABELS)[1:] for x in (student, changed))
     if criterion.batch is None:
         assert torch.equal(before, after)
     teacher[0] += torch.arange(CLASSES)

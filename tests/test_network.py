@@ -18,7 +18,9 @@ from evolq.quantizers import PerChannel, Quantizer, QuantSpec, fake_quantize
 MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
 
 
-def build(kind: str, scheme: str = "linear", **options: object) -> tuple[nn.Module, QuantizedNetwork]:
+def build(
+    kind: str, scheme: str = "linear", **options: object
+) -> tuple[nn.Module, QuantizedNetwork]:
     model = randomised(MODELS[kind]())
     return model, quantize(model, images(), scheme, **options)
 

@@ -158,4 +158,6 @@ def test_residual_networks_work_alike(data):
     point = calibrate(network, images(COUNT))
     measured = objective(network, data, model, "mse")
     assert dataclasses.is_dataclass(measured)
-    assert measured(point) < measured({**point, "head.weight.scale": 9 * point["head.weight.scale"]})
+    assert measured(point) < measured(
+        {**point, "head.weight.scale": 9 * point["head.weight.scale"]}
+    )
