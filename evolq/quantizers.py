@@ -278,8 +278,36 @@ def fake_quantize(
     output / value for the value and 0 for the scale inside; 0 and 1 above the scale; 0 and 0 where
     the output is zero.
     """
+    if spec.kind == "uniform" and not torch.is_grad_enabled():
+        return _fake_quantize_in_one_buffer(value, scale, zero_point, bits, spec)
     codes = quantize(value, scale, zero_point, bits, spec)
     return dequantize(codes, scale, zero_point, bits, spec)
+
+
+def _fake_quantize_in_one_buffer(
+    value: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bits: Tensor | float,
+    spec: QuantSpec,
+) -> Tensor:
+    """Do what `quantize` and `dequantize` do, operation by operation, in one new tensor.
+
+    Elementwise passes are bound by memory, so one buffer is faster than six.
+    """
+    lower, upper = codes_range(bits, spec)
+    scale = spec.granularity.align(scale, value)
+    buffer = value / scale
+    offset = None
+    if spec.has_zero_point:
+        assert zero_point is not None
+        offset = spec.granularity.align(zero_point, value).round()
+        buffer.add_(offset)
+    # torch.clamp with two tensors takes seven times as long as with one at a time.
+    buffer.clamp_min_(lower).clamp_max_(upper).round_()
+    if offset is not None:
+        buffer.sub_(offset)
+    return buffer.mul_(scale)
 
 
 class Quantizer(nn.Module):

@@ -17,9 +17,9 @@ from landscape.slices import Line, Plane
 
 NOT_COMPUTED, FINITE, NOT_FINITE = 0, 1, 2
 
-# Bounds of an automatic radius: a typical scale changes by 0.1 %, at which few codes of a quantized
+# Bounds of an automatic radius: a typical scale changes by 0.8 %, at which few codes of a quantized
 # network change, or by a factor exp(8) = 3000, at which nothing is left of it.
-_SMALLEST_RADIUS = 2.0**-10
+_SMALLEST_RADIUS = 2.0**-7
 _LARGEST_RADIUS = 2.0**3
 
 

@@ -298,3 +298,21 @@ def test_wrong_parameters_are_named(scale, zero_point, bits, symmetric, message)
 def test_right_parameters_pass() -> None:
     check_parameters("q", torch.tensor(0.1), torch.tensor(3.0), torch.tensor(4.0), QuantSpec())
     check_parameters("q", torch.tensor(0.1), None, 4, QuantSpec(symmetric=True))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerGroup(1, 4)])
+def test_values_do_not_depend_on_whether_gradients_are_wanted(
+    signed: bool, symmetric: bool, granularity: PerTensor | PerChannel | PerGroup
+) -> None:
+    spec = QuantSpec(4, signed=signed, symmetric=symmetric, granularity=granularity)
+    value = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    before = value.clone()
+    scale = torch.full(granularity.parameter_shape(value.shape), 0.13)
+    zero_point = None if symmetric else torch.full_like(scale, 3.4)
+    with_gradients = fake_quantize(value, scale, zero_point, torch.tensor(4.0), spec)
+    with torch.no_grad():
+        without = fake_quantize(value, scale, zero_point, torch.tensor(4.0), spec)
+    assert torch.equal(with_gradients, without)
+    assert torch.equal(value, before)

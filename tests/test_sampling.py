@@ -183,7 +183,7 @@ def test_auto_radius_stops_at_the_first_power_of_two_beyond_the_noise():
     found = auto_radius([Line(ORIGIN, X), Line(ORIGIN, Y)], Bowl())
     assert found.reached
     assert found.radius == 0.5
-    assert [shift.radius for shift in found.tried] == [2.0**k for k in range(-10, 0)]
+    assert [shift.radius for shift in found.tried] == [2.0**k for k in range(-7, 0)]
     assert found.tried[-1].standard_errors == pytest.approx(0.5 * 10 * math.sqrt(0.99), rel=1e-4)
     assert found.tried[-1].change == pytest.approx(0.25, rel=1e-4)
 
