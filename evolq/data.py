@@ -314,12 +314,11 @@ def _check_contents(
 def _labelled(
     images: Sequence[ImageFile], decoded: Mapping[Path, Decoded], preprocessing: Mapping[str, Any]
 ) -> LabelledImages:
-    size = preprocessing["input_size"]
-    stack = torch.empty((len(images), *size), dtype=torch.uint8)
-    for row, image in enumerate(images):
-        stack[row] = decoded[image.path].pixels
+    stack = np.empty((len(images), *preprocessing["input_size"]), np.uint8)
+    for row, image in enumerate(images):  # torch would start all its threads for each image
+        stack[row] = decoded[image.path].pixels.numpy()
     return LabelledImages(
-        normalise(stack, preprocessing["mean"], preprocessing["std"]),
+        normalise(torch.from_numpy(stack), preprocessing["mean"], preprocessing["std"]),
         torch.tensor([image.label for image in images], dtype=torch.int64),
         tuple(image.name for image in images),
     )
