@@ -211,6 +211,13 @@ def test_mse_scores_all_batches_and_omse_the_last_one() -> None:
     assert omse([wild, calm], spec)[0] < 0.5 * omse([calm, wild], spec)[0]
 
 
+@pytest.mark.parametrize("observer", [mse, omse])
+def test_far_outliers_are_clipped_down_to_the_smallest_factor(observer) -> None:
+    value = torch.cat([torch.linspace(-1, 1, 20_000), torch.tensor([-9.0, 9.0])])
+    spec = QuantSpec(2, True, True)
+    torch.testing.assert_close(observer([value], spec)[0], minmax([value], spec)[0] * 0.11)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)], ids=repr)
 def test_a_histogram_stands_for_many_values(bits: int, granularity, monkeypatch) -> None:
