@@ -1,1 +1,84 @@
-"""A quantizer core and the Evol-Q optimizer."""
+"""Quantize vision networks, and search their scales by evolution.
+
+The names below are loaded when they are first used (PEP 562), so that command lines answer before
+PyTorch is imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evolq.calibration import calibrate
+    from evolq.criteria import CRITERIA, Criterion, choose_criterion
+    from evolq.data import LabelledImages, Split, bundled_split, folder_split
+    from evolq.errors import InputError
+    from evolq.models import load_model
+    from evolq.network import QuantizedNetwork, quantize
+    from evolq.objective import Objective, TestEvaluation, predict
+    from evolq.observers import OBSERVERS
+    from evolq.points import Direction, Point, displace, displacement, select
+    from evolq.problem import Problem, Settings, prepare
+    from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
+    from evolq.saved import load, load_point, save
+
+_MODULES = {
+    "calibration": ("calibrate",),
+    "criteria": ("CRITERIA", "Criterion", "choose_criterion"),
+    "data": ("LabelledImages", "Split", "bundled_split", "folder_split"),
+    "errors": ("InputError",),
+    "models": ("load_model",),
+    "network": ("QuantizedNetwork", "quantize"),
+    "objective": ("Objective", "TestEvaluation", "predict"),
+    "observers": ("OBSERVERS",),
+    "points": ("Direction", "Point", "displace", "displacement", "select"),
+    "problem": ("Problem", "Settings", "prepare"),
+    "quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
+    "saved": ("load", "load_point", "save"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "CRITERIA",
+    "OBSERVERS",
+    "Criterion",
+    "Direction",
+    "InputError",
+    "LabelledImages",
+    "Objective",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "Point",
+    "Problem",
+    "QuantSpec",
+    "QuantizedNetwork",
+    "Settings",
+    "Split",
+    "TestEvaluation",
+    "bundled_split",
+    "calibrate",
+    "choose_criterion",
+    "displace",
+    "displacement",
+    "folder_split",
+    "load",
+    "load_model",
+    "load_point",
+    "predict",
+    "prepare",
+    "quantize",
+    "save",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the module that defines the public `name`."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'evolq' has no attribute {name!r}")
+    return getattr(import_module(f"evolq.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

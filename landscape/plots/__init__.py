@@ -1,6 +1,7 @@
 """Figures of a scan, static and interactive; the only user of matplotlib and plotly."""
 
 from landscape.plots.figures import (
+    draw_confidence,
     draw_map,
     draw_plane,
     draw_rays,
@@ -13,6 +14,7 @@ from landscape.plots.info import PlaneInfo, RaysInfo, plane_info, rays_info
 __all__ = [
     "PlaneInfo",
     "RaysInfo",
+    "draw_confidence",
     "draw_map",
     "draw_plane",
     "draw_rays",

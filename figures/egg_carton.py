@@ -1,0 +1,97 @@
+"""The surface of a vision transformer beside that of a convolutional network, at equal bits.
+
+    python figures/egg_carton.py
+
+measures both bundled networks on the same kind of plane (two random directions in scale space, the
+same radius, the same images) and writes egg_carton.pdf and egg_carton.png beside this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+import torch
+import typer
+import xarray as xr
+from matplotlib.figure import Figure
+from rich.progress import track
+
+from evolq import Settings, prepare, select
+from landscape import (
+    Plane,
+    axis,
+    orthogonal_pair,
+    sample_plane,
+    significant_minima,
+    total_variation,
+)
+from landscape.plots import draw_confidence, draw_surface, plane_info, save_figure
+from landscape.plots.figures import STYLE
+
+NETWORKS = {"fashion_vit": "vision transformer", "fashion_resnet": "residual network"}
+FOLDER = Path(__file__).parent
+
+
+def measure(model: str, bits: int, radius: float, points: int, seed: int) -> xr.Dataset:
+    """Scan a plane in scale space around one network."""
+    problem = prepare(Settings(model=model, weight_bits=bits, test_images=500, seed=seed))
+    scales = select(problem.start, {"scale"})
+    x, y = orthogonal_pair(scales, torch.Generator().manual_seed(seed))
+    steps = iter(track(range(points**2 + 1), description=model))
+    return sample_plane(
+        Plane(problem.start, x, y),
+        axis(radius, points),
+        axis(radius, points),
+        problem.objective,
+        problem.test,
+        lambda *_: next(steps),
+    )
+
+
+def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
+    """Draw the networks side by side: above the surface, below what the test images tell apart."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 8.6))
+        for column, (model, dataset) in enumerate(datasets.items()):
+            minima = significant_minima(dataset)
+            info = plane_info(dataset, minima.minima)
+            left = 0.03 + 0.5 * column
+            above = figure.add_axes((left, 0.47, 0.43, 0.46), projection="3d")
+            draw_surface(above, info, info.test_loss)
+            accuracy = float(dataset.start_test_correct_per_image.mean())
+            figure.text(
+                left + 0.21,
+                0.955,
+                f"{NETWORKS[model]} ({model})\n{bits}-bit weights, 8-bit activations, "
+                f"{accuracy:.1%} at the start",
+                ha="center",
+                va="center",
+            )
+            below = figure.add_axes((left + 0.06, 0.08, 0.27, 0.33))
+            draw_confidence(below, info)
+            words = (
+                f"variation / range {total_variation(dataset.test_loss):.1f}; "
+                f"{len(minima.minima)} of {len(minima.minima) + minima.below} "
+                "local minima above the noise"
+            )
+            below.set_title(words, fontsize="small")
+    return figure
+
+
+def main(
+    bits: Annotated[int, typer.Option(help="Bits of the weights.")] = 3,
+    radius: Annotated[float, typer.Option(help="Typical relative change of a scale.")] = 0.1,
+    points: Annotated[int, typer.Option(help="Grid points along each axis.")] = 31,
+    seed: Annotated[int, typer.Option(help="Seed of images and directions.")] = 0,
+) -> None:
+    """Measure both networks and draw them."""
+    datasets = {model: measure(model, bits, radius, points, seed) for model in NETWORKS}
+    figure = draw(datasets, bits)
+    for suffix in (".pdf", ".png"):
+        save_figure(figure, FOLDER / f"egg_carton{suffix}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
