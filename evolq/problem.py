@@ -27,6 +27,7 @@ from evolq.observers import OBSERVERS
 from evolq.placement import SCHEMES
 from evolq.points import Point
 from evolq.quantizers import MAX_BITS, MIN_BITS
+from evolq.saved import load_point, read
 
 # Calibration images that observers look at: ranges settle long before searches do, and observed
 # values are large. Nagel et al. 2021 ("A White Paper on Neural Network Quantization", section 3.1)
@@ -71,7 +72,7 @@ class Problem:
         model: the untouched full-precision model, the teacher.
         split: calibration, selection and test images, disjoint.
         network: the quantized network.
-        start: the Point that calibration found (or that `settings.start` holds).
+        start: the Point that calibration found, or that the file `settings.start` holds.
         objective: the criterion on the calibration images.
         selection: the criterion on the selection images, None if there are none.
         test: cross entropy and top-1 on the test images.
@@ -126,6 +127,23 @@ def check(settings: Settings) -> None:
         )
 
 
+def as_saved(settings: Settings, path: Path) -> Settings:
+    """Return `settings` with the scheme and bits of a saved network in place of their own.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    built = read(path)[0].quantization
+    weights, activations = built["weight_spec"], built["activation_spec"]
+    return replace(
+        settings,
+        scheme=built["scheme"],
+        moment_matching=built["moment_matching"],
+        weight_bits=weights.bits if weights else settings.weight_bits,
+        activation_bits=activations.bits if activations else settings.activation_bits,
+    )
+
+
 def load_split(
     settings: Settings, model: nn.Module, progress: Callable[[int, int], None] | None = None
 ) -> Split:
@@ -169,6 +187,8 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
     Raises:
         InputError: for bad settings, models, weights or images; the cheapest checks come first.
     """
+    if settings.start is not None:
+        settings = as_saved(settings, settings.start)
     check(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -192,8 +212,6 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
             settings.weight_observer,
         )
     else:
-        from evolq.saved import load_point
-
         start = load_point(settings.start, network, model)
     network.check(start)
 

@@ -42,7 +42,8 @@ def scan(
     calibration_dir: options.CalibrationDir = None,
     test_dir: options.TestDir = None,
     start: Annotated[
-        Path | None, typer.Option(help="Scan around this saved quantized model.")
+        Path | None,
+        typer.Option(help="Scan around this saved quantized model, with its scheme and bits."),
     ] = None,
     weight_bits: options.WeightBits = 4,
     activation_bits: options.ActivationBits = 8,
@@ -134,8 +135,12 @@ def scan(
         seed=seed,
         device=device,
     )
-    with console.status("Loading, quantizing and calibrating"):
-        problem = prepare(settings)
+    with console.status("Loading, quantizing and calibrating") as status:
+
+        def on_image(done: int, total: int) -> None:
+            status.update(f"Reading images: {done} of {total}")
+
+        problem = prepare(settings, on_image)
     moving = select(problem.start, {OVER[over][0]}, within, exclude)
     how = normalise or OVER[over][1]
     lines = _lines(problem, moving, 2 if probe == "plane" else rays, directions, how)

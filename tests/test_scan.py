@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from evolq import command_line, criteria, observers, placement
 from evolq.problem import Settings, prepare
+from evolq.saved import save
 from landscape import directions, store
 from landscape import scan as scan_module
 
@@ -103,6 +104,22 @@ def test_the_radius_is_chosen_and_said(scan) -> None:
     assert "paired standard errors" in " ".join(err.split())
 
 
+def test_around_a_saved_network(scan) -> None:
+    problem = prepare(Settings(weight_bits=3, calibration_images=20, test_images=20))
+    moved = {k: v * 1.05 if k.endswith(".scale") else v for k, v in problem.start.items()}
+    save(problem.network, moved, "saved.safetensors", problem.model, problem.split.test.images)
+    code, _, err = scan(
+        *QUICK, "--start", "saved.safetensors", "--points", "3", "--radius", "0.1", "--out", "out"
+    )
+    assert code == 0, err
+    dataset = store.load("out/scan.nc")
+    # other compute batches round logits differently in the last bits
+    np.testing.assert_allclose(
+        dataset.test_loss.sel(x=0, y=0), problem.test.per_image(moved)[0].mean(), rtol=1e-5
+    )
+    assert json.loads(dataset.attrs["provenance"])["configuration"]["weight_bits"] == 3
+
+
 def test_class_folders_and_the_plain_weights(scan, tmp_path) -> None:
     generator = np.random.default_rng(0)
     for label in range(10):
@@ -130,12 +147,13 @@ def test_losses_that_are_not_finite_are_kept_and_reported(scan) -> None:
     assert "not finite" in " ".join(out.split())
 
 
+TEN = ("--calibration-images", "5", "--selection-images", "2", "--test-images", "3")
 BAD = {
     "unknown model": (["--model", "fashion_vti", "--images", "."], "fashion_vit"),
     "no images for a timm model": (["--model", "resnet18"], "needs images"),
     "missing folder": (["--images", "nowhere"], "nowhere"),
     "empty folder": (["--images", "empty"], "empty"),
-    "unreadable image": (["--images", "broken", "--test-images", "1"], "bad.png"),
+    "unreadable image": (["--images", "broken", *TEN], "bad.png"),
     "label out of range": (["--images", "labels"], "10"),
     "missing weights": (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
     "weights that do not fit": (["--weights", "other.safetensors"], "unexpected"),
@@ -172,34 +190,38 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_ends_with_one_line(scan, tmp_path, case) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    save_file({"strange": torch.zeros(1)}, tmp_path / "other.safetensors")
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory) -> Path:
+    """A folder with everything that can be wrong with files."""
+    root = tmp_path_factory.mktemp("bad")
+    (root / "empty").mkdir()
+    (root / "file").write_text("")
+    save_file({"strange": torch.zeros(1)}, root / "other.safetensors")
     for folder, label in (("broken", 1), ("labels", 10)):
-        (tmp_path / folder).mkdir()
+        (root / folder).mkdir()
         rows = ["file,label"]
-        for number in range(202):
-            name = f"{number}.png"
-            Image.new("L", (28, 28), number % 256).save(tmp_path / folder / name)
-            rows.append(f"{name},{label}")
-        (tmp_path / folder / "labels.csv").write_text("\n".join(rows))
-    bad = tmp_path / "broken" / "bad.png"
-    bad.write_bytes(b"not an image")
-    with (tmp_path / "broken" / "labels.csv").open("a") as table:
-        table.write("\nbad.png,1")
-    before = sorted(path for path in tmp_path.rglob("*"))
+        for number in range(9):
+            Image.new("L", (28, 28), number).save(root / folder / f"{number}.png")
+            rows.append(f"{number}.png,{label}")
+        if folder == "broken":
+            (root / folder / "bad.png").write_bytes(b"not an image")
+            rows.append("bad.png,1")
+        (root / folder / "labels.csv").write_text("\n".join(rows))
+    return root
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_line(scan, bad_files, monkeypatch, case) -> None:
+    monkeypatch.chdir(bad_files)
+    before = sorted(bad_files.rglob("*"))
     arguments, wanted = BAD[case]
-    if case == "unreadable image":
-        arguments = [*arguments, "--calibration-images", "102", "--selection-images", "100"]
     code, out, err = scan(*arguments)
     assert code == 2
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     assert wanted in err
-    assert sorted(path for path in tmp_path.rglob("*")) == before, "nothing is written"
+    assert sorted(bad_files.rglob("*")) == before, "nothing is written"
 
 
 def test_an_existing_folder_is_overwritten_on_demand(scan, tmp_path) -> None:
