@@ -1,7 +1,6 @@
 """The images of an experiment: three disjoint sets, bundled or from folders.
 
-Sets are drawn by one rule, `stratified_order`: a seeded order in which every stretch holds each
-class in proportion.
+Sets are drawn by one rule, `stratified_order`: a seeded order that spreads every class evenly.
 """
 
 from __future__ import annotations
@@ -109,11 +108,11 @@ class Split:
 
 
 def stratified_order(names: Sequence[str], labels: Sequence[int], seed: int) -> list[int]:
-    """Return a seeded order of the indices in which every stretch holds each class in proportion.
+    """Return a seeded order of the indices that spreads every class evenly from first to last.
 
-    A stretch of `m` out of `n` images holds `m / n` of the images of each class, to within two
-    images, and within one if it begins or ends the order. The hash of seed and name decides, so an
-    image's place depends on its own class only, and on neither platform nor library version.
+    The first images, however many, hold one share of all classes, to within one image of each; so
+    do the last. Classes of equal size take turns, in rounds of one image of each in random order.
+    The hash of seed and name decides, not a generator that differs between library versions.
     """
     classes = defaultdict(list)
     for index, (name, label) in enumerate(zip(names, labels, strict=True)):

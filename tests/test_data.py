@@ -137,17 +137,26 @@ def test_a_split_of_sets_that_share_a_name_is_refused(i, j):
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     seed=st.integers(),
-    cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    cut=st.floats(0, 1),
 )
-def test_each_stretch_of_the_order_holds_each_class_in_proportion(labels, seed, cut):
+def test_first_and_last_images_hold_one_share_of_all_classes(labels, seed, cut):
     names = [str(number) for number in range(len(labels))]
     order = stratified_order(names, labels, seed)
     assert sorted(order) == list(range(len(labels)))
-    start, end = sorted(round(part * len(labels)) for part in cut)
-    for label, size in Counter(labels).items():
-        for first, last, tolerance in [(0, end, 1), (start, len(labels), 1), (start, end, 2)]:
-            found = sum(labels[index] == label for index in order[first:last])
-            assert abs(found - size * (last - first) / len(labels)) <= tolerance
+    sizes = Counter(labels)
+    for part in (order[: round(cut * len(labels))], order[round(cut * len(labels)) :]):
+        found = Counter(labels[index] for index in part)
+        least = max((found[label] - 1) / size for label, size in sizes.items())
+        most = min((found[label] + 1) / size for label, size in sizes.items())
+        assert least <= most
+
+
+def test_equal_classes_take_turns():
+    labels = [number // 20 for number in range(100)]
+    order = stratified_order([str(number) for number in range(100)], labels, seed=0)
+    rounds = [tuple(labels[index] for index in order[5 * k : 5 * k + 5]) for k in range(20)]
+    assert all(sorted(classes) == [0, 1, 2, 3, 4] for classes in rounds)
+    assert len(set(rounds)) > 10
 
 
 def test_order_depends_on_the_seed_and_on_nothing_else():
