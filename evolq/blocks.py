@@ -9,7 +9,7 @@ from evolq.graph import MATRIX_PRODUCTS, dependents, module_path
 from evolq.network import QuantizedNetwork
 
 
-def blocks(network: QuantizedNetwork, within: str | None = None) -> dict[str, tuple[str, ...]]:
+def find_blocks(network: QuantizedNetwork, within: str | None = None) -> dict[str, tuple[str, ...]]:
     """Return the names of all quantizers' entries by block, both in the order in which they run.
 
     A block is an attention module with everything in it; else the module that a weight's layer

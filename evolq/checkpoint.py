@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from evolq.errors import InputError
+from evolq.saved import write_whole
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -21,18 +21,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[s
     Raises:
         InputError: if the file cannot be written.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            unfinished,
-            metadata={"values": json.dumps(values)},
-        )
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write the checkpoint {path} ({error})") from error
+    content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, to_bytes(content, {"values": json.dumps(values)}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evolq.blocks import attention_modules, blocks
+from evolq.blocks import attention_modules, find_blocks
 from evolq.checkpoint import load_checkpoint, save_checkpoint
 from evolq.errors import InputError
 from evolq.network import QuantizedNetwork
@@ -59,7 +59,7 @@ class Candidate(NamedTuple):
     loss: float
 
 
-def evolve(
+def search_scales(
     objective: Objective,
     start: Point,
     recipe: Recipe = RECIPES["default"],
@@ -110,7 +110,7 @@ def visits(
     """
     attention = attention_modules(network) if recipe.attention_only else frozenset()
     found = {}
-    for block, names in blocks(network, within).items():
+    for block, names in find_blocks(network, within).items():
         moving = tuple(
             name
             for name in names

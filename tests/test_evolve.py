@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import evolq.evolve
-from evolq.blocks import attention_modules, blocks
+from evolq.blocks import attention_modules, find_blocks
 from evolq.calibration import calibrate
 from evolq.criteria import CRITERIA, Criterion, info_nce
 from evolq.data import LabelledImages
@@ -22,9 +22,9 @@ from evolq.errors import InputError
 from evolq.evolve import (
     Candidate,
     Iterate,
-    evolve,
     evolve_block,
     recombine,
+    search_scales,
     survivors,
     tournament,
     visits,
@@ -163,7 +163,7 @@ def test_published_gives_the_population_of_a_naive_search(monkeypatch: pytest.Mo
         return result
 
     monkeypatch.setattr(evolq.evolve, "evolve_block", recording)
-    last = list(evolve(problem.objective(), problem.start, PUBLISHED, seed=5))[-1]
+    last = list(search_scales(problem.objective(), problem.start, PUBLISHED, seed=5))[-1]
     expected = naive_search(problem, passes=2, seed=5)
 
     assert len(populations) == len(expected) == 4
@@ -182,7 +182,9 @@ RECIPES_IN_TESTS = pytest.mark.parametrize("recipe", [PUBLISHED, DEFAULT], ids=R
 
 @RECIPES_IN_TESTS
 def test_the_seed_decides(problem: Problem, recipe: Recipe) -> None:
-    runs = [list(evolve(problem.objective(), problem.start, recipe, seed=s)) for s in (0, 0, 1)]
+    runs = [
+        list(search_scales(problem.objective(), problem.start, recipe, seed=s)) for s in (0, 0, 1)
+    ]
     assert all_same(runs[0], runs[1])
     assert not all_same(runs[0], runs[2])
 
@@ -191,7 +193,7 @@ def test_the_seed_decides(problem: Problem, recipe: Recipe) -> None:
 def test_the_start_is_left_alone_and_the_loss_never_rises(problem: Problem, recipe: Recipe) -> None:
     before = {name: value.clone() for name, value in problem.start.items()}
     objective = problem.objective()
-    iterates = list(evolve(objective, problem.start, recipe))
+    iterates = list(search_scales(objective, problem.start, recipe))
     assert same(before, problem.start)
     losses = [iterate.loss for iterate in iterates]
     assert losses == sorted(losses, reverse=True)
@@ -203,7 +205,7 @@ def test_the_start_is_left_alone_and_the_loss_never_rises(problem: Problem, reci
 @RECIPES_IN_TESTS
 def test_the_cost_counts_shares_of_passes(problem: Problem, recipe: Recipe) -> None:
     objective = problem.objective()
-    iterates = list(evolve(objective, problem.start, recipe))
+    iterates = list(search_scales(objective, problem.start, recipe))
     evaluations = recipe.cycles + recipe.reevaluate
     expected, steps = 1.0, 1
     for _ in range(recipe.passes):
@@ -218,7 +220,7 @@ def test_the_cost_counts_shares_of_passes(problem: Problem, recipe: Recipe) -> N
 
 @RECIPES_IN_TESTS
 def test_only_what_the_recipe_names_moves(problem: Problem, recipe: Recipe) -> None:
-    last = list(evolve(problem.objective(), problem.start, recipe, within="blocks.1.*"))[-1]
+    last = list(search_scales(problem.objective(), problem.start, recipe, within="blocks.1.*"))[-1]
     moved = {name for name in last.point if not torch.equal(last.point[name], problem.start[name])}
     allowed = {name for names in visits(problem.network, recipe).values() for name in names}
     assert moved
@@ -228,7 +230,9 @@ def test_only_what_the_recipe_names_moves(problem: Problem, recipe: Recipe) -> N
 @RECIPES_IN_TESTS
 def test_a_plateau_is_survived(problem: Problem, recipe: Recipe) -> None:
     flat = Criterion("flat", lambda student, teacher, labels: torch.zeros(len(student)))
-    iterates = list(evolve(problem.objective(flat), problem.start, replace(recipe, passes=4)))
+    iterates = list(
+        search_scales(problem.objective(flat), problem.start, replace(recipe, passes=4))
+    )
     assert {iterate.loss for iterate in iterates} == {0.0}
     problem.network.check(iterates[-1].point)
 
@@ -241,7 +245,9 @@ def test_a_loss_that_is_not_a_number_is_the_worst(problem: Problem, recipe: Reci
         at_start = torch.equal(student[:12], start_logits)
         return torch.full((len(student),), 1.0 if at_start else float("nan"))
 
-    last = list(evolve(problem.objective(Criterion("trap", trap)), problem.start, recipe))[-1]
+    last = list(search_scales(problem.objective(Criterion("trap", trap)), problem.start, recipe))[
+        -1
+    ]
     assert last.loss == 1.0
     assert same(last.point, problem.start)
 
@@ -249,9 +255,9 @@ def test_a_loss_that_is_not_a_number_is_the_worst(problem: Problem, recipe: Reci
 def test_test_images_are_refused_at_once(problem: Problem) -> None:
     test = TestEvaluation.of(problem.network, problem.data)
     with pytest.raises(TypeError, match="TestEvaluation"):
-        evolve(test, problem.start)
+        search_scales(test, problem.start)
     with pytest.raises(TypeError, match="TestEvaluation"):
-        evolve(problem.objective(), problem.start, selection=test)
+        search_scales(problem.objective(), problem.start, selection=test)
 
 
 # Selection images -------------------------------------------------------------------------------
@@ -260,7 +266,7 @@ def test_test_images_are_refused_at_once(problem: Problem) -> None:
 def test_selection_images_choose_among_start_and_passes(problem: Problem) -> None:
     recipe = replace(DEFAULT, passes=4)
     selection = problem.objective(data=labelled(24, seed=2))
-    iterates = list(evolve(problem.objective(), problem.start, recipe, selection=selection))
+    iterates = list(search_scales(problem.objective(), problem.start, recipe, selection=selection))
     per_pass = len(visits(problem.network, recipe))
     ends = iterates[:-1:per_pass]
     assert len(ends) == 5
@@ -274,7 +280,9 @@ def test_patience_ends_a_search_that_does_not_help_on_selection_images(problem: 
     flat = Criterion("flat", lambda student, teacher, labels: torch.zeros(len(student)))
     recipe = replace(DEFAULT, passes=9, patience=2)
     objective = problem.objective()
-    last = list(evolve(objective, problem.start, recipe, selection=problem.objective(flat)))[-1]
+    last = list(search_scales(objective, problem.start, recipe, selection=problem.objective(flat)))[
+        -1
+    ]
     assert last.step == 1 + 2 * recipe.cycles * len(visits(problem.network, recipe))
     assert same(last.point, problem.start)
     assert last.cost == pytest.approx(objective.cost + 3), "the start and two passes on selection"
@@ -288,7 +296,7 @@ def search_for_resume(checkpoint: Path | None) -> list[Iterate]:
     selection = problem.objective(data=labelled(12, seed=2))
     recipe = replace(DEFAULT, passes=3, patience=9)
     return list(
-        evolve(
+        search_scales(
             problem.objective(), problem.start, recipe, selection=selection, checkpoint=checkpoint
         )
     )
@@ -331,18 +339,18 @@ def test_a_checkpoint_of_another_search_is_refused(problem: Problem, tmp_path: P
     checkpoint = tmp_path / "search.safetensors"
     recipe = replace(DEFAULT, passes=1)
     arguments = problem.objective(), problem.start
-    list(evolve(*arguments, recipe, checkpoint=checkpoint))
+    list(search_scales(*arguments, recipe, checkpoint=checkpoint))
     other_start = {**problem.start, "head.weight.scale": problem.start["head.weight.scale"] * 2}
     hotter = replace(
         CRITERIA["info_nce"], per_image=lambda s, t, labels: info_nce(s, t, labels, 9.0)
     )
     for other in (
-        evolve(*arguments, replace(recipe, cycles=2), checkpoint=checkpoint),
-        evolve(*arguments, recipe, seed=1, checkpoint=checkpoint),
-        evolve(*arguments, recipe, within="blocks.*", checkpoint=checkpoint),
-        evolve(problem.objective(), other_start, recipe, checkpoint=checkpoint),
-        evolve(problem.objective(hotter), problem.start, recipe, checkpoint=checkpoint),
-        evolve(
+        search_scales(*arguments, replace(recipe, cycles=2), checkpoint=checkpoint),
+        search_scales(*arguments, recipe, seed=1, checkpoint=checkpoint),
+        search_scales(*arguments, recipe, within="blocks.*", checkpoint=checkpoint),
+        search_scales(problem.objective(), other_start, recipe, checkpoint=checkpoint),
+        search_scales(problem.objective(hotter), problem.start, recipe, checkpoint=checkpoint),
+        search_scales(
             problem.objective(data=labelled(24, 3)), problem.start, recipe, checkpoint=checkpoint
         ),
     ):
@@ -355,14 +363,14 @@ def test_a_broken_checkpoint_is_refused(problem: Problem, tmp_path: Path, conten
     checkpoint = tmp_path / "search.safetensors"
     checkpoint.write_bytes(content)
     with pytest.raises(InputError, match="not a checkpoint"):
-        next(evolve(problem.objective(), problem.start, checkpoint=checkpoint))
+        next(search_scales(problem.objective(), problem.start, checkpoint=checkpoint))
 
 
 # Parts ------------------------------------------------------------------------------------------
 
 
 def test_blocks_of_a_transformer(network: QuantizedNetwork) -> None:
-    found = blocks(network)
+    found = find_blocks(network)
     assert list(found) == [
         "patch_embed",
         "blocks.0.attn",
@@ -375,14 +383,14 @@ def test_blocks_of_a_transformer(network: QuantizedNetwork) -> None:
     assert "blocks.0.attn.matmul_1.right.zero_point" in found["blocks.0.attn"]
     everything = [name for names in found.values() for name in names]
     assert sorted(everything) == sorted(set(network.names) - set(network.weights))
-    within = blocks(network, "*.mlp.*.weight.scale")
+    within = find_blocks(network, "*.mlp.*.weight.scale")
     assert within["blocks.0.mlp"] == (
         "blocks.0.mlp.fc1.weight.scale",
         "blocks.0.mlp.fc2.weight.scale",
     )
     assert list(within) == ["blocks.0.mlp", "blocks.1.mlp"]
     with pytest.raises(InputError, match="within 'nowhere'"):
-        blocks(network, "nowhere")
+        find_blocks(network, "nowhere")
 
 
 class Residual(nn.Module):
@@ -414,7 +422,7 @@ class Convolutions(nn.Module):
 @pytest.mark.parametrize("scheme", ["weights", "linear", "full"])
 def test_blocks_of_a_network_of_convolutions(scheme: str) -> None:
     network = quantize(Convolutions(), torch.zeros(2, 1, 8, 8), scheme)
-    found = blocks(network)
+    found = find_blocks(network)
     assert list(found) == ["stem", "layer.0", "head"]
     assert "layer.0.downsample.0.weight.scale" in found["layer.0"]
     assert list(visits(network, PUBLISHED)) == ["head", "layer.0", "stem"], "it has no attention"
@@ -422,7 +430,7 @@ def test_blocks_of_a_network_of_convolutions(scheme: str) -> None:
 
 def test_nothing_to_search_is_refused(network: QuantizedNetwork) -> None:
     with pytest.raises(InputError, match="quantizes nothing"):
-        blocks(quantize(Convolutions(), torch.zeros(2, 1, 8, 8), "none"))
+        find_blocks(quantize(Convolutions(), torch.zeros(2, 1, 8, 8), "none"))
     with pytest.raises(InputError, match="can move"):
         visits(network, PUBLISHED, "*.input.scale")
 

@@ -1,0 +1,266 @@
+"""What each choice of the default recipe is worth, and what the recipes reach: docs/evolq.md.
+
+    python benchmarks/ablation.py choices RUNS   one choice changed at a time, at equal cost
+    python benchmarks/ablation.py bits RUNS      searched against uniform bit-widths, at equal size
+    python benchmarks/ablation.py results RUNS   starts and recipes on test images, at equal numbers
+                                                 of fitness evaluations
+    python benchmarks/ablation.py tables RUNS    the tables of everything in RUNS, as Markdown
+
+RUNS is a file of JSON lines. Each finished run is added to it and not repeated, so an interrupted
+benchmark goes on where it stopped. Seeds decide on calibration images, too; runs of one seed are
+paired. Only `bits` and `results` look at test images, and nothing is chosen by them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import Tensor
+
+from evolq.comparison import paired_difference
+from evolq.evolve import search_scales
+from evolq.mixed_precision import search_bits
+from evolq.objective import Objective, predict, score
+from evolq.points import Point
+from evolq.problem import Problem, Settings, prepare
+from evolq.recipes import RECIPES, Absolute, Recipe, Relative
+
+NETWORKS = ("fashion_vit", "fashion_resnet")
+
+# 97.5 % quantile of Student's t by degrees of freedom, for means over few seeds.
+STUDENT = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+DEFAULT = RECIPES["default"]
+
+# One choice changed at a time; the name says what is different from the default recipe.
+CHOICES: dict[str, Recipe] = {
+    "default": DEFAULT,
+    "published": RECIPES["published"],
+    "published, but MSE start and no moment matching": replace(
+        RECIPES["published"], observer="mse", weight_observer="mse", moment_matching=False
+    ),
+    "min-max weights": replace(DEFAULT, weight_observer="minmax"),
+    "moment matching": replace(DEFAULT, moment_matching=True),
+    "absolute perturbation": replace(DEFAULT, perturbation=Absolute()),
+    "steps of 0.5 %": replace(DEFAULT, perturbation=Relative(0.005)),
+    "steps of 8 %": replace(DEFAULT, perturbation=Relative(0.08)),
+    "no step adaptation": replace(DEFAULT, adaptation=1.0),
+    "a quarter of the scales": replace(DEFAULT, mutation_rate=0.25),
+    "zero points, too": replace(DEFAULT, roles=("scale", "zero_point")),
+    "weights only": replace(DEFAULT, weights_only=True),
+    "attention only": replace(DEFAULT, attention_only=True),
+    "first block first": replace(DEFAULT, last_block_first=False),
+    "12 children a visit": replace(DEFAULT, cycles=12),
+    "population of 15, sample of 10": replace(DEFAULT, population=15, sample=10),
+    "recombination": replace(DEFAULT, population=5, sample=2, cycles=12, recombination=0.5),
+}
+# Forward-pass equivalents of the calibration set that each choice may spend: about what the
+# published recipe spends on fashion_vit (10 passes over 6 blocks, 4 evaluations each).
+BUDGET = 150.0
+
+# Fitness evaluations of the published recipe on either network: 10 passes over 6 blocks with
+# 4 evaluations each, and the start's.
+EVALUATIONS = 241
+
+Run = dict[str, Any]
+
+
+# Runs ---------------------------------------------------------------------------------------------
+
+
+def problem_for(recipe: Recipe, network: str, bits: int, seed: int, **counts: int) -> Problem:
+    """Return the problem as the recipe wants it to start."""
+    settings = Settings(
+        model=network,
+        weight_bits=bits,
+        observer=recipe.observer,
+        weight_observer=recipe.weight_observer,
+        moment_matching=recipe.moment_matching,
+        seed=seed,
+        **counts,  # type: ignore[arg-type]
+    )
+    return prepare(settings)
+
+
+def on_selection(problem: Problem, point: Point) -> dict[str, float]:
+    """Return criterion, cross entropy (nats) and top-1 on the selection images."""
+    selection = problem.selection
+    assert isinstance(selection, Objective)
+    logits = selection.forward.logits(point)
+    losses, right = score(logits, selection.labels)
+    values = selection.criterion.per_image(logits, selection.teacher, selection.labels)
+    return {
+        "selection_fitness": float(values.mean()),
+        "selection_loss": float(losses.mean()),
+        "selection_accuracy": float(right.double().mean()),
+    }
+
+
+def run_choice(network: str, bits: int, name: str, seed: int) -> Run:
+    """Search with one choice changed until the budget is spent; all selection images judge."""
+    recipe = replace(CHOICES[name], passes=10**6)
+    problem = problem_for(
+        recipe, network, bits, seed, calibration_images=200, selection_images=1000, test_images=2
+    )
+    for iterate in search_scales(problem.objective, problem.start, recipe, seed=seed):
+        if iterate.cost > BUDGET:
+            break
+        last = iterate
+    return {"evaluations": last.step, "fitness": last.loss} | on_selection(problem, last.point)
+
+
+def run_bits(network: str, bits: int, name: str, seed: int) -> Run:
+    """Search bit-widths of `bits` on average; the start has `bits` everywhere."""
+    problem = problem_for(
+        DEFAULT, network, bits, seed, calibration_images=500, selection_images=0, test_images=10000
+    )
+    for iterate in search_bits(problem.objective, problem.start, bits, seed=seed):
+        last = iterate
+    return {"evaluations": last.step} | on_test(problem, problem.start, last.point)
+
+
+def run_result(network: str, bits: int, name: str, seed: int) -> Run:
+    """Search with the recipe `name` for as many evaluations as the published one makes."""
+    recipe = replace(RECIPES[name], passes=10**6)
+    problem = problem_for(
+        recipe, network, bits, seed, calibration_images=500, selection_images=0, test_images=10000
+    )
+    for iterate in search_scales(problem.objective, problem.start, recipe, seed=seed):
+        if iterate.step > EVALUATIONS:
+            break
+        last = iterate
+    return {"evaluations": last.step, "cost": last.cost} | on_test(
+        problem, problem.start, last.point
+    )
+
+
+def on_test(problem: Problem, start: Point, final: Point) -> Run:
+    """Return what the command line reports, for the test images."""
+    data = problem.split.test
+    teacher = score(predict(problem.model, data.images), data.labels)
+    measured = teacher, problem.test.per_image(start), problem.test.per_image(final)
+    run: Run = {}
+    for name, (losses, right) in zip(("fp32", "start", "final"), measured, strict=True):
+        run |= {f"{name}_accuracy": mean(right), f"{name}_loss": mean(losses)}
+    run["difference"] = paired_difference(measured[1][1], measured[2][1])
+    run["loss_difference"] = paired_difference(measured[1][0], measured[2][0])
+    return run
+
+
+def mean(values: Tensor) -> float:
+    """Return the mean in float64."""
+    return float(values.double().mean())
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def over_seeds(values: Iterable[float], digits: int) -> str:
+    """Return mean and 95 % confidence interval (Student's t) over seeds."""
+    listed = list(values)
+    middle = statistics.mean(listed)
+    if len(listed) - 1 not in STUDENT:
+        return f"{middle:+.{digits}f} ({len(listed)} seeds)"
+    half = STUDENT[len(listed) - 1] * statistics.stdev(listed) / math.sqrt(len(listed))
+    return f"{middle:+.{digits}f} ± {half:.{digits}f}"
+
+
+def choices_table(runs: list[Run]) -> list[str]:
+    """Compare each choice with the default, paired by seed, on selection images."""
+    by_choice: dict[tuple[str, int, str], dict[int, Run]] = defaultdict(dict)
+    for run in runs:
+        by_choice[run["network"], run["bits"], run["name"]][run["seed"]] = run
+    lines = [
+        "| network | weight bits | what is different | selection loss | infoNCE | top-1, points |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (network, bits, name), seeds in by_choice.items():
+        default = by_choice[network, bits, "default"]
+        cells = []
+        for key, factor, digits in (
+            ("selection_loss", 1, 4),
+            ("selection_fitness", 1, 4),
+            ("selection_accuracy", 100, 2),
+        ):
+            origin = {seed: 0.0 if name == "default" else default[seed][key] for seed in seeds}
+            cells.append(over_seeds((factor * (seeds[s][key] - origin[s]) for s in seeds), digits))
+        lines.append(f"| {network} | {bits} | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def test_table(runs: list[Run]) -> list[str]:
+    """Average what test images said over the seeds."""
+    groups: dict[tuple[str, int, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run["network"], run["bits"], run["name"]].append(run)
+    lines = [
+        "| network | weight bits | search | fp32 | start | final | gain, points | test loss | "
+        "evaluations | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (network, bits, name), group in groups.items():
+        accuracies = [
+            f"{100 * statistics.mean(run[f'{which}_accuracy'] for run in group):.2f}"
+            for which in ("fp32", "start", "final")
+        ]
+        gain = over_seeds((100 * run["difference"][0] for run in group), 2)
+        loss = over_seeds((run["loss_difference"][0] for run in group), 4)
+        seconds = statistics.mean(run["seconds"] for run in group)
+        lines.append(
+            f"| {network} | {bits} | {name} | {' | '.join(accuracies)} | {gain} | {loss} | "
+            f"{group[0]['evaluations']} | {seconds:.0f} |"
+        )
+    return lines
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+KINDS: dict[str, tuple[Callable[..., Run], Iterable[str], tuple[int, ...], Callable]] = {
+    "choices": (run_choice, CHOICES, (2, 3), choices_table),
+    "bits": (run_bits, ("searched",), (3,), test_table),
+    "results": (run_result, RECIPES, (4, 3, 2), test_table),
+}
+
+
+def main(
+    what: Annotated[str, typer.Argument(help="choices, bits, results or tables.")],
+    path: Annotated[Path, typer.Argument(metavar="RUNS")],
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
+    network: Annotated[list[str] | None, typer.Option(help="Only these networks.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only these choices or recipes.")] = None,
+    bits: Annotated[list[int] | None, typer.Option(help="Only these weight bits.")] = None,
+) -> None:
+    """Add the missing runs to RUNS, or print its tables."""
+    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if what == "tables":
+        for kind, (*_, table) in KINDS.items():
+            print(f"\n## {kind}\n", *table([r for r in runs if r["kind"] == kind]), sep="\n")
+        return
+    function, names, widths, _ = KINDS[what]
+    done = {(run["kind"], run["network"], run["bits"], run["name"], run["seed"]) for run in runs}
+    for seed in range(seeds):  # all choices of a seed first, so that early tables are balanced
+        for chosen in network or NETWORKS:
+            for width in bits or widths:
+                for name in only or names:
+                    if (what, chosen, width, name, seed) in done:
+                        continue
+                    began = time.perf_counter()
+                    run = {"kind": what, "network": chosen, "bits": width, "name": name}
+                    run |= {"seed": seed, **function(chosen, width, name, seed)}
+                    run["seconds"] = round(time.perf_counter() - began, 1)
+                    with path.open("a") as file:
+                        file.write(json.dumps(run) + "\n")
+                    print(json.dumps(run), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,187 @@
+"""The whole way in one call: quantize a model, calibrate it, search bits and scales."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from evolq.calibration import calibrate
+from evolq.criteria import choose_criterion
+from evolq.data import LabelledImages
+from evolq.errors import InputError
+from evolq.evolve import Iterate, search_scales, visits
+from evolq.mixed_precision import search_bits
+from evolq.network import BATCH_SIZE, QuantizedNetwork, quantize
+from evolq.objective import Objective, predict
+from evolq.points import Point
+from evolq.problem import OBSERVED_IMAGES
+from evolq.recipes import Recipe, choose_recipe
+from evolq.saved import save
+
+# Children of the search of bits. On the bundled networks the loss hardly falls after that.
+BIT_EVALUATIONS = 100
+
+
+def improve(
+    objective: Objective,
+    start: Point,
+    recipe: Recipe,
+    *,
+    average_bits: float | None = None,
+    within: str | None = None,
+    selection: Objective | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+) -> Iterator[Iterate]:
+    """Search the bits of weights, if there is a budget of bits, and then quantization scales.
+
+    Yields as `search_bits` and `search_scales` do, with steps and costs counted on; the last
+    Iterate is the result. A checkpoint covers the search of scales; that of bits is repeated.
+
+    Args:
+        objective: on calibration images.
+        start: a complete Point.
+        recipe: of both searches.
+        average_bits: bits of a weight value on average, or None to leave the bits alone.
+        within: a glob over names of scales; others stay.
+        selection: on selection images; they choose among the ends of passes.
+        seed: of all that is drawn.
+        checkpoint: a file.
+    """
+    step, cost = 0, 0.0
+    if average_bits is not None:
+        for iterate in search_bits(
+            objective,
+            start,
+            average_bits,
+            evaluations=BIT_EVALUATIONS,
+            recipe=recipe,
+            observer=recipe.weight_observer,
+            seed=seed,
+        ):
+            yield iterate
+        step, cost, start = iterate.step, iterate.cost, iterate.point
+    for iterate in search_scales(
+        objective,
+        start,
+        recipe,
+        seed=seed,
+        within=within,
+        selection=selection,
+        checkpoint=checkpoint,
+    ):
+        yield iterate._replace(step=step + iterate.step, cost=cost + iterate.cost)
+
+
+def iterates_at_most(
+    network: QuantizedNetwork, recipe: Recipe, average_bits: float | None, within: str | None
+) -> int:
+    """Return how many Iterates `improve` yields without selection images, for progress bars."""
+    bits = 0 if average_bits is None else 1 + BIT_EVALUATIONS
+    return bits + 1 + recipe.passes * len(visits(network, recipe, within))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A quantized model that was searched; called with images (n, c, h, w) it returns logits.
+
+    Attributes:
+        model: the untouched full-precision model.
+        network: the quantized network.
+        start: the Point that calibration found.
+        point: the Point that the search found.
+        start_loss: of the criterion on the calibration images.
+        loss: likewise, of `point`.
+        evaluations: of fitness, in all.
+        image_shape: (channels, height, width).
+    """
+
+    model: nn.Module
+    network: QuantizedNetwork
+    start: Point
+    point: Point
+    start_loss: float
+    loss: float
+    evaluations: int
+    image_shape: tuple[int, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits (n, classes) of images (n, channels, height, width)."""
+        with torch.no_grad():
+            return self.network(self.point, images)
+
+    def save(self, path: str | Path) -> None:
+        """Write the quantized model as safetensors; `evolq.load(path, model)` reads it."""
+        save(self.network, self.point, path, self.model, torch.zeros(1, *self.image_shape))
+
+
+def search(
+    model: nn.Module,
+    calibration_images: Tensor,
+    bits: int = 4,
+    activation_bits: int = 8,
+    *,
+    average_bits: float | None = None,
+    scheme: str = "linear",
+    recipe: str = "default",
+    passes: int | None = None,
+    criterion: str = "info_nce",
+    within: str | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> SearchResult:
+    """Quantize `model`, calibrate it, and search for better scales; no labels are needed.
+
+    Args:
+        model: any module from images to logits; it is not changed.
+        calibration_images: (n, channels, height, width), preprocessed as the model wants them.
+        bits: of weights.
+        activation_bits: of activations.
+        average_bits: instead of `bits`, let each layer have its own, at most this many on average.
+        scheme: weights, linear or full; see `quantize`.
+        recipe: a name in `RECIPES`.
+        passes: over all blocks, instead of the recipe's.
+        criterion: a name in `CRITERIA`; fitness.
+        within: a glob over names of scales; others stay.
+        seed: of all that is drawn.
+        batch_size: images per forward pass.
+
+    Raises:
+        InputError: for unknown names, numbers out of range, a criterion that needs labels, or a
+            model that cannot be quantized.
+    """
+    chosen = choose_recipe(recipe, passes=passes)
+    measure = choose_criterion(criterion)
+    if measure.uses_labels:
+        raise InputError(f"criterion {criterion} needs labels; choose another, such as info_nce")
+    network = quantize(
+        model,
+        calibration_images,
+        scheme,
+        int(average_bits or bits),
+        activation_bits,
+        moment_matching=chosen.moment_matching,
+    )
+    observed = calibration_images[:OBSERVED_IMAGES]
+    start = calibrate(network, observed, chosen.observer, batch_size, chosen.weight_observer)
+    count = len(calibration_images)
+    data = LabelledImages(
+        calibration_images, torch.zeros(count, dtype=torch.int64), tuple(map(str, range(count)))
+    )
+    teacher = copy.deepcopy(model).eval()
+    logits = predict(teacher, calibration_images, batch_size)
+    objective = Objective.of(network, data, measure, logits, batch_size)
+    start_loss = float(objective(start))
+    for iterate in improve(
+        objective, start, chosen, average_bits=average_bits, within=within, seed=seed
+    ):
+        last = iterate
+    shape = tuple(calibration_images.shape[1:])
+    return SearchResult(
+        teacher, network, start, last.point, start_loss, last.loss, last.step, shape
+    )

@@ -1,0 +1,119 @@
+"""The whole way: `evolq.workflow.search` for a module, `python -m evolq` for a user."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evolq import command_line
+from evolq.__main__ import main
+from evolq.data import bundled_split
+from evolq.errors import InputError
+from evolq.fashion import fashion_resnet
+from evolq.mixed_precision import average_bits, bits_in
+from evolq.models import load_model
+from evolq.saved import load
+from evolq.workflow import BIT_EVALUATIONS, search
+
+IMAGES = bundled_split(calibration=20).calibration.images
+
+
+def test_three_lines_for_any_module(tmp_path: Path) -> None:
+    model = fashion_resnet().train()
+    result = search(model, IMAGES, bits=3, passes=1)
+    assert model.training, "the model is not changed"
+    assert result.loss < result.start_loss
+    assert result.evaluations == 1 + 4 * 6
+    result.save(tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors", fashion_resnet())
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGES), result(IMAGES))
+
+
+def test_bits_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evolq.workflow.BIT_EVALUATIONS", 5)
+    result = search(load_model("fashion_resnet"), IMAGES, average_bits=3.5, passes=0)
+    sizes = {
+        name: result.network.weights[name].numel()
+        for name, site in result.network.sites.items()
+        if site.kind == "weight"
+    }
+    found = bits_in(result.point)
+    assert 3 < average_bits(found, sizes) <= 3.5
+    assert result.evaluations == 1 + 5 + 1 != 1 + BIT_EVALUATIONS + 1
+
+
+def test_labels_cannot_be_asked_for() -> None:
+    with pytest.raises(InputError, match="needs labels"):
+        search(fashion_resnet(), IMAGES, criterion="cross_entropy")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """Run the command line in this process; returns exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["evolq", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.run(main)
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return call
+
+
+QUICK = (
+    *("--model", "fashion_resnet", "--passes", "1", "--within", "layer4.*"),
+    *("--calibration-images", "20", "--selection-images", "20", "--test-images", "40"),
+)
+
+
+def test_the_command_line(run, tmp_path: Path) -> None:
+    code, out, err = run(*QUICK, "--out", "result")
+    assert code == 0, err
+    assert "95 % interval" in out
+    folder = tmp_path / "result"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "report.json"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["difference"] == pytest.approx(
+        report["final_accuracy"] - report["start_accuracy"]
+    )
+    low, high = report["difference_interval"]
+    assert low <= report["difference"] <= high
+    assert report["fitness_evaluations"] == 1 + 4
+    assert report["seconds"] > 0
+    assert report["configuration"]["weight_bits"] == 3
+    assert report["configuration"]["within"] == "layer4.*"
+
+    split = bundled_split(20, 20, 40)
+    model = load_model("fashion_resnet")
+    for key, module in (
+        ("fp32_accuracy", model),
+        ("final_accuracy", load(folder / "model.safetensors")),
+    ):
+        with torch.no_grad():
+            right = module(split.test.images).argmax(1) == split.test.labels
+        assert report[key] == pytest.approx(float(right.double().mean()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--recipe", "nonesuch"), "unknown recipe 'nonesuch'"),
+        (("--passes", "-1"), "passes is -1"),
+        (("--test-images", "1"), "--test-images is 1"),
+        (("--resume",), "--resume goes on in an existing folder"),
+        (("--average-bits", "9"), "number from 2 to 8"),
+        (("--within", "nowhere"), "no quantizer is within 'nowhere'"),
+        (("--out", "."), "exists"),
+    ],
+)
+def test_bad_input_is_one_line(run, arguments: tuple[str, ...], words: str) -> None:
+    code, out, err = run(*QUICK, *arguments)
+    assert (code, out) == (2, "")
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert words in lines[0]
