@@ -119,6 +119,20 @@ def test_words_come_from_the_provenance():
 
 
 @pytest.mark.parametrize(
+    ("scheme", "title"),
+    [
+        ("weights", "fashion_vit, 4-bit weights, scheme weights"),
+        ("none", "fashion_vit, not quantized"),
+    ],
+)
+def test_the_title_names_only_bits_in_use(scheme, title):
+    scan = synthetic_scans.plane()
+    configuration = synthetic_scans.CONFIGURATION | {"scheme": scheme}
+    scan.attrs["provenance"] = json.dumps({"configuration": configuration})
+    assert plane_info(scan).title == title
+
+
+@pytest.mark.parametrize(
     ("configuration", "unit"),
     [
         ({"over": "zero_points"}, "RMS shift of the zero points in codes"),
@@ -200,7 +214,7 @@ def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
         assert len({patch.get_hatch() for patch in axes.patches}) == 2
     (legend,) = figure.subfigs[1].legends
     assert [text.get_text() for text in legend.texts] == [
-        "start: the quantized model",
+        "start",
         "local minimum of the test loss",
         "the same, on the edge of the map",
         "loss not finite",
@@ -210,7 +224,7 @@ def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
 
 def test_legend_names_only_what_is_there():
     (legend,) = draw_plane(synthetic_scans.plane()).subfigs[1].legends
-    assert [text.get_text() for text in legend.texts] == ["start: the quantized model"]
+    assert [text.get_text() for text in legend.texts] == ["start"]
 
 
 def test_plane_figure_names_axes_and_units():
@@ -288,7 +302,7 @@ def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
     marks = {trace.name: (trace.x, trace.y) for trace in shown if trace.type == "scatter"}
     assert marks == {
         "local minimum of the test loss": ((0.05,), (0.0,)),
-        "start: the quantized model": ((0.0,), (0.0,)),
+        "start": ((0.0,), (0.0,)),
     }
 
 

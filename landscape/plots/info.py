@@ -48,7 +48,7 @@ NORMALISED_WEIGHTS_WORDS = {
 BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
 
 # The entries of a legend.
-START_WORDS = "start: the quantized model"
+START_WORDS = "start"
 MINIMUM_WORDS = "local minimum of the test loss"
 EDGE_MINIMUM_WORDS = "the same, on the edge of the map"
 NOT_FINITE_WORDS = "loss not finite"
@@ -259,16 +259,14 @@ def _criterion(configuration: Mapping[str, Any]) -> str:
 
 
 def _title(configuration: Mapping[str, Any]) -> str:
-    model = configuration.get("model", "Quantized network")
-    weights = configuration.get("weight_bits")
-    activations = configuration.get("activation_bits")
+    parts = [str(configuration.get("model", "network"))]
     scheme = configuration.get("scheme")
-    parts = [str(model)]
-    if weights is not None:
-        parts.append(f"{weights}-bit weights")
-    if activations is not None and scheme != "weights":  # that scheme leaves activations alone
-        parts.append(f"{activations}-bit activations")
-    if scheme is not None:
+    if scheme == "none":
+        parts.append("not quantized")
+    elif scheme is not None:
+        parts.append(f"{configuration['weight_bits']}-bit weights")
+        if scheme != "weights":  # that scheme leaves activations alone
+            parts.append(f"{configuration['activation_bits']}-bit activations")
         parts.append(f"scheme {scheme}")
     return ", ".join(parts)
 
