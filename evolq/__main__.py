@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,6 +86,9 @@ def main(
         raise InputError(f"--average-bits is {average_bits:g}; give a number from 2 to 8")
     if resume and (out is None or not out.is_dir()):
         raise InputError(f"--resume goes on in an existing folder and --out is {out}; name it")
+    for package in ("onnx", "onnxruntime") if onnx else ():
+        if find_spec(package) is None:  # now, not after the search
+            raise InputError(f"--onnx needs {package}, not installed: pip install 'evolq[onnx]'")
     folder = options.output_folder(out, overwrite or resume, f"evolq-{model}")
 
     from rich.console import Console
@@ -238,7 +242,11 @@ def _write(
             problem.split.calibration.images,
         )
         report["onnx_top1_agreement"] = top1_agreement(
-            folder / "model.onnx", problem.network, result.point, problem.split.test.images
+            folder / "model.onnx",
+            problem.network,
+            result.point,
+            problem.split.test.images,
+            problem.settings.batch_size,
         )
     write_whole(folder / "report.json", json.dumps(report, indent=2).encode())
 
