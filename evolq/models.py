@@ -26,6 +26,9 @@ BUNDLED: dict[str, Callable[[], nn.Module]] = {
 }
 """Networks whose trained weights are part of the package, each with its constructor."""
 
+HUB = "hf-hub:"
+ADVICE = "give its weights with --weights FILE.safetensors"
+
 FASHION_PREPROCESSING = {
     "input_size": (1, 28, 28),
     "mean": (MEAN,),
@@ -40,7 +43,8 @@ def load_model(
     """Return a trained classifier in evaluation mode.
 
     Args:
-        name: `fashion_vit`, `fashion_resnet`, or any name that `timm.create_model` takes.
+        name: `fashion_vit`, `fashion_resnet`, any name of timm's (`resnet18`,
+            `resnet18.a1_in1k`), or `hf-hub:OWNER/MODEL` for a timm model on the Hugging Face hub.
         weights: A safetensors file with the keys of that model. If it classifies into another
             number of classes than timm's model, the model gets that many. Without it, bundled
             networks come with their own weights and timm downloads those of its models.
@@ -51,13 +55,9 @@ def load_model(
             cannot be downloaded or read, that do not fit (with the keys), or that are not finite.
     """
     target = _usable_device(device)
-    if name not in BUNDLED:
-        _check_timm_name(name)
     if name in BUNDLED and weights is None:
         weights = Path(__file__).parent / "bundled" / f"{name}.safetensors"
     model = _pretrained(name) if weights is None else _with_weights(name, Path(weights))
-    if name in BUNDLED:
-        model.pretrained_cfg = FASHION_PREPROCESSING  # type: ignore[assignment]
     class_count(model)
     return model.eval().to(target)
 
@@ -73,11 +73,11 @@ def untrained(name: str, classes: int | None = None) -> nn.Module:
         InputError: for an unknown name.
     """
     if name in BUNDLED:
-        return BUNDLED[name]()
+        model = BUNDLED[name]()
+        model.pretrained_cfg = FASHION_PREPROCESSING  # type: ignore[assignment]
+        return model
     _check_timm_name(name)
-    return (
-        timm.create_model(name) if classes is None else timm.create_model(name, num_classes=classes)
-    )
+    return _create(name, num_classes=classes)
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _usable_device(device: str | torch.device) -> torch.device:
 
 
 def _check_timm_name(name: str) -> None:
-    if ":" in name:  # timm itself resolves hf-hub:NAME and local-dir:PATH
+    if name.startswith(HUB):
         return
     architecture = name.partition(".")[0]
     if timm.is_model(architecture):
@@ -154,19 +154,25 @@ def _check_timm_name(name: str) -> None:
 
 def _pretrained(name: str) -> nn.Module:
     """Let timm download the weights, unless it is clear at once that it cannot."""
-    advice = "give their file with --weights FILE.safetensors"
-    source = timm.get_pretrained_cfg(name) if ":" not in name else None
-    if source is not None and not source.has_weights:
-        raise InputError(f"timm has no trained weights for {name!r}; {advice}")
-    hub_name = getattr(source, "hf_hub_id", None)
+    _check_timm_name(name)
+    hub_name: str | None = name.removeprefix(HUB)
+    if not name.startswith(HUB):
+        source = timm.get_pretrained_cfg(name)
+        if source is None or not source.has_weights:
+            raise InputError(f"timm has no trained weights for {name!r}; {ADVICE}")
+        hub_name = source.hf_hub_id
     # The hub's own client would retry for a minute, with a warning each time.
     if hub_name and not _is_downloaded(hub_name) and not _hub_is_reachable():
-        raise InputError(f"cannot download {name!r}: no way to {_hub_address()}; {advice}")
+        raise InputError(f"cannot download {name!r}: no way to {_hub_address()}; {ADVICE}")
+    return _create(name, pretrained=True)
+
+
+def _create(name: str, **options: Any) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=True)
+        return timm.create_model(name, **options)
     except Exception as error:  # each host, cache and file format raises its own kind
         reason = " ".join(str(error).split())
-        raise InputError(f"cannot load weights for {name!r} ({reason}); {advice}") from error
+        raise InputError(f"timm cannot make {name!r} ({reason}); {ADVICE}") from error
 
 
 def _is_downloaded(hub_name: str) -> bool:
@@ -189,8 +195,8 @@ def _hub_is_reachable() -> bool:
 
 
 def _with_weights(name: str, path: Path) -> nn.Module:
-    weights = _read_weights(path)
     model = untrained(name)
+    weights = _read_weights(path)
     fine_tuned = _fine_tuned_class_count(model, weights)
     if fine_tuned is not None:
         model = untrained(name, fine_tuned)

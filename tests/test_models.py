@@ -95,8 +95,9 @@ def offline(monkeypatch):
 @pytest.mark.usefixtures("offline")
 def test_weights_that_cannot_be_downloaded_are_asked_for(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was called"))
-    with pytest.raises(InputError, match=f"cannot download '{TINY}'.*--weights FILE.safetensors"):
-        load_model(TINY)
+    for name in (TINY, f"{TINY}.r160_in1k", "hf-hub:timm/test_resnet.r160_in1k"):
+        with pytest.raises(InputError, match=f"cannot download '{name}'.*--weights FILE"):
+            load_model(name)
 
 
 def test_failed_downloads_are_told_in_one_line(monkeypatch):
@@ -105,7 +106,7 @@ def test_failed_downloads_are_told_in_one_line(monkeypatch):
 
     monkeypatch.setattr(models, "_is_downloaded", lambda _: True)
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(InputError, match=r"'test_resnet' \(disk full\); give their file"):
+    with pytest.raises(InputError, match=r"'test_resnet' \(disk full\); .*--weights FILE"):
         load_model(TINY)
 
 
