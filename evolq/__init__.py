@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from evolq.problem import Problem, Settings, prepare
     from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
     from evolq.saved import load, load_point, save
+    from evolq.workflow import SearchResult, search
 
 _MODULES = {
     "calibration": ("calibrate",),
@@ -34,6 +35,7 @@ _MODULES = {
     "problem": ("Problem", "Settings", "prepare"),
     "quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
     "saved": ("load", "load_point", "save"),
+    "workflow": ("SearchResult", "search"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -52,6 +54,7 @@ __all__ = [
     "Problem",
     "QuantSpec",
     "QuantizedNetwork",
+    "SearchResult",
     "Settings",
     "Split",
     "TestEvaluation",
@@ -68,6 +71,7 @@ __all__ = [
     "prepare",
     "quantize",
     "save",
+    "search",
     "select",
 ]
 
