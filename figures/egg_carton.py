@@ -8,6 +8,7 @@ same radius, the same images) and writes egg_carton.pdf and egg_carton.png besid
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import torch
 import typer
 import xarray as xr
 from matplotlib.figure import Figure
-from rich.progress import track
+from rich.progress import Progress
 
 from evolq import Settings, prepare, select
 from landscape import (
@@ -36,18 +37,21 @@ FOLDER = Path(__file__).parent
 
 def measure(model: str, bits: int, radius: float, points: int, seed: int) -> xr.Dataset:
     """Scan a plane in scale space around one network."""
-    problem = prepare(Settings(model=model, weight_bits=bits, test_images=500, seed=seed))
+    problem = prepare(Settings(model=model, weight_bits=bits, test_images=300, seed=seed))
     scales = select(problem.start, {"scale"})
     x, y = orthogonal_pair(scales, torch.Generator().manual_seed(seed))
-    steps = iter(track(range(points**2 + 1), description=model))
-    return sample_plane(
-        Plane(problem.start, x, y),
-        axis(radius, points),
-        axis(radius, points),
-        problem.objective,
-        problem.test,
-        lambda *_: next(steps),
-    )
+    with Progress() as progress:
+        task = progress.add_task(model, total=points**2)
+        dataset = sample_plane(
+            Plane(problem.start, x, y),
+            axis(radius, points),
+            axis(radius, points),
+            problem.objective,
+            problem.test,
+            lambda _, done, total: progress.update(task, completed=done),
+        )
+    problem.provenance["configuration"] |= {"over": "scales", "radius": radius}
+    return dataset.assign_attrs(provenance=json.dumps(problem.provenance))
 
 
 def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
@@ -69,7 +73,7 @@ def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
                 ha="center",
                 va="center",
             )
-            below = figure.add_axes((left + 0.06, 0.08, 0.27, 0.33))
+            below = figure.add_axes((left + 0.07, 0.11, 0.26, 0.31))
             draw_confidence(below, info)
             words = (
                 f"variation / range {total_variation(dataset.test_loss):.1f}; "
@@ -77,13 +81,21 @@ def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
                 "local minima above the noise"
             )
             below.set_title(words, fontsize="small")
+        figure.text(
+            0.5,
+            0.015,
+            "star: the calibrated start; circle: local minimum of the test loss above the noise "
+            "(half-filled: on the edge of the map)",
+            ha="center",
+            fontsize="small",
+        )
     return figure
 
 
 def main(
     bits: Annotated[int, typer.Option(help="Bits of the weights.")] = 3,
-    radius: Annotated[float, typer.Option(help="Typical relative change of a scale.")] = 0.1,
-    points: Annotated[int, typer.Option(help="Grid points along each axis.")] = 31,
+    radius: Annotated[float, typer.Option(help="Typical relative change of a scale.")] = 0.15,
+    points: Annotated[int, typer.Option(help="Grid points along each axis.")] = 21,
     seed: Annotated[int, typer.Option(help="Seed of images and directions.")] = 0,
 ) -> None:
     """Measure both networks and draw them."""
