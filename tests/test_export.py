@@ -1,0 +1,301 @@
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evolq import export
+from evolq.calibration import calibrate
+from evolq.data import bundled_split, folder_split
+from evolq.errors import InputError
+from evolq.export import export_onnx, top1_agreement
+from evolq.models import BUNDLED, load_model, preprocessing
+from evolq.network import QuantizedNetwork, quantize
+from evolq.onnx_operators import TRANSLATIONS
+from evolq.points import Point
+from evolq.quantizers import PerChannel, PerGroup, QuantSpec
+
+
+def run(path: Path, x: Tensor) -> Tensor:
+    """Return what ONNX Runtime makes of `x` when it runs the operators as they are written."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
+
+
+def check_equal(
+    path: Path, network: QuantizedNetwork, point: Point, opset: int = 21
+) -> onnx.ModelProto:
+    """Export, compare the logits of two batch sizes with the network's own, return the model."""
+    export_onnx(network, point, path, images(), opset)
+    onnx.checker.check_model(path, full_check=True)
+    for count in (1, 5):
+        x = images(count, seed=3)
+        with torch.no_grad():
+            # rounded sums, but no code in another place
+            torch.testing.assert_close(run(path, x), network(point, x), rtol=1e-5, atol=1e-5)
+    return onnx.load(path)
+
+
+# Operators ----------------------------------------------------------------------------------------
+
+WEIGHT = torch.arange(12.0).reshape(2, 1, 2, 3) / 10 - 0.5
+FILTERS = WEIGHT.reshape(4, 1, 3).expand(4, 4, 3)
+ROWS = torch.arange(20.0).reshape(5, 4) / 10
+SQUARE = torch.arange(64.0).reshape(8, 8) / 64
+
+# Each maps (n, 1, 8, 8) to n rows. Numbers are such that no two arguments can change places unseen.
+OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "arithmetic": lambda x: torch.add(1 - x / 3, x, alpha=2) * 0.5 + torch.sub(x, x.abs(), alpha=3),
+    "extrema": lambda x: torch.maximum(x, 0.5 * x) + torch.minimum(x + 1, -x) + x.amax(-1, True),
+    "powers": lambda x: x.pow(2) + x.abs().sqrt() + (x * x + 1).rsqrt() + x.exp() + x.erf(),
+    "rectifiers": lambda x: functional.elu(x) + functional.leaky_relu(x, 0.2) + functional.relu(-x),
+    "sigmoids": lambda x: functional.silu(x) + x.sigmoid() * x.tanh(),
+    "hard": lambda x: functional.hardswish(x) + 2 * functional.hardsigmoid(x),
+    "gelus": lambda x: functional.gelu(x) - functional.gelu(2 * x, approximate="tanh"),
+    "clamps": lambda x: x.clamp(-0.3) + x.clamp(max=0.2) + x.clamp_min(0.1) + x.clamp(-0.1, 0.3),
+    "relu6": lambda x: functional.relu6(8 * x) + functional.hardtanh(x, -0.5, 0.4),
+    "sums": lambda x: x.sum((1, 2)) + x.mean(3).mean(1) + x.norm(dim=(1, 3), p=1),
+    "norms": lambda x: functional.normalize(x, dim=2) + functional.normalize(x, p=1, dim=-1),
+    "softmax": lambda x: x.softmax(-2),
+    "layer norm": lambda x: functional.layer_norm(x, (8, 8), ROWS.new_ones(8, 8), eps=0.1)
+    + functional.layer_norm(x, (8,)),
+    "group norm": lambda x: functional.group_norm(x.reshape(-1, 4, 2, 8), 2, ROWS[1], ROWS[2]),
+    "batch norm": lambda x: functional.batch_norm(x.reshape(-1, 4, 16), ROWS[1], ROWS[2], eps=0.1),
+    "convolution": lambda x: functional.conv2d(x, WEIGHT, stride=(1, 2), padding=(2, 1)),
+    "groups": lambda x: functional.conv1d(x[:, 0], FILTERS, groups=2, dilation=2, padding=1),
+    "same": lambda x: functional.conv2d(x, WEIGHT, padding="same", dilation=(1, 2)),
+    "valid": lambda x: functional.conv1d(x[:, 0, :1], WEIGHT[:, 0, :1], padding="valid"),
+    "max pool": lambda x: functional.max_pool2d(x, (3, 2), (1, 2), padding=(1, 0), dilation=(2, 1)),
+    "average pool": lambda x: functional.avg_pool2d(x, 3, 2, 1, True, False),
+    "adaptive pool": lambda x: functional.adaptive_avg_pool2d(x, (1, 2)),
+    "pads": lambda x: functional.pad(x, (1, 2, 3, 0), value=0.25)
+    + functional.pad(x, (1, 2, 3, 0), mode="reflect")
+    - 2 * functional.pad(x, (1, 2, 3, 0), mode="replicate"),
+    "views": lambda x: x.unflatten(2, (2, 4)).squeeze(1).transpose(-1, 1).unsqueeze(-2),
+    "squeezes": lambda x: x[..., None, :3].squeeze((1, -2)) + x.mean((1, 2, 3), True).squeeze(3),
+    "transposes": lambda x: x.flatten(1).t().reshape(16, 4, -1).permute(2, 0, -2),
+    "windows": lambda x: x.reshape(x.shape[0] * 4, 16).roll(3, 1).reshape(x.shape[0], -1),
+    "expand": lambda x: ROWS.expand(x.shape[0], -1, -1) + x.mean((2, 3)).unsqueeze(1),
+    "cut": lambda x: x.chunk(3, 3)[2] + x.split([2, 6], 3)[0] * x.split(6, -1)[1],
+    "join": lambda x: torch.stack([*x.unbind(2)[2:4], x[:, :, 1]], 2)[:, 0] @ x[:, 0],
+    "slices": lambda x: x[:, :, 1:7:2, -3:].roll((1, -1), (2, 3)),
+    "index": lambda x: x[:, :, torch.tensor([[0, 3], [2, 2]])],
+    "masks": lambda x: torch.where(torch.arange(8) > 4, x, -x / 3)
+    + x.masked_fill(torch.arange(8) < 2, 0.5),
+    "products": lambda x: torch.bmm(x[:, 0], x[:, 0].mT) @ functional.linear(x[:, 0], SQUARE),
+    "mm": lambda x: torch.addmm(SQUARE[1], x[:, 0, 0], SQUARE, alpha=2, beta=3)
+    + x[:, 0, 1].mm(SQUARE),
+    "nothing": lambda x: functional.dropout(x, training=False).contiguous().clone().detach(),
+}  # fmt: skip
+
+
+class Each(nn.Module):
+    """All of these functions at once, each on its own columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))  # quantize() wants a parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([function(x).flatten(1) for function in OPERATORS.values()], 1)
+
+
+@pytest.fixture(scope="module")
+def each() -> QuantizedNetwork:
+    return quantize(Each(), images(), "none")
+
+
+def test_operators_mean_the_same_in_onnx(each: QuantizedNetwork, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_onnx(each, each.weights, path, images())
+    for count in (1, 5):
+        x = images(count, seed=3)
+        widths = [function(x).flatten(1).shape[1] for function in OPERATORS.values()]
+        made, wanted = run(path, x).split(widths, 1), Each()(x).split(widths, 1)
+        for name, a, b in zip(OPERATORS, made, wanted, strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5), name
+
+
+def test_every_translation_is_tested(each: QuantizedNetwork) -> None:
+    graphs = [each, build("transformer", "none")[0]]
+    tested = {node.target for network in graphs for node in network.module.graph.nodes}
+    left = {str(target) for target in TRANSLATIONS.keys() - tested}
+    # convolutions share one function
+    assert left <= {"aten.conv3d.default", "aten.conv3d.padding"}
+
+
+class Cumulative(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1)
+
+
+def test_an_unknown_operator_is_named_with_its_module(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Cumulative())
+    network = quantize(model, images(), "none")
+    with pytest.raises(InputError, match=r"cannot write 2 as ONNX: aten\.cumsum\.default has no"):
+        export_onnx(network, network.weights, tmp_path / "model.onnx", images())
+    assert not list(tmp_path.iterdir())
+
+
+# Quantizers ---------------------------------------------------------------------------------------
+
+MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
+SIGNED = QuantSpec(5, signed=True, granularity=PerChannel(0))
+SYMMETRIC = QuantSpec(8, signed=True, symmetric=True)
+GROUPS = QuantSpec(3, signed=True, symmetric=True, granularity=PerGroup(-1, 4))
+CHANNELS = QuantSpec(8, granularity=PerChannel(-1))
+
+
+def build(
+    kind: str, *args: object, **options: object
+) -> tuple[QuantizedNetwork, dict[str, Tensor]]:
+    network = quantize(randomised(MODELS[kind]()), images(), *args, **options)
+    return network, calibrate(network, images(), "minmax")
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def types(model: onnx.ModelProto) -> dict[str, int]:
+    return {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+def test_codes_are_stored_in_integers(tmp_path: Path) -> None:
+    network, point = build("residual", "linear", weight_bits=3, activation_bits=6)
+    model = check_equal(tmp_path / "model.onnx", network, point)
+    assert types(model)["conv1.weight.codes"] == onnx.TensorProto.UINT4
+    assert "conv1.weight" not in types(model)
+    for tensor in model.graph.initializer:
+        if tensor.name == "conv1.weight.codes":
+            codes = onnx.numpy_helper.to_array(tensor).astype(int)
+            assert codes.min() == 0
+            assert codes.max() == 7
+            scale, zero_point = (
+                point[f"conv1.weight.{r}"][:, None, None, None] for r in ("scale", "zero_point")
+            )
+            error = (torch.from_numpy(codes) - zero_point) * scale - network.weights["conv1.weight"]
+            assert (error.abs() <= scale).all()  # half a step, and half of one for the zero point
+    sites = Counter(site.kind for site in network.sites.values())
+    count = operators(model)
+    assert count["QuantizeLinear"] == count["Clip"] == sites["product"]
+    assert count["DequantizeLinear"] == len(network.sites)
+
+
+def test_an_older_opset_has_bytes_only(tmp_path: Path) -> None:
+    network, point = build("residual", "linear", weight_bits=4)
+    model = check_equal(tmp_path / "model.onnx", network, point, opset=20)
+    assert types(model)["conv1.weight.codes"] == onnx.TensorProto.UINT8
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
+    with pytest.raises(InputError, match="opset 19 has no Gelu; give 20 or newer"):
+        export_onnx(network, point, tmp_path / "model.onnx", images(), opset=19)
+
+
+@pytest.mark.parametrize("opset", [20, 21])
+def test_everything_but_qdq_becomes_explicit(tmp_path: Path, opset: int) -> None:
+    network, point = build("transformer", "full", weight_spec=SIGNED, moment_matching=True)
+    model = check_equal(tmp_path / "model.onnx", network, point, opset)
+    sites = Counter(site.kind for site in network.sites.values())
+    count = operators(model)
+    assert count["Log"] == sites["softmax"] == 1
+    assert count["QuantizeLinear"] == len(network.sites) - sites["softmax"] - sites["weight"]
+    assert types(model)["qkv.weight.codes"] == onnx.TensorProto.UINT8  # 5 bits
+
+
+def test_symmetric_specs_and_groups(tmp_path: Path) -> None:
+    network, point = build("transformer", weight_spec=GROUPS, activation_spec=SYMMETRIC)
+    check_equal(tmp_path / "model.onnx", network, point)
+    with pytest.raises(InputError, match="scales per group need opset 21, not 20"):
+        export_onnx(network, point, tmp_path / "old.onnx", images(), opset=20)
+
+
+def test_activations_per_channel(tmp_path: Path) -> None:
+    model = randomised(
+        nn.Sequential(nn.Flatten(2), nn.Linear(64, 5), nn.Flatten(), nn.Linear(5, 3))
+    )
+    network = quantize(model, images(), "linear", activation_spec=CHANNELS)
+    point = calibrate(network, images(), "minmax")
+    assert point["1.input.scale"].shape == (8,)
+    check_equal(tmp_path / "model.onnx", network, point)
+
+
+def test_zero_points_beyond_the_codes(tmp_path: Path) -> None:
+    network, point = build("residual", "linear", weight_bits=4)
+    for name, by in (
+        ("conv1.weight", -20.0),
+        ("conv2.weight", 9.4),
+        ("conv1.input", -300.0),
+        ("head.input", 300.0),
+    ):
+        point[f"{name}.zero_point"] = point[f"{name}.zero_point"] + by
+    model = check_equal(tmp_path / "model.onnx", network, point)
+    assert operators(model)["QuantizeLinear"] == 1  # the input of conv2
+
+
+# Agreement ----------------------------------------------------------------------------------------
+
+
+def test_agreement_is_the_share_of_equal_decisions(tmp_path: Path) -> None:
+    network, point = build("residual")
+    path, x = tmp_path / "model.onnx", images(7)
+    export_onnx(network, point, path, x)
+    assert top1_agreement(path, network, point, x, batch_size=3) == 1
+    with torch.no_grad():
+        decisions = network(point, x).argmax(1)
+    always_2 = {**point, "head.bias": torch.tensor([0.0, 0.0, 1e6])}
+    wanted = float((decisions == 2).float().mean())
+    assert top1_agreement(path, network, always_2, x, batch_size=3) == pytest.approx(wanted)
+    path.write_bytes(b"rubbish")
+    with pytest.raises(InputError, match="ONNX Runtime cannot run"):
+        top1_agreement(path, network, point, x)
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"needs onnx, which is not .*: pip install 'evolq\[onnx\]'"
+    ):
+        export_onnx(None, {}, tmp_path / "model.onnx", images())
+    with pytest.raises(InputError, match="needs onnxruntime"):
+        top1_agreement(tmp_path / "model.onnx", None, {}, images())
+
+
+@pytest.mark.parametrize("scheme", ["weights", "linear"])
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_networks_agree_on_real_images(name: str, scheme: str, tmp_path: Path) -> None:
+    split = bundled_split(50, 0, 500)
+    model = load_model(name)
+    network = quantize(model, split.calibration.images, scheme, 4, 8)
+    point = calibrate(network, split.calibration.images, "mse")
+    path = tmp_path / "model.onnx"
+    export_onnx(network, point, path, split.test.images)
+    assert top1_agreement(path, network, point, split.test.images) >= 0.995
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert path.stat().st_size < size / 4
+
+
+@pytest.mark.slow
+def test_a_deit_agrees_on_imagenet(evolq_data: Path, tmp_path: Path) -> None:
+    model = load_model("deit_tiny_patch16_224", evolq_data / "deit_tiny_patch16_224.safetensors")
+    split = folder_split(
+        evolq_data / "imagenet_cc",
+        preprocessing=preprocessing(model),
+        class_count=1000,
+        calibration=50,
+        selection=0,
+        test=200,
+    )
+    network = quantize(model, split.calibration.images, "weights", 4)
+    point = calibrate(network, split.calibration.images, "minmax")
+    path = tmp_path / "model.onnx"
+    export_onnx(network, point, path, split.test.images)
+    assert top1_agreement(path, network, point, split.test.images) >= 0.995
+    assert path.stat().st_size < 0.15 * 4 * 5.72e6
