@@ -158,7 +158,7 @@ def _minima(dataset: Dataset, minima: Minima) -> list[Row]:
         Row(
             "Local minima, noise ignored",
             f"{len(found) + minima.below:,}",
-            f"{minima.below:,} of them no deeper than sampling noise can make them",
+            f"{minima.below:,} of them could be made by sampling noise alone",
         ),
     ]
 

@@ -216,7 +216,7 @@ def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
     assert [text.get_text() for text in legend.texts] == [
         "start",
         "local minimum of the test loss",
-        "the same, on the edge of the map",
+        "local minimum of the test loss, at an edge",
         "loss not finite",
         "not computed",
     ]

@@ -143,7 +143,7 @@ def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
     axes.set_box_aspect((4, 4, 3))
     axes.set_xlabel("x")  # in full below the map above
     axes.set_ylabel("y")
-    axes.set_zlabel(surface.quantity.measure)
+    axes.set_zlabel(surface.quantity.measure, labelpad=8)
 
 
 def draw_rays(dataset: Dataset) -> Figure:

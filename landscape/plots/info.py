@@ -50,7 +50,7 @@ BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
 # The entries of a legend.
 START_WORDS = "start"
 MINIMUM_WORDS = "local minimum of the test loss"
-EDGE_MINIMUM_WORDS = "the same, on the edge of the map"
+EDGE_MINIMUM_WORDS = "local minimum of the test loss, at an edge"
 NOT_FINITE_WORDS = "loss not finite"
 NOT_COMPUTED_WORDS = "not computed"
 RAY_WORDS = "one ray ± 1 standard error (paired with the start)"
