@@ -58,7 +58,7 @@ class Recipe:
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
-    "fashion_vit": (fashion_vit, Recipe(epochs=20, batch_size=64, peak_learning_rate=1.5e-3)),
+    "fashion_vit": (fashion_vit, Recipe(epochs=16, batch_size=32, peak_learning_rate=1.5e-3)),
     "fashion_resnet": (fashion_resnet, Recipe(epochs=10, batch_size=128, peak_learning_rate=2e-3)),
 }
 

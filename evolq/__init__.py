@@ -8,10 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evolq.blocks import find_blocks
     from evolq.calibration import calibrate
+    from evolq.comparison import paired_difference
     from evolq.criteria import CRITERIA, Criterion, choose_criterion
     from evolq.data import LabelledImages, Split, bundled_split, folder_split
     from evolq.errors import InputError
+    from evolq.evolve import Iterate, search_scales
+    from evolq.mixed_precision import search_bits
     from evolq.models import load_model
     from evolq.network import QuantizedNetwork, quantize
     from evolq.objective import Objective, TestEvaluation, predict
@@ -19,14 +23,19 @@ if TYPE_CHECKING:
     from evolq.points import Direction, Point, displace, displacement, select
     from evolq.problem import Problem, Settings, prepare
     from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
+    from evolq.recipes import RECIPES, Recipe, choose_recipe
     from evolq.saved import load, load_point, save
     from evolq.workflow import SearchResult, search
 
 _MODULES = {
+    "blocks": ("find_blocks",),
     "calibration": ("calibrate",),
     "criteria": ("CRITERIA", "Criterion", "choose_criterion"),
+    "comparison": ("paired_difference",),
     "data": ("LabelledImages", "Split", "bundled_split", "folder_split"),
     "errors": ("InputError",),
+    "evolve": ("Iterate", "search_scales"),
+    "mixed_precision": ("search_bits",),
     "models": ("load_model",),
     "network": ("QuantizedNetwork", "quantize"),
     "objective": ("Objective", "TestEvaluation", "predict"),
@@ -34,6 +43,7 @@ _MODULES = {
     "points": ("Direction", "Point", "displace", "displacement", "select"),
     "problem": ("Problem", "Settings", "prepare"),
     "quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
+    "recipes": ("RECIPES", "Recipe", "choose_recipe"),
     "saved": ("load", "load_point", "save"),
     "workflow": ("SearchResult", "search"),
 }
@@ -42,9 +52,11 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = [
     "CRITERIA",
     "OBSERVERS",
+    "RECIPES",
     "Criterion",
     "Direction",
     "InputError",
+    "Iterate",
     "LabelledImages",
     "Objective",
     "PerChannel",
@@ -54,6 +66,7 @@ __all__ = [
     "Problem",
     "QuantSpec",
     "QuantizedNetwork",
+    "Recipe",
     "SearchResult",
     "Settings",
     "Split",
@@ -61,17 +74,22 @@ __all__ = [
     "bundled_split",
     "calibrate",
     "choose_criterion",
+    "choose_recipe",
     "displace",
     "displacement",
+    "find_blocks",
     "folder_split",
     "load",
     "load_model",
     "load_point",
+    "paired_difference",
     "predict",
     "prepare",
     "quantize",
     "save",
     "search",
+    "search_bits",
+    "search_scales",
     "select",
 ]
 
