@@ -96,6 +96,7 @@ def test_taken_images_keep_their_labels_and_names():
         (torch.rand(2, 2, 2), torch.arange(2), ("a", "b")),
         (torch.rand(2, 1, 2, 2).double(), torch.arange(2), ("a", "b")),
         (torch.rand(2, 1, 2, 2), torch.arange(2).int(), ("a", "b")),
+        (torch.rand(3, 1, 2, 2), torch.arange(2), ("a", "b")),
         (torch.rand(2, 1, 2, 2), torch.arange(3), ("a", "b")),
         (torch.rand(2, 1, 2, 2), torch.arange(2), ("a",)),
         (torch.rand(2, 1, 2, 2), torch.arange(2), ("a", "a")),
