@@ -107,17 +107,17 @@ def top1_agreement(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    agree = 0
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        for batch in images.split(batch_size):
-            (logits,) = session.run(["logits"], {"images": batch.cpu().numpy()})
-            with torch.no_grad():
-                expected = network(point, batch).argmax(1).cpu()
-            agree += int((torch.from_numpy(logits).argmax(1) == expected).sum())
     except Exception as error:  # onnxruntime's own classes have no common base but this
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"ONNX Runtime cannot run {path}: {reason}; export the network") from error
+    agree = 0
+    for batch in images.split(batch_size):
+        (logits,) = session.run(["logits"], {"images": batch.cpu().numpy()})
+        with torch.no_grad():
+            expected = network(point, batch).cpu()
+        agree += int((torch.from_numpy(logits).argmax(1) == expected.argmax(1)).sum())
     return agree / len(images)
 
 
@@ -309,9 +309,10 @@ def _model(graph: OnnxGraph, images: Tensor, opset: int) -> onnx.ModelProto:
             name=name, data_type=TensorProto.UINT4, dims=value.shape, raw_data=content
         )
 
-    def interface(name: str, sizes: Sequence[int | None]) -> ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *sizes])
+    def interface(name: str, shape: Sequence[int]) -> ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape[1:]])
 
+    *_, logits = graph.shapes.values()  # the last one is the output's
     nodes = [
         helper.make_node(kind, inputs, outputs, outputs[0], **attributes)
         for kind, inputs, outputs, attributes in graph.nodes
@@ -321,8 +322,8 @@ def _model(graph: OnnxGraph, images: Tensor, opset: int) -> onnx.ModelProto:
         helper.make_graph(
             nodes,
             "quantized",
-            [interface("images", images.shape[1:])],
-            [interface("logits", [None])],
+            [interface("images", images.shape)],
+            [interface("logits", logits)],
             [initializer(name, value) for name, value in graph.constants.items()],
         ),
         opset_imports=opsets,

@@ -57,7 +57,7 @@ CONVOLUTIONS = frozenset(
         aten.conv3d.padding,
     }
 )
-MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
+MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default})
 
 
 @dataclass
@@ -109,7 +109,12 @@ class Graph:
 
 def placeholder_name(name: str) -> str:
     """Return a Python identifier for the Point's entry `name`."""
-    return "entry_" + "".join(c if c.isalnum() else "_" for c in name)
+    return "entry_" + identifier(name)
+
+
+def identifier(name: str) -> str:
+    """Return `name` as a part of Python identifiers, another one for every name."""
+    return "".join(c if c.isalnum() else "__" if c == "_" else "_" for c in name)
 
 
 def module_path(node: fx.Node) -> str:
@@ -237,7 +242,7 @@ def count_operations(graph: Graph, images: Tensor) -> dict[str, float]:
                 inputs: list[Any] = [
                     self.env.get(a) if isinstance(a, fx.Node) else None for a in n.args
                 ]
-                if n.target is aten.linear.default:
+                if n.target in (aten.linear.default, aten.addmm.default):
                     operations[n.name] = result.numel() * inputs[1].shape[-1] / len(images)
                 elif n.target in CONVOLUTIONS:
                     operations[n.name] = result.numel() * inputs[1][0].numel() / len(images)
@@ -264,6 +269,11 @@ def fold_batch_norm(graph: Graph) -> None:
         layer, gamma, beta, mean, variance, _, epsilon = norm.args
         if layer.target not in CONVOLUTIONS | {aten.linear.default} or len(layer.users) > 1:
             continue
+        if layer.target is aten.linear.default and layer.meta["val"].dim() != 2:
+            continue  # the norm's channels are not the layer's outputs
+        statistics: tuple[Any, ...] = (gamma, beta, mean, variance)
+        if any(node is not None and node.op == "call_function" for node in statistics):
+            continue  # computed
         images, weight, bias, *options = [*layer.args, None][: max(3, len(layer.args))]
         name = graph.name_of(weight)
         if name is None or any(node is not None and len(node.users) > 1 for node in (weight, bias)):

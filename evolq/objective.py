@@ -179,5 +179,9 @@ class TestEvaluation:
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's cross entropy in nats (n,) and whether its top-1 is right (n,)."""
-    return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+    """Return each image's cross entropy in nats (n,) and whether its top-1 is right (n,).
+
+    An image with a logit that is NaN is not right, whatever its label is.
+    """
+    correct = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+    return functional.cross_entropy(logits, labels, reduction="none"), correct

@@ -12,7 +12,15 @@ from torch import fx
 
 from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
-from evolq.graph import CONVOLUTIONS, VIEWS, Graph, aten, dependents, module_path
+from evolq.graph import (
+    CONVOLUTIONS,
+    VIEWS,
+    Graph,
+    aten,
+    dependents,
+    identifier,
+    module_path,
+)
 from evolq.quantizers import Granularity, PerChannel, Quantizer, QuantSpec
 
 Kind = Literal["weight", "product", "softmax", "layer_norm", "activation", "residual"]
@@ -45,6 +53,7 @@ OPERATORS: dict[object, Operator] = {
     aten.addmm.default: Operator("linear", "product", {1: "input"}, weight=2, weight_axis=1),
     **dict.fromkeys(CONVOLUTIONS, CONVOLUTION),
     aten.matmul.default: MATRIX_PRODUCT,
+    aten.mm.default: MATRIX_PRODUCT,
     aten.bmm.default: MATRIX_PRODUCT,
     aten.layer_norm.default: Operator("layer_norm", "layer_norm", {0: "input"}),
     aten.softmax.int: Operator("softmax", "softmax"),
@@ -61,6 +70,12 @@ REFUSED: dict[object, str] = {
     aten.conv_transpose2d.input: "transposed convolution",
     aten.conv_transpose3d.input: "transposed convolution",
     aten.baddbmm.default: "batched product with addition",
+    aten.addbmm.default: "batched product with addition",
+    aten.mv.default: "product of matrix and vector",
+    aten.addmv.default: "product of matrix and vector",
+    aten.dot.default: "product of vectors",
+    aten.tensordot.default: "tensordot",
+    aten.bilinear.default: "bilinear layer",
     aten.einsum.default: "einsum",
     aten.lstm.input: "LSTM",
     aten.gru.input: "GRU",
@@ -204,7 +219,10 @@ class _Placement:
             return  # a quantized output
         kind = rule.kind
         if origin not in self.on_images:
+            if kind == "layer_norm":
+                return  # a constant
             kind = "weight"
+            origin = value  # its axis of output channels is meant as the operator reads it
         elif label == "weight":
             kind = "product"  # a weight that the network computes from the images
         if kind not in self.kinds:
@@ -217,8 +235,8 @@ class _Placement:
             return
         if not any((origin, made) in self.quantized for made in self.product_kinds(kind)):
             if kind == "weight":
-                # the axis of output channels is the last one of a matmul's right operand
-                axis = rule.weight_axis if label == "weight" else -1
+                # the axis that is not summed over
+                axis = rule.weight_axis if label == "weight" else -2 if label == "left" else -1
                 name = self.names.of_weight(origin, node, rule.label, label)
                 spec = replace(self.weight_spec, granularity=self.weight_granularity(axis))
             else:
@@ -306,6 +324,7 @@ class _Names:
         self.all_paths = {module_path(node) for node in graph.nodes}
         self.labels: dict[tuple[fx.Node, str], str] = {}
         self.used: Counter[str] = Counter()
+        self.weights: set[str] = set()
 
     def of(self, node: fx.Node, operator: str, tensor: str) -> str:
         """Return the name of tensor `input`, `left`, `right` or `output` of `node`."""
@@ -313,7 +332,11 @@ class _Names:
 
     def of_weight(self, origin: fx.Node, node: fx.Node, operator: str, tensor: str) -> str:
         """Return the weight's own name, or one made from the layer if the weight is computed."""
-        return self.graph.name_of(origin) or self.of(node, operator, tensor)
+        name = self.graph.name_of(source(origin))
+        if name is None or name in self.weights:  # computed, or read a second time as another view
+            return self.of(node, operator, tensor)
+        self.weights.add(name)
+        return name
 
     def layer(self, node: fx.Node, operator: str) -> str:
         """Return the module path, with the operator's name unless the module is just that."""
@@ -332,4 +355,4 @@ class _Names:
 
 def _module_name(name: str) -> str:
     """Return the submodule that holds the quantizer `name`; apart from the model's own modules."""
-    return "quantizer_" + "".join(c if c.isalnum() else "_" for c in name)
+    return "quantizer_" + identifier(name)

@@ -86,7 +86,14 @@ def bands(changes: ArrayLike, standard_errors: ArrayLike) -> NDArray[np.float64]
     change, error = np.asarray(changes), np.asarray(standard_errors)
     with np.errstate(divide="ignore", invalid="ignore"):  # the start: 0 with a standard error of 0
         in_standard_errors = np.where(change == 0, 0.0, change / error)
-    return np.where(np.isfinite(change), np.digitize(in_standard_errors, BAND_EDGES), np.nan)
+    comparable = np.isfinite(change) & ~np.isnan(in_standard_errors)
+    return np.where(comparable, np.digitize(in_standard_errors, BAND_EDGES), np.nan)
+
+
+def in_words(change: float, standard_error: float) -> str:
+    """Return the words for one change."""
+    band = float(bands(change, standard_error))
+    return "not comparable with it" if np.isnan(band) else BAND_WORDS[int(band)]
 
 
 def _points(dataset: Dataset) -> Row:
@@ -133,10 +140,7 @@ def _lowest(dataset: Dataset) -> list[Row]:
     point = dataset.isel(finite.argmin(...))
     change, error = _mean(point.test_loss_per_image - dataset.start_test_loss_per_image)
     place = ", ".join(f"{name} = {float(point[name]):.3g}" for name in sorted(finite.dims))
-    words = (
-        f"at {place}: {change:+.4f} ± {error:.4f} from the start, "
-        f"{BAND_WORDS[int(bands(change, error))]}"
-    )
+    words = f"at {place}: {change:+.4f} ± {error:.4f} from the start, {in_words(change, error)}"
     if change < 0:
         words += f"; picked as the best of {int(finite.count()):,}: expect less on other images"
     return [Row("Lowest test loss", f"{float(point.test_loss):.4f}", words)]
@@ -179,7 +183,7 @@ def _read_variation(variation: float) -> str:
 def _read_reliability(reliability: Reliability) -> str:
     share = reliability.full
     if np.isnan(share):
-        return "nothing varies between neighbouring points"
+        return "not known: nothing varies between neighbouring points, or fewer than 4 images"
     if share < MOSTLY_NOISE:
         words = "mostly sampling noise"
     elif share < MOSTLY_NETWORK:

@@ -96,6 +96,8 @@ def scan(
     chosen_radius = _radius(radius)
     if over not in OVER:
         raise InputError(f"unknown --over {over!r}; choose from {', '.join(OVER)}")
+    if scheme == "none" and over != "weights":
+        raise InputError(f"scheme none has no {over}; give --over weights")
     if rays < 1:
         raise InputError(f"--rays is {rays}; give 1 or more")
     folder = options.output_folder(out, overwrite, f"scan-{model}")
@@ -143,7 +145,7 @@ def scan(
         problem = prepare(settings, on_image)
     moving = select(problem.start, {OVER[over][0]}, within, exclude)
     how = normalise or OVER[over][1]
-    lines = _lines(problem, moving, 2 if probe == "plane" else rays, directions, how)
+    lines = _lines(problem, moving, None if probe == "plane" else rays, directions, how)
     if chosen_radius is None:
         with console.status("Choosing the radius"):
             chosen_radius = _auto(problem, lines, console)
@@ -192,8 +194,8 @@ def _radius(radius: str) -> float | None:
     return value
 
 
-def _lines(problem: Problem, moving: Point, count: int, kind: str, how: str) -> list[Line]:
-    """Draw the directions: an orthogonal pair for a plane, independent ones for rays."""
+def _lines(problem: Problem, moving: Point, rays: int | None, kind: str, how: str) -> list[Line]:
+    """Draw the directions: an orthogonal pair for a plane, independent ones for `rays` rays."""
     import torch
 
     from landscape.directions import DIRECTIONS, normalise, orthogonal_pair
@@ -202,8 +204,8 @@ def _lines(problem: Problem, moving: Point, count: int, kind: str, how: str) -> 
     generator = torch.Generator().manual_seed(problem.settings.seed)
     drawn = (
         orthogonal_pair(moving, generator, kind, how)
-        if count == 2
-        else [normalise(DIRECTIONS[kind](moving, generator), moving, how) for _ in range(count)]
+        if rays is None
+        else [normalise(DIRECTIONS[kind](moving, generator), moving, how) for _ in range(rays)]
     )
     return [Line(problem.start, direction) for direction in drawn]
 

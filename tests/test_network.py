@@ -332,3 +332,57 @@ class TestBadInput:
         network.check(point)
         with pytest.raises(InputError, match=message):
             network.check({**point, name: value})
+
+
+class Weighted(nn.Module):
+    """A layer whose weight is read as a view, or from the left."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.weight = how, nn.Parameter(torch.zeros(64, 5))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if self.how == "linear":
+            x = nn.functional.linear(x, self.weight.t())
+        elif self.how == "matmul":
+            x = x @ self.weight
+        else:
+            x = torch.matmul(self.weight.t(), x.unsqueeze(-1)).squeeze(-1)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("how", ["linear", "matmul", "left"])
+def test_a_weight_has_one_scale_for_each_output_channel(how: str) -> None:
+    network = quantize(randomised(Weighted(how)), images(), "weights")
+    point = calibrate(network, images())
+    assert point["weight.scale"].shape == (5,)
+
+
+def test_a_batch_norm_over_tokens_is_not_folded() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.fc(x.flatten(1).reshape(-1, 8, 8))).flatten(1))
+
+    model = randomised(Tokens())
+    network = quantize(model, images(), "linear")
+    with torch.no_grad():
+        torch.testing.assert_close(network.observe(images(), lambda *_: None), model(images()))
+
+
+def test_names_that_differ_by_dots_only_stay_apart() -> None:
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.a_0 = nn.ModuleList([nn.Linear(64, 4)]), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a_0(self.a[0](x.flatten(1)))
+
+    network = quantize(randomised(Alike()), images(), "linear")
+    assert {"a.0.weight", "a_0.weight"} <= set(network.sites)

@@ -285,7 +285,7 @@ def _plane_text(info: PlaneInfo) -> NDArray[np.object_]:
                 )
                 for quantity in (loss, test_loss)
             ]
-            if np.isfinite(info.change[cell]):
+            if np.isfinite(info.confidence.values[cell]):
                 lines.append(
                     f"from the start {info.change[cell]:+.4f} ± {info.change_error[cell]:.4f}: "
                     + BAND_WORDS[int(info.confidence.values[cell])]
