@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -140,6 +140,7 @@ def test_a_split_of_sets_that_share_a_name_is_refused(i, j):
     seed=st.integers(),
     cut=st.floats(0, 1),
 )
+@example(labels=[0] * 50 + [1] * 5, seed=0, cut=0.2)
 def test_first_and_last_images_hold_one_share_of_all_classes(labels, seed, cut):
     names = [str(number) for number in range(len(labels))]
     order = stratified_order(names, labels, seed)
