@@ -227,6 +227,17 @@ def test_activations_per_channel(tmp_path: Path) -> None:
     check_equal(tmp_path / "model.onnx", network, point)
 
 
+def test_log2_activations_and_their_zeros(tmp_path: Path) -> None:
+    model = randomised(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    network = quantize(model, images(), "linear", activation_spec=QuantSpec(2, kind="log2"))
+    point = calibrate(network, images(), "minmax")
+    scale = point["1.input.scale"]
+    x = images(5, seed=3)  # those of check_equal
+    assert ((x > 0) & (x < scale * 2**-3.6)).any()  # positive, and zero after all
+    assert ((x > scale * 2**-3.4) & (x < scale * 2**-2.6)).any()  # the last code with a value
+    check_equal(tmp_path / "model.onnx", network, point)
+
+
 def test_zero_points_beyond_the_codes(tmp_path: Path) -> None:
     network, point = build("residual", "linear", weight_bits=4)
     for name, by in (

@@ -334,6 +334,10 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
+    with path.open("rb") as reader:  # who reads the old file goes on reading it
+        linear.save(path, provenance={"other": True})
+        assert reader.read() == before
+    linear.save(path)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot write .*model.safetensors: No space left"):
         linear.save(path, provenance={"other": True})
