@@ -109,6 +109,7 @@ def main(
         observer=observer or chosen.observer,
         weight_observer=observer or chosen.weight_observer,
         moment_matching=chosen.moment_matching,
+        integers_in_layer_norm=chosen.integers_in_layer_norm,
         criterion=criterion,
         temperature=temperature,
         calibration_images=calibration_images,

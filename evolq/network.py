@@ -228,6 +228,7 @@ def quantize(
     weight_spec: QuantSpec | None = None,
     activation_spec: QuantSpec | None = None,
     moment_matching: bool = False,
+    integers_in_layer_norm: bool = False,
 ) -> QuantizedNetwork:
     """Export `model`, fold its batch norms and put a quantizer on each value that `scheme` names.
 
@@ -243,6 +244,8 @@ def quantize(
         activation_spec: instead of asymmetric per tensor; its bits rule.
         moment_matching: shift and scale each dequantized output channel of a weight to the mean and
             standard deviation of the original (what the published code calls bias correction).
+        integers_in_layer_norm: in scheme `full`, compute LayerNorms in integers as the published
+            code does; see `evolq.kernels.integer_layer_norm`. Gradients stop there.
 
     Raises:
         InputError: for an unknown scheme, bits outside 2 to 8, or a model that cannot be exported
@@ -254,5 +257,7 @@ def quantize(
     if scheme != "none":
         fold_batch_norm(graph)
     full_precision = copy.deepcopy(graph.module)
-    sites = place(graph, scheme, weight_spec, activation_spec, moment_matching)
+    sites = place(
+        graph, scheme, weight_spec, activation_spec, moment_matching, integers_in_layer_norm
+    )
     return QuantizedNetwork(graph, full_precision, sites, scheme)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import fx
 
@@ -21,6 +21,7 @@ from evolq.graph import (
     identifier,
     module_path,
 )
+from evolq.kernels import integer_layer_norm
 from evolq.quantizers import Granularity, PerChannel, Quantizer, QuantSpec
 
 Kind = Literal["weight", "product", "softmax", "layer_norm", "activation", "residual"]
@@ -128,6 +129,7 @@ def place(
     weight_spec: QuantSpec,
     activation_spec: QuantSpec,
     moment_matching: bool = False,
+    integers_in_layer_norm: bool = False,
 ) -> dict[str, Site]:
     """Put the quantizers of `scheme` into `graph` and return them by name, in graph order.
 
@@ -142,7 +144,11 @@ def place(
     kinds = SCHEMES[scheme]
     if not kinds:
         return {}
-    return _Placement(graph, kinds, weight_spec, activation_spec, moment_matching).run()
+    placement = _Placement(graph, kinds, weight_spec, activation_spec, moment_matching)
+    placement.run()
+    if integers_in_layer_norm:
+        placement.compute_layer_norms_in_integers()
+    return placement.finish()
 
 
 class _Placement:
@@ -168,7 +174,7 @@ class _Placement:
         self.results: set[fx.Node] = set()
         self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
-    def run(self) -> dict[str, Site]:
+    def run(self) -> None:
         nodes = [node for node in self.graph.nodes if node.op == "call_function"]
         for node in nodes:
             if node.target in REFUSED:
@@ -189,11 +195,37 @@ class _Placement:
                 edges.append((node, rule, rule.weight, "weight"))
         for node, rule, index, label in edges:
             self.input(node, rule, index, label)
+
+    def finish(self) -> dict[str, Site]:
         self.graph.finish()
         # in graph order, without the outputs that nothing but a LayerNorm reads
         names = {_module_name(name): name for name in self.sites}
         order = [names[str(n.target)] for n in self.graph.nodes if n.op == "call_module"]
         return {name: self.sites[name] for name in order}
+
+    def compute_layer_norms_in_integers(self) -> None:
+        """Replace each LayerNorm between two quantizers by `integer_layer_norm`.
+
+        One without weight and bias, over several axes, or whose output has no quantizer stays.
+        """
+        graph = self.graph.module.graph
+        node: Any  # fx types arguments as anything
+        for node in self.graph.nodes:
+            following: Any = self.quantized.get((node, "product"))
+            if node.target is not aten.layer_norm.default or following is None:
+                continue
+            value, axes, *rest = node.args
+            affine = [argument for argument in rest[:2] if argument is not None]
+            if value not in self.results or len(axes) != 1 or len(affine) < 2:
+                continue
+            quantizer, factor = value.args  # the value is the quantizer's result times its factors
+            with graph.inserting_before(node):
+                scale = graph.call_function(aten.mul.Tensor, (quantizer.args[1], factor))
+                result = graph.call_function(
+                    integer_layer_norm, (value, scale, *affine, following.args[1])
+                )
+            result.meta = node.meta
+            node.replace_all_uses_with(result)
 
     def output(self, node: fx.Node, rule: Operator) -> None:
         """Quantize the value that `node` makes, for all its consumers but LayerNorm."""

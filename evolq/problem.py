@@ -51,6 +51,7 @@ class Settings:
     observer: str = "mse"
     weight_observer: str | None = None
     moment_matching: bool = False
+    integers_in_layer_norm: bool = False
     criterion: str = "info_nce"
     temperature: float | None = None
     calibration_images: int = 100
@@ -139,6 +140,7 @@ def as_saved(settings: Settings, path: Path) -> Settings:
         settings,
         scheme=built["scheme"],
         moment_matching=built["moment_matching"],
+        integers_in_layer_norm=built["integers_in_layer_norm"],
         weight_bits=weights.bits if weights else settings.weight_bits,
         activation_bits=activations.bits if activations else settings.activation_bits,
     )
@@ -201,6 +203,7 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
         settings.weight_bits,
         settings.activation_bits,
         moment_matching=settings.moment_matching,
+        integers_in_layer_norm=settings.integers_in_layer_norm,
     )
     if settings.start is None:
         observed = split.calibration.images[:OBSERVED_IMAGES]

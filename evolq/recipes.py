@@ -89,6 +89,8 @@ class Recipe:
         observer: what activations' scales start from.
         weight_observer: what weights' scales start from.
         moment_matching: match mean and deviation of each weight channel after quantizing it.
+        integers_in_layer_norm: where LayerNorms are quantized (scheme `full`), compute them in
+            integers.
         patience: with selection images, passes without improvement after which the search ends;
             None for never.
     """
@@ -110,6 +112,7 @@ class Recipe:
     observer: str = "omse"
     weight_observer: str = "minmax"
     moment_matching: bool = True
+    integers_in_layer_norm: bool = True
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +147,7 @@ RECIPES: dict[str, Recipe] = {
         observer="mse",
         weight_observer="mse",
         moment_matching=False,
+        integers_in_layer_norm=False,
         weights_only=False,
     ),
 }

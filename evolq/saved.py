@@ -30,6 +30,7 @@ from torch import Tensor, fx, nn
 from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
 from evolq.graph import dependents
+from evolq.kernels import integer_layer_norm
 from evolq.models import untrained, weights_hash
 from evolq.network import QuantizedNetwork, quantize
 from evolq.points import Point
@@ -281,6 +282,9 @@ def quantization(network: QuantizedNetwork) -> dict[str, Any]:
         "activation_spec": activations[0] if activations else None,
         "moment_matching": any(
             _matches_moments(network, node) for node in weight_nodes(network).values()
+        ),
+        "integers_in_layer_norm": any(
+            node.target is integer_layer_norm for node in network.module.graph.nodes
         ),
     }
 

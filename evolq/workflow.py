@@ -166,6 +166,7 @@ def search(
         int(average_bits or bits),
         activation_bits,
         moment_matching=chosen.moment_matching,
+        integers_in_layer_norm=chosen.integers_in_layer_norm,
     )
     observed = calibration_images[:OBSERVED_IMAGES]
     start = calibrate(network, observed, chosen.observer, batch_size, chosen.weight_observer)

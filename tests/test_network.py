@@ -4,15 +4,16 @@ from itertools import pairwise
 import pytest
 import torch
 from tiny_models import TinyResidual, TinyTransformer, images, randomised
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from evolq.calibration import calibrate
 from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
 from evolq.graph import VIEWS
+from evolq.kernels import integer_layer_norm
 from evolq.network import QuantizedNetwork, quantize
 from evolq.placement import OPERATORS, SCHEMES
-from evolq.points import select
+from evolq.points import Point, select
 from evolq.quantizers import PerChannel, Quantizer, QuantSpec, fake_quantize
 
 MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
@@ -386,3 +387,45 @@ def test_names_that_differ_by_dots_only_stay_apart() -> None:
 
     network = quantize(randomised(Alike()), images(), "linear")
     assert {"a.0.weight", "a_0.weight"} <= set(network.sites)
+
+
+def layer_norm_outputs(network: QuantizedNetwork, point: Point) -> dict[str, Tensor]:
+    """What each LayerNorm hands to the quantizer behind it, by that quantizer's module."""
+    found = {}
+
+    class Reader(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> object:
+            value = super().run_node(n)
+            if n.target in (torch.ops.aten.layer_norm.default, integer_layer_norm):
+                (reader,) = (user for user in n.users if user.op == "call_module")
+                found[str(reader.target)] = value
+            return value
+
+    with torch.no_grad():
+        Reader(network.module).run(*[point[name] for name in network.names], images())
+    return found
+
+
+def test_layer_norms_in_integers_give_whole_multiples_of_the_next_scale() -> None:
+    _, plain = build("transformer", "full")
+    _, network = build("transformer", "full", integers_in_layer_norm=True)
+    assert list(network.names) == list(plain.names)
+    point = calibrate(plain, images(), "minmax")
+    values, wanted = layer_norm_outputs(network, point), layer_norm_outputs(plain, point)
+    assert len(values) == 2
+    for name, reader in (("qkv", "qkv_input"), ("fc1", "fc1_input")):
+        (key,) = (key for key in values if reader in key)
+        steps = values[key] / point[f"{name}.input.scale"]
+        torch.testing.assert_close(steps, steps.round())
+        assert not torch.equal(values[key], wanted[key])
+        # The 8-bit multiplier is floored, up to 2^-7 of the value, and the result is rounded.
+        error = (values[key] - wanted[key]).abs()
+        bound = 2**-7 * (wanted[key].abs() + 1) + 1.5 * point[f"{name}.input.scale"]
+        assert bool((error <= bound).all())
+
+
+def test_layer_norms_in_integers_need_quantizers_around_them() -> None:
+    _, plain = build("transformer", "linear")
+    _, network = build("transformer", "linear", integers_in_layer_norm=True)
+    point = calibrate(plain, images(), "minmax")
+    assert torch.equal(network(point, images()), plain(point, images()))

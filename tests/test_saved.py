@@ -45,6 +45,7 @@ CASES = {
     "plain": ("residual", {"scheme": "none"}),
     "linear": ("transformer", {"scheme": "linear", "weight_bits": 3, "activation_bits": 6}),
     "full": ("transformer", {"scheme": "full", "weight_bits": 4, "moment_matching": True}),
+    "integers": ("transformer", {"scheme": "full", "integers_in_layer_norm": True}),
     "symmetric": ("residual", {"weight_spec": SYMMETRIC, "activation_spec": SYMMETRIC_INPUT}),
     "groups": (
         "transformer",
