@@ -93,16 +93,7 @@ def test_accuracy_is_as_the_card_says(arrays: dict[str, np.ndarray], name: str) 
     assert accuracy >= LEAST_ACCURACY[name]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "fashion_resnet",
-        pytest.param(
-            "fashion_vit",
-            marks=pytest.mark.xfail(strict=True, reason="it loses 0.9 points: wants a new recipe"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_networks_are_sensitive_to_three_bits(name: str) -> None:
     accuracy = card(name)["accuracy"]
     assert accuracy["W3A8"] <= accuracy["fp32"] - 0.02
