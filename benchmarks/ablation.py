@@ -37,8 +37,6 @@ from evolq.problem import Problem, Settings, prepare
 from evolq.recipes import RECIPES, Absolute, Recipe, Relative
 
 NETWORKS = ("fashion_vit", "fashion_resnet")
-DEIT = "deit_tiny_patch16_224"
-
 DEIT = "deit_tiny_patch16_224"  # only on demand: on the real images and weights in EVOLQ_DATA
 
 # 97.5 % quantile of Student's t by degrees of freedom, for means over few seeds.
@@ -51,9 +49,11 @@ CHOICES: dict[str, Recipe] = {
     "default": DEFAULT,
     "published": RECIPES["published"],
     "published search from the default start": replace(
-        RECIPES["published"], observer="mse", weight_observer="mse", moment_matching=False
+        RECIPES["published"], observer="mse", weight_observer="mse"
     ),
+    "no search": replace(DEFAULT, passes=0),
     "min-max weights": replace(DEFAULT, weight_observer="minmax"),
+    "no moment matching": replace(DEFAULT, moment_matching=False),
     "absolute perturbation": replace(DEFAULT, perturbation=Absolute()),
     "steps of 0.5 %": replace(DEFAULT, perturbation=Relative(0.005)),
     "steps of 8 %": replace(DEFAULT, perturbation=Relative(0.08)),
@@ -77,8 +77,12 @@ EVALUATIONS = {"fashion_vit": 241, "fashion_resnet": 241, DEIT: 97}
 # Calibration and test images of the results: what two processor cores can do.
 IMAGES = {"fashion_vit": (200, 2000), "fashion_resnet": (200, 2000), DEIT: (100, 500)}
 
-# Not searched, to tell what the start of the default recipe is worth.
-STARTS = {"min-max start": replace(DEFAULT, observer="minmax", weight_observer="minmax")}
+# Not searched, to tell what the start of the recipes is worth.
+PLAIN = replace(DEFAULT, moment_matching=False)
+STARTS = {
+    "min-max start": replace(PLAIN, observer="minmax", weight_observer="minmax"),
+    "MSE start": PLAIN,
+}
 
 Run = dict[str, Any]
 
@@ -128,7 +132,9 @@ def on_selection(problem: Problem, point: Point) -> dict[str, float]:
 
 def run_choice(network: str, bits: int, name: str, seed: int) -> Run:
     """Search with one choice changed until the budget is spent; all selection images judge."""
-    recipe = replace(CHOICES[name], passes=10**6)
+    recipe = CHOICES[name]
+    if recipe.passes:
+        recipe = replace(recipe, passes=10**6)
     problem = problem_for(
         recipe, network, bits, seed, calibration_images=200, selection_images=1000, test_images=2
     )
@@ -284,7 +290,7 @@ def results_tables(runs: list[Run]) -> list[str]:
 # Commands -----------------------------------------------------------------------------------------
 
 KINDS: dict[str, tuple[Callable[..., Run], Iterable[str], tuple[int, ...], Callable]] = {
-    "choices": (run_choice, CHOICES, (2, 3), choices_table),
+    "choices": (run_choice, CHOICES, (2,), choices_table),
     "bits": (run_bits, ("searched",), (3,), test_table),
     "results": (run_result, RECIPES | STARTS, (4, 3, 2), results_tables),
 }

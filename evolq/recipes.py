@@ -146,7 +146,6 @@ RECIPES: dict[str, Recipe] = {
         attention_only=False,
         observer="mse",
         weight_observer="mse",
-        moment_matching=False,
         integers_in_layer_norm=False,
         weights_only=False,
     ),
