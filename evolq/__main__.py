@@ -221,7 +221,8 @@ def _write(
     problem: Problem, result: Iterate, report: dict[str, Any], folder: Path, onnx: bool
 ) -> None:
     """Write the model, as safetensors and ONNX, and the report."""
-    from evolq.saved import save, write_whole
+    from evolq.files import write_whole
+    from evolq.saved import save
 
     save(
         problem.network,

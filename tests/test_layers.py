@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up; a module may import what stands in an earlier line.
 LAYERS = [
-    ["evolq.errors"],
-    ["evolq.fashion", "evolq.points", "evolq.quantizers", "evolq.image_cache"],
+    ["evolq.errors", "evolq.lazy"],
+    ["evolq.files", "evolq.fashion", "evolq.points", "evolq.quantizers", "evolq.image_cache"],
     ["evolq.image_decoding", "evolq.image_folders", "evolq.correction", "evolq.kernels"],
     ["evolq.data", "evolq.models", "evolq.observers", "evolq.graph"],
     ["evolq.placement"],
