@@ -143,7 +143,7 @@ def test_a_saved_network_is_built_again_with_all_its_constants(tmp_path) -> None
     model = load_model("fashion_vit")
     images = bundled_split(10, 2, 2).calibration.images
     network = quantize(
-        model, images, "full", weight_spec=weights, activation_spec=inputs, moment_matching=True
+        model, images, "linear", weight_spec=weights, activation_spec=inputs, moment_matching=True
     )
     point = calibrate(network, images, "minmax")
     save(network, point, tmp_path / "saved.safetensors", model, images)
