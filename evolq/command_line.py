@@ -105,7 +105,7 @@ def run(command: Callable[..., None]) -> None:
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def _print_warning(message: Warning | str, *_: Any) -> None:
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     _print_line("warning", str(message))
 
 

@@ -205,7 +205,7 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
         InputError: for bad settings, models, weights or images; the cheapest checks come first.
     """
     if settings.start is None:
-        built = {
+        built: dict[str, Any] = {
             "scheme": settings.scheme,
             "weight_bits": settings.weight_bits,
             "activation_bits": settings.activation_bits,
