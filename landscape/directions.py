@@ -162,8 +162,8 @@ def orthogonal_pair(
     except InputError as error:  # the choices are known by now, so nothing is left of the second
         count = sum(value.numel() for value in point.values())
         raise InputError(
-            f"a plane needs two directions, and what moves ({count} in all, {next(iter(point))} for "
-            "one) has room for one; let more move (--within), or scan --probe rays"
+            f"a plane needs two directions, and what moves ({count} in all, {next(iter(point))} "
+            "for one) has room for one; let more move (--within), or scan --probe rays"
         ) from error
     return x, y
 
