@@ -4,8 +4,9 @@ The names below are loaded when they are first used (PEP 562), so that command l
 PyTorch is imported.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from evolq.blocks import find_blocks
@@ -47,7 +48,7 @@ _MODULES = {
     "saved": ("load", "load_point", "save"),
     "workflow": ("SearchResult", "search"),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "CRITERIA",
@@ -92,15 +93,3 @@ __all__ = [
     "search_scales",
     "select",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Load the module that defines the public `name`."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'evolq' has no attribute {name!r}")
-    return getattr(import_module(f"evolq.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})

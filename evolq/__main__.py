@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from evolq.recipes import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
+RESULTS = ("model.safetensors", "model.onnx", "report.json", CHECKPOINT)
 
 
 def main(
@@ -89,7 +90,7 @@ def main(
     for package in ("onnx", "onnxruntime") if onnx else ():
         if find_spec(package) is None:  # now, not after the search
             raise InputError(f"--onnx needs {package}, not installed: pip install 'evolq[onnx]'")
-    folder = options.output_folder(out, overwrite or resume, f"evolq-{model}")
+    options.check_output_folder(out, overwrite or resume)
 
     from rich.console import Console
 
@@ -124,9 +125,9 @@ def main(
     began = time.monotonic()
     with Console(stderr=True).status("Loading, quantizing and calibrating"):
         problem = prepare(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+    folder = options.make_output_folder(
+        out, overwrite or resume, f"evolq-{model}", () if resume else RESULTS
+    )
     result = _search(problem, chosen, average_bits, within, folder / CHECKPOINT)
     report = _test(problem, result) | {
         "fitness_evaluations": result.step,
@@ -222,7 +223,8 @@ def _write(
     problem: Problem, result: Iterate, report: dict[str, Any], folder: Path, onnx: bool
 ) -> None:
     """Write the model, as safetensors and ONNX, and the report."""
-    from evolq.saved import save, write_whole
+    from evolq.files import write_whole
+    from evolq.saved import save
 
     save(
         problem.network,

@@ -79,12 +79,14 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
 def _groups(network: QuantizedNetwork, images: Tensor) -> list[list[str]]:
     """Split the quantizers so that the values that each group observes fit in `MEMORY_BYTES`."""
     sizes: dict[str, int] = {}
+    few = images[:2]
 
     def measure(name: str, value: Tensor) -> None:
-        images_seen = 1 if network.sites[name].kind == "weight" else len(images)
-        sizes[name] = value[:1].nbytes * images_seen if images_seen > 1 else value.nbytes
+        # of all images: the first dimension may be more than them (windows, attention heads)
+        weight = network.sites[name].kind == "weight"
+        sizes[name] = value.nbytes if weight else value.nbytes * len(images) // len(few)
 
-    network.observe(images[:2], measure)
+    network.observe(few, measure)
     groups: list[list[str]] = [[]]
     total = 0
     for name in network.sites:

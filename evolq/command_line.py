@@ -6,7 +6,8 @@ Nothing here imports torch, so that `--help` and a misspelt option answer at onc
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from evolq.errors import InputError
 # typer brings a click of its own in some versions and uses the separate package in others; either
 # way the base of all its usage errors is two steps above typer's public name.
 UsageError: Any = typer.BadParameter.__mro__[2]
+
+RUNS = Path("runs")
 
 Model = Annotated[str, typer.Option(help="fashion_vit, fashion_resnet or any timm name.")]
 Weights = Annotated[
@@ -75,18 +78,26 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 Out = Annotated[
     Path | None, typer.Option(help="Output folder; the next free runs/NAME-N by default.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into an existing --out.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Write into an existing --out, in place of its results."),
+]
 
 
 def run(command: Callable[..., None]) -> None:
-    """Run a command line; bad input ends with one line on standard error and exit code 2."""
+    """Run a command line; bad input ends with one line on standard error and exit code 2.
+
+    So does what the file system refuses (a full disk, a name too long). A warning is one line, too.
+    """
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(command)
     try:
-        result: Any = app(standalone_mode=False)
-    except (UsageError, InputError) as error:
-        message = str(error) if isinstance(error, InputError) else error.format_message()
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            result: Any = app(standalone_mode=False)
+    except (UsageError, InputError, OSError) as error:
+        message = error.format_message() if isinstance(error, UsageError) else str(error)
+        _print_line("error", message)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
@@ -94,20 +105,23 @@ def run(command: Callable[..., None]) -> None:
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def output_folder(out: Path | None, overwrite: bool, name: str) -> Path:
-    """Return the folder to write to, without making it: `out`, or the next free runs/NAME-N.
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _print_line("warning", str(message))
+
+
+def _print_line(kind: str, message: str) -> None:
+    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def check_output_folder(out: Path | None, overwrite: bool) -> None:
+    """Check that `make_output_folder` will be able to do its work, and leave no trace of it.
 
     Raises:
         InputError: if `out` exists and is not to be overwritten, or cannot be written to.
     """
-    if out is None:
-        number = 1
-        while (folder := Path("runs") / f"{name}-{number}").exists():
-            number += 1
-    else:
-        folder = out
-        if folder.exists() and not overwrite:
-            raise InputError(f"--out {folder} exists; choose another folder or give --overwrite")
+    folder = out or RUNS
+    if out is not None and out.exists() and not overwrite:
+        raise InputError(f"--out {out} exists; choose another folder or give --overwrite")
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -115,7 +129,38 @@ def output_folder(out: Path | None, overwrite: bool, name: str) -> Path:
         raise InputError(
             f"cannot write to {folder}: {existing} is not a folder that can be written"
         )
-    return folder
+
+
+def make_output_folder(
+    out: Path | None, overwrite: bool, name: str, results: Sequence[str] = ()
+) -> Path:
+    """Make the folder to write to: `out`, or the next free runs/NAME-N.
+
+    Making it claims it: of two processes that start together, each gets its own.
+
+    Args:
+        out: as the user gave it.
+        overwrite: whether `out` may exist.
+        name: of what is done.
+        results: files of an earlier run that go, so that none stays beside new ones.
+
+    Raises:
+        InputError: if `out` came into being meanwhile, or cannot be made or cleared.
+    """
+    number = 1
+    while True:
+        folder = out or RUNS / f"{name}-{number}"
+        try:
+            folder.mkdir(parents=True, exist_ok=overwrite and out is not None)
+            for result in results:
+                (folder / result).unlink(missing_ok=True)
+            return folder
+        except FileExistsError as error:
+            if out is not None:
+                raise InputError(f"--out {out} exists by now; choose another folder") from error
+            number += 1
+        except OSError as error:
+            raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _writable(folder: Path) -> bool:

@@ -39,6 +39,18 @@ class Criterion:
     uses_labels: bool = False
     batch: int | None = None
 
+    def check(self, images: int) -> None:
+        """Check a number of images.
+
+        Raises:
+            InputError: for a single image, if it is to be contrasted with others.
+        """
+        if images == 1 and self.batch is not None:
+            raise InputError(
+                f"criterion {self.name} contrasts images with each other and has 1; give 2 or "
+                "more, or another criterion such as kl"
+            )
+
 
 def info_nce(
     student: Tensor,

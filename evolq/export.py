@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, fx
 
 from evolq.errors import InputError
+from evolq.files import write_whole
 from evolq.network import BATCH_SIZE, QuantizedNetwork
 from evolq.onnx_operators import OnnxGraph, translate
 from evolq.points import Point
@@ -39,7 +40,6 @@ from evolq.saved import (
     pack,
     quantizer_nodes,
     weight_nodes,
-    write_whole,
 )
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from evolq.errors import InputError
 from evolq.fashion import MEAN, STD, fashion_resnet, fashion_vit
+from evolq.points import fingerprint
 
 BUNDLED: dict[str, Callable[[], nn.Module]] = {
     "fashion_vit": fashion_vit,
@@ -76,7 +76,7 @@ def untrained(name: str, classes: int | None = None) -> nn.Module:
         model = BUNDLED[name]()
         model.pretrained_cfg = FASHION_PREPROCESSING  # type: ignore[assignment]
         return model
-    _check_timm_name(name)
+    check_name(name)
     return _create(name, num_classes=classes)
 
 
@@ -112,12 +112,8 @@ def weights_hash(model: nn.Module) -> str:
     It covers names, shapes and float32 values of the state dict, so it depends neither on the
     device nor on the order in which modules were registered.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_floating_point():
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
+    values = model.state_dict()
+    return fingerprint({name: v for name, v in values.items() if v.is_floating_point()})
 
 
 # Names and devices --------------------------------------------------------------------------------
@@ -125,14 +121,21 @@ def weights_hash(model: nn.Module) -> str:
 
 def _usable_device(device: str | torch.device) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
+        value = torch.zeros(1, device=device)
+        value.item()  # the device `meta` has no values
+        return value.device
     except (RuntimeError, AssertionError) as error:  # torch raises either, depending on its build
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used ({reason}); try cpu") from error
 
 
-def _check_timm_name(name: str) -> None:
-    if name.startswith(HUB):
+def check_name(name: str) -> None:
+    """Check that `load_model` knows `name`; names on the hub are not looked up.
+
+    Raises:
+        InputError: for an unknown name, with near ones.
+    """
+    if name in BUNDLED or name.startswith(HUB):
         return
     architecture = name.partition(".")[0]
     if timm.is_model(architecture):
@@ -154,7 +157,7 @@ def _check_timm_name(name: str) -> None:
 
 def _pretrained(name: str) -> nn.Module:
     """Let timm download the weights, unless it is clear at once that it cannot."""
-    _check_timm_name(name)
+    check_name(name)
     hub_name: str | None = name.removeprefix(HUB)
     if not name.startswith(HUB):
         source = timm.get_pretrained_cfg(name)

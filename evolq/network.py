@@ -22,6 +22,10 @@ from evolq.quantizers import PerChannel, QuantSpec, check_parameters
 # throughout; 50 is near the fastest on a CPU and divides the usual numbers of images.
 BATCH_SIZE = 50
 
+# Logits before and after folding, relative to the largest: rounding gives about 1e-6, more in deep
+# networks, a wrong fold gives other logits altogether.
+FOLDING_TOLERANCE = 1e-2
+
 
 class QuantizedNetwork:
     """The graph of a model with a quantizer on each value that a scheme names.
@@ -248,16 +252,35 @@ def quantize(
             code does; see `evolq.kernels.integer_layer_norm`. Gradients stop there.
 
     Raises:
-        InputError: for an unknown scheme, bits outside 2 to 8, or a model that cannot be exported
-            or holds an operator that cannot be quantized (named with its module).
+        InputError: for an unknown scheme, bits outside 2 to 8, or a model that cannot be exported,
+            holds an operator that cannot be quantized (named with its module), or gives other
+            logits once its batch norms are folded.
     """
     weight_spec = weight_spec or QuantSpec(bits=weight_bits, granularity=PerChannel(0))
     activation_spec = activation_spec or QuantSpec(bits=activation_bits)
-    graph = export(reparameterize(model), images)
+    plain = reparameterize(model)
+    graph = export(plain, images)
     if scheme != "none":
         fold_batch_norm(graph)
+        _check_folding(graph, plain, images[:2])
     full_precision = copy.deepcopy(graph.module)
     sites = place(
         graph, scheme, weight_spec, activation_spec, moment_matching, integers_in_layer_norm
     )
     return QuantizedNetwork(graph, full_precision, sites, scheme)
+
+
+def _check_folding(graph: Graph, model: nn.Module, images: Tensor) -> None:
+    """Compare logits before and after folding: a wrong network must not look like a quantized one.
+
+    Raises:
+        InputError: if they differ by more than float32 rounding explains.
+    """
+    with torch.no_grad():
+        wanted = model(images)
+        difference = (graph.module(*graph.weights.values(), images) - wanted).abs().max()
+    if difference > FOLDING_TOLERANCE * (1 + wanted.abs().max()):
+        raise InputError(
+            f"folding the batch norms of {type(model).__name__} changed its logits by up to "
+            f"{float(difference):.2g}; quantize it without them, or with scheme none"
+        )

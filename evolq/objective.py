@@ -92,8 +92,10 @@ class Objective:
         """Return the objective of all entries on calibration or selection images.
 
         Raises:
-            InputError: if `teacher` is not one finite row of logits per image.
+            InputError: if `teacher` is not one finite row of logits per image, or there is a single
+                image for a criterion that contrasts images.
         """
+        criterion.check(len(data))
         if teacher.dim() != 2 or len(teacher) != len(data.images):
             raise InputError(
                 f"teacher logits have shape {tuple(teacher.shape)}; wanted one row for each of the "

@@ -7,6 +7,7 @@ points move in codes, weights in their own units.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
@@ -54,12 +55,27 @@ def select(
         and (exclude is None or not fnmatchcase(name, exclude))
     }
     if not chosen:
-        example = next(iter(point), "(an empty Point)")
+        wanted = " or ".join(roles or ()) or "entry"
+        names = [name for name in point if roles is None or role(name) in roles]
+        if not names:
+            raise InputError(f"the Point of {len(point)} entries has no {wanted}; choose others")
+        globs = {"is within": within, "is outside": exclude}
+        conditions = " and ".join(f"{words} {glob!r}" for words, glob in globs.items() if glob)
+        examples = ", ".join(dict.fromkeys((names[0], names[-1])))
         raise InputError(
-            f"no entry of the Point has role {'any' if roles is None else ' or '.join(roles)} and "
-            f"a name within {within or '*'!r} but not {exclude!r}; names look like {example!r}"
+            f"no {wanted} of the Point {conditions}; {len(names)} names are there to match, such "
+            f"as {examples}"
         )
     return chosen
+
+
+def fingerprint(point: Point) -> str:
+    """Return the SHA-256 (hex) of names, shapes and float32 values, in the order of names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(point.items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def displace(point: Point, direction: Direction, step: float = 1.0) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ quantize, calibrate, objectives.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,19 +20,31 @@ from evolq.calibration import calibrate
 from evolq.criteria import choose_criterion
 from evolq.data import Split, bundled_split, folder_split
 from evolq.errors import InputError
-from evolq.models import BUNDLED, class_count, load_model, preprocessing, weights_hash
+from evolq.models import (
+    BUNDLED,
+    check_name,
+    class_count,
+    load_model,
+    preprocessing,
+    weights_hash,
+)
 from evolq.network import BATCH_SIZE, QuantizedNetwork, quantize
 from evolq.objective import Objective, TestEvaluation, predict
 from evolq.observers import OBSERVERS
 from evolq.placement import SCHEMES
-from evolq.points import Point
+from evolq.points import Point, fingerprint
 from evolq.quantizers import MAX_BITS, MIN_BITS
-from evolq.saved import load_point, read
+from evolq.saved import load_point, quantization, read
 
 # Calibration images that observers look at: ranges settle long before searches do, and observed
 # values are large. Nagel et al. 2021 ("A White Paper on Neural Network Quantization", section 3.1)
 # and FQ-ViT calibrate on about 100 to 1,000 images.
 OBSERVED_IMAGES = 100
+
+# More than any machine has cores; torch takes more without a word, until it runs out of memory.
+MAX_THREADS = 1024
+# Generators take 64 bits; half of that keeps seeds within every library's integers.
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -110,11 +122,16 @@ def check(settings: Settings) -> None:
     ):
         if value not in known:
             raise InputError(f"unknown --{option} {value!r}; choose from {', '.join(known)}")
-    choose_criterion(settings.criterion, settings.temperature)
+    criterion = choose_criterion(settings.criterion, settings.temperature)
+    criterion.check(settings.calibration_images)
+    criterion.check(settings.selection_images)
     if settings.batch_size < 1:
         raise InputError(f"--batch-size is {settings.batch_size}; give 1 or more images")
-    if settings.threads is not None and settings.threads < 1:
-        raise InputError(f"--threads is {settings.threads}; give 1 or more")
+    if settings.threads is not None and not 1 <= settings.threads <= MAX_THREADS:
+        raise InputError(f"--threads is {settings.threads}; give 1 or more, up to {MAX_THREADS}")
+    if not 0 <= settings.seed <= MAX_SEED:
+        raise InputError(f"--seed is {settings.seed}; give a number from 0 to {MAX_SEED}")
+    check_name(settings.model)
     if (settings.calibration_dir is None) != (settings.test_dir is None):
         raise InputError(
             "--calibration-dir and --test-dir go together; for one folder give --images"
@@ -128,13 +145,13 @@ def check(settings: Settings) -> None:
         )
 
 
-def as_saved(settings: Settings, path: Path) -> Settings:
+def as_saved(settings: Settings, built: Mapping[str, Any]) -> Settings:
     """Return `settings` with the scheme and bits of a saved network in place of their own.
 
-    Raises:
-        InputError: if the file cannot be read.
+    Args:
+        settings: see `Settings`.
+        built: how the saved network was built (`saved.Header.quantization`).
     """
-    built = read(path)[0].quantization
     weights, activations = built["weight_spec"], built["activation_spec"]
     return replace(
         settings,
@@ -189,22 +206,23 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
     Raises:
         InputError: for bad settings, models, weights or images; the cheapest checks come first.
     """
-    if settings.start is not None:
-        settings = as_saved(settings, settings.start)
+    if settings.start is None:
+        built: dict[str, Any] = {
+            "scheme": settings.scheme,
+            "weight_bits": settings.weight_bits,
+            "activation_bits": settings.activation_bits,
+            "moment_matching": settings.moment_matching,
+            "integers_in_layer_norm": settings.integers_in_layer_norm,
+        }
+    else:
+        built = read(settings.start)[0].quantization
+        settings = as_saved(settings, built)
     check(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = load_model(settings.model, settings.weights, settings.device)
     split = load_split(settings, model, progress)
-    network = quantize(
-        model,
-        split.calibration.images[:2],
-        settings.scheme,
-        settings.weight_bits,
-        settings.activation_bits,
-        moment_matching=settings.moment_matching,
-        integers_in_layer_norm=settings.integers_in_layer_norm,
-    )
+    network = quantize(model, split.calibration.images[:2], **built)
     if settings.start is None:
         observed = split.calibration.images[:OBSERVED_IMAGES]
         start: Point = calibrate(
@@ -241,11 +259,13 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
         objective=objectives[0],
         selection=objectives[1],
         test=TestEvaluation.of(network, split.test, settings.batch_size),
-        provenance=provenance(settings, model, split),
+        provenance=provenance(settings, model, split, network, start),
     )
 
 
-def provenance(settings: Settings, model: nn.Module, split: Split) -> dict[str, Any]:
+def provenance(
+    settings: Settings, model: nn.Module, split: Split, network: QuantizedNetwork, start: Point
+) -> dict[str, Any]:
     """Return what the numbers depend on: configuration, versions, hashes. No time, no host."""
     packages = ("evolq", "torch", "torchvision", "timm", "numpy")
     return {
@@ -254,12 +274,14 @@ def provenance(settings: Settings, model: nn.Module, split: Split) -> dict[str, 
             for name, value in asdict(settings).items()
         }
         | {"threads": torch.get_num_threads()},
+        "quantization": {name: str(value) for name, value in quantization(network).items()},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in packages},
         },
         "hashes": {
             "weights": weights_hash(model),
+            "start": fingerprint(start),
             "calibration_images": split.calibration.fingerprint,
             "selection_images": split.selection.fingerprint,
             "test_images": split.test.fingerprint,

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from torch import Tensor, fx, nn
 
 from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
+from evolq.files import write_whole
 from evolq.graph import dependents
 from evolq.kernels import integer_layer_norm
 from evolq.models import untrained, weights_hash
@@ -444,27 +443,6 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             f"{path} is not a quantized network of this program ({FORMAT!r}); give a file that "
             "evolq saved"
         ) from error
-
-
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file, replacing an older one only when all is written.
-
-    Raises:
-        InputError: if it cannot be written; an older file is then still there, unchanged.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # gone after success; its folder may be what is wrong
-            partial.unlink()
 
 
 def _but_for_bits(option: Any) -> Any:

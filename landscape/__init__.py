@@ -4,8 +4,9 @@ The names below are loaded when they are first used (PEP 562), so that `import l
 nothing and command lines can refuse bad input before PyTorch is imported.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from landscape.directions import (
@@ -42,7 +43,7 @@ _MODULES = {
     "slices": ("Line", "Plane"),
     "store": ("load", "save"),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "DIRECTIONS",
@@ -69,15 +70,3 @@ __all__ = [
     "split_half_reliability",
     "total_variation",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Load the module that defines the public `name`."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'landscape' has no attribute {name!r}")
-    return getattr(import_module(f"landscape.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})

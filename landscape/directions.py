@@ -157,7 +157,14 @@ def orthogonal_pair(
     if kind not in DIRECTIONS:
         raise InputError(f"unknown kind of direction {kind!r}; choose from {', '.join(DIRECTIONS)}")
     x = normalise(DIRECTIONS[kind](point, generator), point, how)
-    y = orthogonal_to(x, DIRECTIONS[kind](point, generator), point, how)
+    try:
+        y = orthogonal_to(x, DIRECTIONS[kind](point, generator), point, how)
+    except InputError as error:  # the choices are known by now, so nothing is left of the second
+        count = sum(value.numel() for value in point.values())
+        raise InputError(
+            f"a plane needs two directions, and what moves ({count} in all, {next(iter(point))} "
+            "for one) has room for one; let more move (--within), or scan --probe rays"
+        ) from error
     return x, y
 
 

@@ -33,9 +33,13 @@ OVER = {
     "weights": ("weight", "filter"),
 }
 PROBES = ("plane", "rays")
+RESULTS = ("scan.nc", "scan.png", "scan.html")
+# What a saved network brings with it.
+OF_THE_START = ("scheme", "weight_bits", "activation_bits", "observer")
 
 
 def scan(
+    context: typer.Context,
     model: options.Model = "fashion_vit",
     weights: options.Weights = None,
     images: options.Images = None,
@@ -43,7 +47,10 @@ def scan(
     test_dir: options.TestDir = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Scan around this saved quantized model, with its scheme and bits."),
+        typer.Option(
+            help="Scan around this saved quantized model; it brings its own scheme, bits and "
+            "scales."
+        ),
     ] = None,
     weight_bits: options.WeightBits = 4,
     activation_bits: options.ActivationBits = 8,
@@ -100,7 +107,14 @@ def scan(
         raise InputError(f"scheme none has no {over}; give --over weights")
     if rays < 1:
         raise InputError(f"--rays is {rays}; give 1 or more")
-    folder = options.output_folder(out, overwrite, f"scan-{model}")
+    if chosen_radius is None and test_images == 1:
+        raise InputError("--radius auto needs 2 test images or more; give --radius or more images")
+    for name in OF_THE_START if start is not None else ():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise InputError(f"--start brings its own {option}; leave out --{option}")
+    options.check_output_folder(out, overwrite)
 
     from rich.console import Console
 
@@ -146,9 +160,10 @@ def scan(
     moving = select(problem.start, {OVER[over][0]}, within, exclude)
     how = normalise or OVER[over][1]
     lines = _lines(problem, moving, None if probe == "plane" else rays, directions, how)
+    reached = None
     if chosen_radius is None:
         with console.status("Choosing the radius"):
-            chosen_radius = _auto(problem, lines, console)
+            chosen_radius, reached = _auto(problem, lines, console)
     provenance = problem.provenance
     provenance["configuration"] |= {
         "over": over,
@@ -158,10 +173,12 @@ def scan(
         "directions": directions,
         "normalise": how,
         "radius": chosen_radius,
+        "radius_is_auto": reached is not None,
+        "radius_reached": reached,  # its 4 standard errors; None if the radius was given
         "points": points,
         "rays": rays if probe == "rays" else None,
     }
-    _make(folder)
+    folder = options.make_output_folder(out, overwrite, f"scan-{model}", RESULTS)
     dataset = _measure(problem, lines, probe, chosen_radius, columns, rows, provenance, folder)
     _conclude(dataset, probe, folder)
 
@@ -210,8 +227,8 @@ def _lines(problem: Problem, moving: Point, rays: int | None, kind: str, how: st
     return [Line(problem.start, direction) for direction in drawn]
 
 
-def _auto(problem: Problem, lines: list[Line], console: Console) -> float:
-    """Choose the radius and say what was chosen."""
+def _auto(problem: Problem, lines: list[Line], console: Console) -> tuple[float, bool]:
+    """Choose the radius, say what was chosen, and return whether it moves the test loss enough."""
     from landscape.sampling import auto_radius
 
     found = auto_radius(lines, problem.test)
@@ -223,14 +240,7 @@ def _auto(problem: Problem, lines: list[Line], console: Console) -> float:
     if not found.reached:
         words += " That is less than 4: the surface is flat as far as these images can tell."
     console.print(words)
-    return found.radius
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {folder}: {error.strerror or error}") from error
+    return found.radius, found.reached
 
 
 def _measure(
@@ -306,12 +316,12 @@ def _conclude(dataset: xr.Dataset, probe: str, folder: Path) -> None:
         total_variation(dataset["test_loss"]),
         split_half_reliability(dataset["test_loss_per_image"]),
     )
+    console = Console()
+    console.print(table(rows))  # before the figures, should the disk be full
     figure = draw_plane(dataset, minima.minima) if probe == "plane" else draw_rays(dataset)
     save_figure(figure, folder / "scan.png")
     write_html(interactive(dataset, minima.minima), folder / "scan.html")
-    console = Console()
-    console.print(table(rows))
-    console.print(f"Written to {folder}: scan.nc, scan.png, scan.html", highlight=False)
+    console.print(f"Written to {folder}: {', '.join(RESULTS)}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import xarray as xr
 from xarray.backends import H5NetCDFStore
 
 from evolq.errors import InputError
+from evolq.files import write_whole
 
 FORMAT = "evolq landscape scan 1"
 
@@ -25,20 +24,7 @@ def save(dataset: xr.Dataset, path: str | Path) -> None:
     Raises:
         InputError: if the file cannot be written; an older file is then still there, unchanged.
     """
-    path = Path(path)
-    content = _encode(dataset.assign_attrs(format=FORMAT))
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # gone after success; its folder may be what is wrong
-            partial.unlink()
+    write_whole(path, _encode(dataset.assign_attrs(format=FORMAT)))
 
 
 def _encode(dataset: xr.Dataset) -> memoryview:

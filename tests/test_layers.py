@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up; a module may import what stands in an earlier line.
 LAYERS = [
-    ["evolq.errors"],
-    ["evolq.fashion", "evolq.points", "evolq.quantizers", "evolq.image_cache"],
+    ["evolq.errors", "evolq.lazy"],
+    ["evolq.files", "evolq.fashion", "evolq.points", "evolq.quantizers", "evolq.image_cache"],
     ["evolq.image_decoding", "evolq.image_folders", "evolq.correction", "evolq.kernels"],
     ["evolq.data", "evolq.models", "evolq.observers", "evolq.graph"],
     ["evolq.placement"],
@@ -59,13 +59,19 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, functions and type checking included."""
+    """Every module that a file imports, functions and type checking included.
+
+    `from package import name` is an import of the package, unless the name is one of its modules.
+    """
     found = set()
+    known = modules()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path} imports relatively"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else node.module for name in names}
     return found
 
 
@@ -73,13 +79,27 @@ def imports(path: Path) -> set[str]:
 def test_imports_go_downward(name: str) -> None:
     own = name.partition(".")[0]
     for imported in imports(modules()[name]) & RANK.keys():
-        if imported == own or name in ("evolq", "landscape"):
-            continue  # the package's own __init__ only re-exports
+        assert imported != own, f"{name} imports from its package, which loads whatever it names"
         assert RANK[imported] < RANK[name], f"{name} imports {imported}, which lies above it"
 
 
 def test_every_module_has_its_layer() -> None:
     assert modules().keys() <= RANK.keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("import evolq.points", "evolq.points"),
+        ("from evolq import points", "evolq.points"),
+        ("from evolq import quantize", "evolq"),
+        ("from evolq.points import Point", "evolq.points"),
+        ("def f():\n    from landscape import axis", "landscape"),
+    ],
+)
+def test_imports_are_seen(tmp_path: Path, line: str, found: str) -> None:
+    (tmp_path / "module.py").write_text(line)
+    assert imports(tmp_path / "module.py") == {found}
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

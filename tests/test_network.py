@@ -6,13 +6,14 @@ import torch
 from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch import Tensor, fx, nn
 
+from evolq import calibration
 from evolq.calibration import calibrate
 from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
-from evolq.graph import VIEWS
+from evolq.graph import VIEWS, Graph, fold_batch_norm
 from evolq.kernels import integer_layer_norm
 from evolq.network import QuantizedNetwork, quantize
-from evolq.placement import OPERATORS, SCHEMES
+from evolq.placement import OPERATORS, SCHEMES, source
 from evolq.points import Point, select
 from evolq.quantizers import PerChannel, Quantizer, QuantSpec, fake_quantize
 
@@ -257,17 +258,20 @@ def test_a_view_that_feeds_layer_norm_and_a_sum_gives_each_its_quantizer() -> No
     assert set(network.sites) == {
         "add.output", "norm.input", "fc.input", "fc.weight", "add_1.output", "head.weight",
     }  # fmt: skip
-    readers = {
-        str(node.target): [source.op for source in node.all_input_nodes]
-        for node in network.module.graph.nodes
-        if node.op == "call_function"
-    }
+    nodes = list(network.module.graph.nodes)
+    (norm,) = [node for node in nodes if "layer_norm" in str(node.target)]
+    first_sum, second_sum = [node for node in nodes if "aten.add.Tensor" in str(node.target)]
+    scaled_back = source(norm.args[0])
+    own, other = scaled_back.args[0], source(second_sum.args[0])
+    assert own.target == "quantizer_norm_input"
+    assert source(own.args[0].args[0]) is first_sum, "the LayerNorm's own reads the plain sum"
+    assert other.target == "quantizer_add_output"
+    assert other.args[0] is first_sum
     point = calibrate(network, images(), "minmax")
     with torch.no_grad():
         difference = network(point, images()) - model(images())
     assert difference.norm() < 0.05 * model(images()).norm()
     assert unquantized_inputs(network) == []
-    assert "aten.layer_norm.default" in readers
 
 
 def test_a_quantizer_says_what_it_is() -> None:
@@ -429,3 +433,71 @@ def test_layer_norms_in_integers_need_quantizers_around_them() -> None:
     _, network = build("transformer", "linear", integers_in_layer_norm=True)
     point = calibrate(plain, images(), "minmax")
     assert torch.equal(network(point, images()), plain(point, images()))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with a standardised weight, computed through views as in timm's StdConv2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = nn.functional.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True
+        ).reshape_as(self.weight)
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("scheme", ["weights", "linear"])
+def test_a_weight_that_is_computed_through_views_is_quantized_per_channel(scheme: str) -> None:
+    model = randomised(nn.Sequential(Standardised(1, 5, 3), nn.Flatten(), nn.Linear(180, 3)))
+    network = quantize(model, images(), scheme)
+    point = calibrate(network, images(), "minmax")
+    assert point["0.weight.scale"].shape == (5,)
+    assert network.sites["0.weight"].kind == "weight"
+    if scheme == "linear":
+        assert unquantized_inputs(network) == []
+    read = {}
+    network.observe(images(), read.__setitem__)
+    torch.testing.assert_close(read["0.weight"].mean((1, 2, 3)), torch.zeros(5), atol=1e-6, rtol=0)
+    with torch.no_grad():
+        difference = network(point, images()) - model(images())
+    assert difference.norm() < 0.05 * model(images()).norm()
+    coarse = {**point, "0.weight.scale": 8 * point["0.weight.scale"]}
+    assert not torch.equal(network(coarse, images()), network(point, images()))
+
+
+def test_a_wrong_folding_of_batch_norms_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(graph: Graph) -> None:
+        fold_batch_norm(graph)
+        graph.weights["conv1.bias"] += 1
+
+    monkeypatch.setattr("evolq.network.fold_batch_norm", wrong)
+    with pytest.raises(InputError, match="folding the batch norms of TinyResidual"):
+        quantize(randomised(TinyResidual()), images())
+    quantize(randomised(TinyResidual()), images(), "none")
+
+
+class Windows(nn.Module):
+    """Cuts each image into windows, which become a part of the batch, as Swin does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(4, 4), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        windows = x.reshape(n, 4, 2, 4, 2).transpose(2, 3).reshape(n * 16, 4)
+        return self.head(self.fc(windows).relu().reshape(n, 64))
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_memory_is_counted_for_all_windows(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = quantize(randomised(Windows()), images(), "linear")
+    sizes = {}
+    network.observe(images(count), lambda name, value: sizes.__setitem__(name, value.nbytes))
+    assert sizes["fc.input"] == count * 64 * 4
+    for limit in {*sizes.values(), sum(sizes.values()), sum(sizes.values()) - 1}:
+        monkeypatch.setattr(calibration, "MEMORY_BYTES", limit)
+        groups = calibration._groups(network, images(count))
+        assert [name for group in groups for name in group] == list(network.sites)
+        assert all(len(g) == 1 or sum(sizes[name] for name in g) <= limit for g in groups)
+    monkeypatch.setattr(calibration, "MEMORY_BYTES", sum(sizes.values()))
+    assert len(calibration._groups(network, images(count))) == 1

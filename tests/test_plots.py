@@ -114,8 +114,15 @@ def test_words_come_from_the_provenance():
     assert (
         info.subtitle == "around the start in scale space · 40 calibration images · 40 test images"
     )
-    assert info.loss.quantity.measure == "infoNCE (nats)"
+    assert info.loss.quantity.measure == "infoNCE against full precision (nats × 2τ)"
     assert (info.x.name, info.x.unit) == ("Step along x", "RMS log change of the scales")
+
+
+def test_the_subtitle_says_what_moves():
+    scan = synthetic_scans.plane()
+    configuration = synthetic_scans.CONFIGURATION | {"within": "blocks.*", "exclude": "*fc2*"}
+    scan.attrs["provenance"] = json.dumps({"configuration": configuration})
+    assert "in scale space · within blocks.* · without *fc2* · 40" in plane_info(scan).subtitle
 
 
 @pytest.mark.parametrize(
@@ -233,7 +240,11 @@ def test_plane_figure_names_axes_and_units():
     unit = "\n(RMS log change of the scales)"
     assert labels == [(f"Step along x{unit}", f"Step along y{unit}")] * 3
     bars = [axes.get_ylabel() for axes in figure.axes if not axes.get_xlabel()]
-    assert bars == ["infoNCE (nats)", "cross entropy (nats)", "in paired standard errors"]
+    assert bars == [
+        "infoNCE against full precision (nats × 2τ)",
+        "cross entropy (nats)",
+        "in paired standard errors",
+    ]
     assert [a.get_zlabel() for a in figure.axes if a.name == "3d"] == bars[:2]
     assert "fashion_vit" in figure.get_suptitle()
 
@@ -314,7 +325,7 @@ def test_hover_text_says_place_losses_error_and_accuracy():
     point, info = scan.isel(x=3, y=1), plane_info(scan)
     assert text[1][3].split("<br>") == [
         "x = 0.05, y = 0",
-        f"Calibration loss, infoNCE (nats): {float(point.loss):.4f}",
+        f"Calibration loss, infoNCE against full precision (nats × 2τ): {float(point.loss):.4f}",
         f"Test loss, cross entropy (nats): {float(point.test_loss):.4f}",
         f"from the start {info.change[1, 3]:+.4f} ± {info.change_error[1, 3]:.4f}: clearly higher",
         f"Test accuracy: {float(point.test_accuracy):.1%}",

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -6,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolq.errors import InputError
-from evolq.points import combine, displace, displacement, inner, norm, role, select
+from evolq.points import (
+    combine,
+    displace,
+    displacement,
+    fingerprint,
+    inner,
+    norm,
+    role,
+    select,
+)
 
 POINT = {
     "blocks.0.attn.qkv.weight": torch.tensor([[1.0, -2.0], [0.5, 3.0]]),
@@ -48,6 +58,42 @@ def test_select_says_what_names_look_like_when_nothing_is_left():
         select(POINT, within="layers.*")
     with pytest.raises(InputError, match="'scales'"):
         select(POINT, roles=["scales"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"within": "layers.*"}, "no scale of the Point is within 'layers.*'; 2 names"),
+        ({"exclude": "*"}, "no scale of the Point is outside '*'; 2 names"),
+        (
+            {"within": "fc.*", "exclude": "*.fc.*"},
+            "no scale of the Point is within 'fc.*' and is outside '*.fc.*'; 2 names",
+        ),
+    ],
+)
+def test_select_says_which_globs_leave_nothing(options, message):
+    names = ("mlp.fc.weight", "mlp.fc.weight.scale", "mlp.fc.weight.bits", "mlp.fc.input.scale")
+    point = dict.fromkeys(names, torch.ones(()))
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        select(point, ["scale"], **options)
+    assert str(error.value).endswith("mlp.fc.weight.scale, mlp.fc.input.scale")
+
+
+def test_select_says_that_a_role_is_not_there():
+    with pytest.raises(InputError, match="has no zero_point"):
+        select({"weight": torch.ones(2)}, ["zero_point"])
+
+
+def test_a_fingerprint_changes_with_each_value_name_and_shape():
+    point = {"a": torch.ones(2, 2), "b.scale": torch.tensor(0.5)}
+    same = {"b.scale": torch.tensor(0.5), "a": torch.ones(2, 2)}
+    assert fingerprint(point) == fingerprint(same)
+    others = (
+        point | {"b.scale": torch.tensor(0.5000001)},
+        point | {"a": torch.ones(4)},
+        {"a": point["a"], "c.scale": point["b.scale"]},
+    )
+    assert len({fingerprint(p) for p in (point, *others)}) == 4
 
 
 def test_scales_move_by_factors_and_everything_else_by_sums():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from evolq import command_line, criteria, observers, placement
+from evolq.calibration import calibrate
+from evolq.data import bundled_split
+from evolq.errors import InputError
+from evolq.models import load_model
+from evolq.network import quantize
+from evolq.points import fingerprint
 from evolq.problem import Settings, prepare
+from evolq.quantizers import PerGroup, QuantSpec
 from evolq.saved import save
 from landscape import directions, store
 from landscape import scan as scan_module
@@ -52,7 +60,8 @@ def test_a_plane(scan, tmp_path) -> None:
     provenance = json.loads(dataset.attrs["provenance"])
     assert provenance["configuration"]["weight_bits"] == 3
     assert provenance["configuration"]["radius"] == 0.2
-    assert set(provenance["hashes"]) >= {"weights", "test_images"}
+    assert provenance["configuration"]["radius_is_auto"] is False
+    assert set(provenance["hashes"]) >= {"weights", "test_images", "start"}
     assert "Split-half reliability" in out
     assert str(folder) in out
 
@@ -69,10 +78,11 @@ def test_the_numbers_are_those_of_the_library(scan) -> None:
         point[name] = moving[name] * torch.exp(0.3 * x[name] - 0.3 * y[name])
     cell = dataset.sel(x=0.3, y=-0.3)
     expected, correct = problem.test.per_image(point)
-    # the Point was made by two products instead of one exponential of a sum
-    np.testing.assert_allclose(cell.test_loss_per_image, expected, rtol=0.05, atol=0.05)
-    assert float(cell.test_accuracy) == pytest.approx(correct.float().mean().item(), abs=0.051)
-    assert float(cell.loss) == pytest.approx(float(problem.objective(point)), rel=0.01)
+    np.testing.assert_array_equal(cell.test_loss_per_image, expected)
+    np.testing.assert_array_equal(cell.test_correct_per_image, correct)
+    np.testing.assert_array_equal(cell.loss_per_image, problem.objective.per_image(point))
+    assert cell.test_accuracy == correct.double().mean()
+    assert cell.test_loss != dataset.sel(x=0.3, y=0.3).test_loss
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(scan) -> None:
@@ -93,7 +103,8 @@ def test_rays_over_everything(scan, over) -> None:
     assert code == 0, err
     dataset = store.load("out/scan.nc")
     assert dataset.test_loss.sizes == {"ray": 2, "distance": 3}
-    assert float(abs(dataset.test_loss.sel(distance=0) - dataset.test_loss[0, 1])[0]) == 0
+    start = dataset.start_test_loss_per_image
+    assert (dataset.test_loss_per_image.sel(distance=0) == start).all()
     assert (dataset.test_loss.isel(distance=0) != dataset.test_loss.isel(distance=1)).all()
 
 
@@ -102,6 +113,10 @@ def test_the_radius_is_chosen_and_said(scan) -> None:
     assert code == 0, err
     assert "Radius" in err
     assert "paired standard errors" in " ".join(err.split())
+    dataset = store.load("runs/scan-fashion_vit-1/scan.nc")
+    configuration = json.loads(dataset.attrs["provenance"])["configuration"]
+    assert configuration["radius"] == dataset.x.values[-1]
+    assert (configuration["radius_is_auto"], configuration["radius_reached"]) == (True, True)
 
 
 def test_around_a_saved_network(scan) -> None:
@@ -117,7 +132,31 @@ def test_around_a_saved_network(scan) -> None:
     np.testing.assert_allclose(
         dataset.test_loss.sel(x=0, y=0), problem.test.per_image(moved)[0].mean(), rtol=1e-5
     )
-    assert json.loads(dataset.attrs["provenance"])["configuration"]["weight_bits"] == 3
+    provenance = json.loads(dataset.attrs["provenance"])
+    assert provenance["configuration"]["weight_bits"] == 3
+    assert provenance["hashes"]["start"] == fingerprint(moved) != fingerprint(problem.start)
+
+
+def test_a_saved_network_is_built_again_with_all_its_constants(tmp_path) -> None:
+    weights = QuantSpec(3, signed=True, symmetric=True, granularity=PerGroup(-1, 4))
+    inputs = QuantSpec(6, signed=True, symmetric=True)
+    model = load_model("fashion_vit")
+    images = bundled_split(10, 2, 2).calibration.images
+    network = quantize(
+        model, images, "linear", weight_spec=weights, activation_spec=inputs, moment_matching=True
+    )
+    point = calibrate(network, images, "minmax")
+    save(network, point, tmp_path / "saved.safetensors", model, images)
+    settings = Settings(
+        start=tmp_path / "saved.safetensors", calibration_images=10, selection_images=0
+    )
+    problem = prepare(settings)
+    assert problem.network.sites == network.sites
+    assert problem.network.names == network.names
+    assert fingerprint(problem.start) == fingerprint(point)
+    assert torch.equal(problem.network(point, images), network(point, images))
+    assert "PerGroup(axis=-1, size=4)" in problem.provenance["quantization"]["weight_spec"]
+    assert (problem.settings.weight_bits, problem.settings.activation_bits) == (3, 6)
 
 
 def test_class_folders_and_the_plain_weights(scan, tmp_path) -> None:
@@ -150,6 +189,7 @@ def test_losses_that_are_not_finite_are_kept_and_reported(scan) -> None:
 TEN = ("--calibration-images", "5", "--selection-images", "2", "--test-images", "3")
 BAD = {
     "unknown model": (["--model", "fashion_vti", "--images", "."], "fashion_vit"),
+    "unknown model without images": (["--model", "resnt18"], "resnet18"),
     "no images for a timm model": (["--model", "resnet18"], "needs images"),
     "missing folder": (["--images", "nowhere"], "nowhere"),
     "empty folder": (["--images", "empty"], "empty"),
@@ -179,6 +219,21 @@ BAD = {
     "nothing within": (["--within", "layers.*"], "within"),
     "too many images": (["--calibration-images", "1001"], "1000"),
     "no test images": (["--test-images", "0"], "at least 1"),
+    "one test image and no radius": (["--test-images", "1"], "2 test images"),
+    "one image to contrast": (["--calibration-images", "1"], "contrasts"),
+    "one selection image to contrast": (["--selection-images", "1"], "contrasts"),
+    "negative seed": (["--seed", "-1"], "from 0"),
+    "endless seed": (["--seed", str(2**64)], "from 0"),
+    "threads without end": (["--threads", str(10**12)], "1024"),
+    "device without values": (["--device", "meta"], "meta"),
+    "plane of one value": (
+        ["--within", "blocks.0.attn.qkv.input.scale", "--radius", "1", *TEN],
+        "--probe rays",
+    ),
+    "endless output": (["--out", "long" * 1000], "too long"),
+    "endless folder of images": (["--images", "long" * 1000], "too long"),
+    "bits of a start": (["--start", "file", "--weight-bits", "4"], "leave out --weight-bits"),
+    "observer of a start": (["--start", "file", "--observer", "mse"], "leave out --observer"),
     "one folder of two": (["--test-dir", "."], "--calibration-dir"),
     "batch of nothing": (["--batch-size", "0"], "1 or more"),
     "no threads": (["--threads", "0"], "1 or more"),
@@ -226,10 +281,63 @@ def test_bad_input_ends_with_one_line(scan, bad_files, monkeypatch, case) -> Non
 
 def test_an_existing_folder_is_overwritten_on_demand(scan, tmp_path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "scan.nc").write_text("old")
-    code, _, err = scan(*QUICK, "--points", "2", "--radius", "0.1", "--out", "out", "--overwrite")
+    for name in (*scan_module.RESULTS, "notes.txt"):
+        (tmp_path / "out" / name).write_text("old")
+    arguments = (*QUICK, "--points", "2", "--radius", "0.1", "--out", "out", "--overwrite")
+    assert scan(*arguments, "--within", "nothing")[0] == 2
+    assert {path.read_text() for path in (tmp_path / "out").iterdir()} == {"old"}
+    code, _, err = scan(*arguments)
     assert code == 0, err
     assert store.load("out/scan.nc").sizes["x"] == 2
+    assert (tmp_path / "out" / "notes.txt").read_text() == "old"
+
+
+def test_each_run_claims_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command_line.check_output_folder(None, False)  # by two runs at once: both find it free
+    made = [command_line.make_output_folder(None, False, "scan-a") for _ in range(3)]
+    assert made == [Path(f"runs/scan-a-{number}") for number in (1, 2, 3)]
+    command_line.make_output_folder(Path("mine"), False, "scan-a")
+    with pytest.raises(InputError, match="by now"):
+        command_line.make_output_folder(Path("mine"), False, "scan-a")
+
+
+def test_old_pictures_do_not_stay_beside_new_numbers(tmp_path) -> None:
+    for name in ("scan.nc", "scan.png", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    command_line.make_output_folder(tmp_path, True, "", scan_module.RESULTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("full", ["scan.png", "scan.html"])
+def test_a_full_disk_leaves_the_numbers(scan, monkeypatch, full) -> None:
+    replace = Path.replace
+
+    def no_space(path: Path, target: Path) -> Path:
+        if target.name == full:
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", no_space)
+    code, out, err = scan(*QUICK, "--points", "2", "--radius", "0.1", "--out", "out")
+    assert code == 2
+    line = err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert f"{full}: No space left" in line
+    assert "Split-half reliability" in out
+    assert (store.load("out/scan.nc").status == 1).all()
+    left = scan_module.RESULTS[: scan_module.RESULTS.index(full)]
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted(left)
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys) -> None:
+    def warn() -> None:
+        warnings.warn("skipped 2 images,\nsuch as a.png", stacklevel=1)
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit):
+        command_line.run(warn)
+    assert capsys.readouterr().err == "warning: skipped 2 images, such as a.png\n"
 
 
 def test_help_lists_every_choice_and_imports_no_torch() -> None:

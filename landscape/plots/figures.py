@@ -6,6 +6,7 @@ No global state: a `Figure` is made directly and `pyplot` never imported.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import NDArray
 from xarray import Dataset
 
+from evolq.files import write_whole
 from landscape.minima import Minimum
 from landscape.plots.info import (
     BAND_LIMITS,
@@ -164,10 +166,17 @@ def draw_rays(dataset: Dataset) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the file's suffix, the same bytes for the same figure."""
+    """Write a figure in the format of the file's suffix, the same bytes for the same figure.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
     undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=DOTS_PER_INCH, metadata=undated.get(path.suffix))
+        content = BytesIO()
+        metadata = undated.get(path.suffix)
+        figure.savefig(content, format=path.suffix[1:], dpi=DOTS_PER_INCH, metadata=metadata)
+    write_whole(path, content.getbuffer())
 
 
 def _scale(quantity: Quantity) -> Normalize:

@@ -14,6 +14,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 from xarray import Dataset
 
+from evolq.files import write_whole
 from landscape.minima import Minimum
 from landscape.plots.info import (
     BAND_LIMITS,
@@ -67,12 +68,16 @@ def interactive(dataset: Dataset, minima: Iterable[Minimum] = ()) -> go.Figure:
 
 
 def write_html(figure: go.Figure, path: Path) -> None:
-    """Write a figure as one file that needs no network: plotly's program is inside."""
+    """Write a figure as one file that needs no network: plotly's program is inside.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
     title = figure.layout.title.text.partition("<br>")[0]
     div = figure.to_html(
         full_html=False, include_plotlyjs=True, div_id="scan", default_height="100%"
     )
-    path.write_text(PAGE.format(title=escape(title), figure=div), encoding="utf-8")
+    write_whole(path, PAGE.format(title=escape(title), figure=div).encode())
 
 
 def _draw_plane(info: PlaneInfo) -> go.Figure:
@@ -99,10 +104,8 @@ def _draw_plane(info: PlaneInfo) -> go.Figure:
         )
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, "active": 1}
     figure.update_layout(
-        template="plotly_white",
-        title={"text": f"{info.title}<br><sup>{info.subtitle}</sup>", "x": 0.5},
+        **_layout(info),
         updatemenus=[menu | {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}],
-        legend={"orientation": "h", "y": -0.15},
         xaxis={"title": {"text": _label(info.x)}, "domain": [0, 0.4], "showgrid": False},
         yaxis={"title": {"text": _label(info.y)}, "showgrid": False},
         scene={
@@ -116,6 +119,14 @@ def _draw_plane(info: PlaneInfo) -> go.Figure:
         },
     )
     return figure
+
+
+def _layout(info: PlaneInfo | RaysInfo) -> dict[str, Any]:
+    return {
+        "template": "plotly_white",
+        "title": {"text": f"{info.title}<br><sup>{info.subtitle}</sup>", "x": 0.5},
+        "legend": {"orientation": "h", "y": -0.15},
+    }
 
 
 def _label(axis: Axis) -> str:
@@ -304,11 +315,7 @@ def _draw_rays(info: RaysInfo) -> go.Figure:
         figure.add_traces(traces, rows=1, cols=column)
         figure.update_xaxes(title_text=_label(info.distance), col=column)
         figure.update_yaxes(title_text=curves.label, col=column)
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": f"{info.title}<br><sup>{info.subtitle}</sup>", "x": 0.5},
-        legend={"orientation": "h", "y": -0.15},
-    )
+    figure.update_layout(**_layout(info))
     return figure
 
 

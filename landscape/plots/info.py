@@ -22,7 +22,8 @@ from landscape.sampling import NOT_COMPUTED
 
 # Criterion -> how a reader knows it, with its unit.
 CRITERION_WORDS = {
-    "info_nce": "infoNCE (nats)",
+    # cross entropy of matching each image to its teacher's prediction, times 2 temperature
+    "info_nce": "infoNCE against full precision (nats × 2τ)",
     "kl": "KL divergence (nats)",
     "cross_entropy": "cross entropy (nats)",
     "mse": "mean squared error of the logits",
@@ -276,6 +277,8 @@ def _subtitle(dataset: Dataset, configuration: Mapping[str, Any]) -> str:
     parts = [f"around the start in {where}" if where else "around the start"]
     if configuration.get("within"):
         parts.append(f"within {configuration['within']}")
+    if configuration.get("exclude"):
+        parts.append(f"without {configuration['exclude']}")
     parts.append(f"{dataset.sizes['calibration_image']:,} calibration images")
     parts.append(f"{dataset.sizes['image']:,} test images")
     return " · ".join(parts)
