@@ -28,9 +28,9 @@ from evolq.objective import Objective
 from evolq.points import Point, role
 from evolq.recipes import RECIPES, Recipe
 
-# Step factors stay below this: a step of 2 % grows to at most a factor of e. Without a bound, a
+# Step factors stay below this: a step of 8 % grows to at most a factor of e. Without a bound, a
 # plateau (where every child succeeds) would let the step overflow.
-LARGEST_STEP = 50.0
+LARGEST_STEP = 12.5
 
 
 class Iterate(NamedTuple):

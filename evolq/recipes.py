@@ -46,11 +46,11 @@ class Relative:
     """A uniform step of a scale's logarithm, and of a zero point in shares of its codes.
 
     Attributes:
-        scale: largest step of a scale's natural logarithm; 0.02 moves it by up to 2 %.
+        scale: largest step of a scale's natural logarithm; 0.08 moves it by up to 8 %.
         zero_point: largest step of a zero point as a share of all codes; it stays a code.
     """
 
-    scale: float = 0.02
+    scale: float = 0.08
     zero_point: float = 0.02
 
     def __call__(
