@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from evolq.network import QuantizedNetwork, quantize
     from evolq.objective import Objective, TestEvaluation, predict
     from evolq.observers import OBSERVERS
+    from evolq.optimizers import OPTIMIZERS, choose_optimizer
     from evolq.points import Direction, Point, displace, displacement, select
     from evolq.problem import Problem, Settings, prepare
     from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
@@ -40,6 +41,7 @@ _MODULES = {
     "network": ("QuantizedNetwork", "quantize"),
     "objective": ("Objective", "TestEvaluation", "predict"),
     "observers": ("OBSERVERS",),
+    "optimizers": ("OPTIMIZERS", "choose_optimizer"),
     "points": ("Direction", "Point", "displace", "displacement", "select"),
     "problem": ("Problem", "Settings", "prepare"),
     "quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
@@ -52,6 +54,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = [
     "CRITERIA",
     "OBSERVERS",
+    "OPTIMIZERS",
     "RECIPES",
     "Criterion",
     "Direction",
@@ -74,6 +77,7 @@ __all__ = [
     "bundled_split",
     "calibrate",
     "choose_criterion",
+    "choose_optimizer",
     "choose_recipe",
     "displace",
     "displacement",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
-from evolq.graph import Graph, Stages, export, fold_batch_norm, split
+from evolq.graph import Graph, Stages, export, fold_batch_norm, share, split
 from evolq.models import reparameterize
 from evolq.placement import Site, place
 from evolq.points import Point
@@ -72,6 +72,13 @@ class QuantizedNetwork:
     def operations(self) -> float:
         """Multiply-accumulates of one image in linear, convolution and matmul operators."""
         return sum(self._graph.operations.values())
+
+    def share(self, names: Collection[str]) -> float:
+        """Return the share of a forward pass that depends on the entries `names`.
+
+        In multiply-accumulates: what one evaluation of `vary(names, ...)` costs.
+        """
+        return share(self._graph, names)
 
     def __call__(self, point: Point, images: Tensor) -> Tensor:
         """Return the logits (n, classes) of `images` (n, channels, height, width), one pass.
