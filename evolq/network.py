@@ -115,6 +115,38 @@ class QuantizedNetwork:
         with torch.no_grad():
             return Reader(self._full_precision).run(*self.weights.values(), images)
 
+    def record(
+        self, nodes: Collection[str], images: Tensor, point: Point | None = None
+    ) -> dict[str, Any]:
+        """Return the values of graph nodes, by name, for one batch of images; it runs no further.
+
+        Args:
+            nodes: names of nodes of `module`'s graph.
+            images: (n, channels, height, width).
+            point: complete; None for the full-precision network, which has no quantizers.
+
+        Raises:
+            InputError: if the Point lacks an entry.
+        """
+        if point is None:
+            graph, entries = self._full_precision, list(self.weights.values())
+        else:
+            graph, entries = self.module, [self._entry(point, name) for name in self.names]
+        values: dict[str, Any] = {}
+
+        class Recorder(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                if len(values) == len(nodes):
+                    return None  # all is there
+                value = super().run_node(n)
+                if n.name in nodes:
+                    values[n.name] = value
+                return value
+
+        with torch.no_grad():
+            Recorder(graph).run(*entries, images)
+        return values
+
     def check(self, point: Point) -> None:
         """Check a whole Point that comes from outside, once.
 

@@ -252,8 +252,8 @@ def test_a_focused_loss_costs_less_and_is_the_same():
     assert loss(loss.best, "again") == loss.best_loss
     assert loss.spent - before == pytest.approx(1)
     assert share == problem().network.vary(names, problem().start, problem().data.images).share
+    loss.budget = loss.spent + 0.9
     with pytest.raises(BudgetSpent):
-        loss.budget = loss.spent + 0.9
         loss.focus(problem().names)
 
 
