@@ -10,6 +10,7 @@ others.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,10 +104,10 @@ def _hessian(
     network: QuantizedNetwork, point: Point, layer: Layer, batches: tuple[Tensor, ...]
 ) -> Tensor:
     """Return the sum of x x^T over a layer's inputs, (groups, inputs, inputs), float64."""
-    source = layer.node.args[0]
+    source = layer.node.all_input_nodes[0].name
     total: Tensor | float = 0.0
     for batch in batches:
-        values = network.record([source.name], batch, point)[source.name]  # type: ignore[union-attr]
+        values = network.record([source], batch, point)[source]
         rows = _input_rows(layer, values, point[layer.name]).double()
         total = total + rows.transpose(1, 2) @ rows
     assert isinstance(total, Tensor)
@@ -118,16 +119,10 @@ def _input_rows(layer: Layer, values: Tensor, weight: Tensor) -> Tensor:
     if layer.node.target is aten.linear.default:
         return values.reshape(1, -1, values.shape[-1])
     # conv2d(input, weight, bias, stride, padding, dilation, groups)
-    defaults = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
-    arguments = (*layer.node.args, *defaults[len(layer.node.args) :])
-    stride, padding, dilation, groups = arguments[3:7]
-    patches = functional.unfold(
-        values,
-        weight.shape[2:],  # type: ignore[arg-type]
-        dilation=dilation,  # type: ignore[arg-type]
-        padding=padding,  # type: ignore[arg-type]
-        stride=stride,  # type: ignore[arg-type]
-    )
+    defaults: tuple[Any, ...] = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
+    given: tuple[Any, ...] = layer.node.args
+    stride, padding, dilation, groups = (*given, *defaults[len(given) :])[3:7]
+    patches = functional.unfold(values, weight.shape[2:], dilation, padding, stride)
     images, size, places = patches.shape
-    split = patches.reshape(images, groups, size // groups, places)  # type: ignore[operator,call-overload]
+    split = patches.reshape(images, groups, size // groups, places)
     return split.permute(1, 0, 3, 2).flatten(1, 2)

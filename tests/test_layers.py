@@ -28,7 +28,7 @@ LAYERS = [
     ["evolq.__main__"],
     ["landscape.directions", "landscape.slices", "landscape.store", "landscape.roughness"],
     ["landscape.sampling", "landscape.minima"],
-    ["landscape.report"],
+    ["landscape.report", "landscape.trajectories"],
     ["landscape.plots.info"],
     ["landscape.plots.figures", "landscape.plots.html"],
     ["landscape.plots"],
