@@ -23,8 +23,8 @@ from evolq.objective import Objective
 from evolq.points import Point
 
 # Of landscape.compare's sweep: a factor of about 3 apart, around what helps at 3 bits.
-LEARNING_RATES = (0.001, 0.003, 0.01)
-DEFAULT_LEARNING_RATE = 0.003
+LEARNING_RATES = (0.003, 0.01, 0.03)
+DEFAULT_LEARNING_RATE = 0.01
 
 MakeSteps = Callable[[Tensor], torch.optim.Optimizer]
 

@@ -120,12 +120,12 @@ def plane_through(start: Point, first: Point, second: Point, names: Collection[s
     Raises:
         InputError: if the three lie on a line.
     """
-    x = _unit(displacement(start, first, names), "the first end is the start itself")
+    x = _unit(displacement(start, first, names), start, "the first end is the start itself")
     to_second = displacement(start, second, names)
     y = _without(to_second, x)
     if norm(y) <= _ROUNDING * norm(to_second):
         raise InputError("start and both ends lie on one line; choose a random plane")
-    return Plane(start, x, _unit(y, ""))
+    return Plane(start, x, _unit(y, start, ""))
 
 
 def pca_plane(start: Point, paths: Sequence[Sequence[Point]], names: Collection[str]) -> Plane:
@@ -158,7 +158,7 @@ def pca_plane(start: Point, paths: Sequence[Sequence[Point]], names: Collection[
     ]
     last = displacement(start, paths[0][-1], names)
     axes = [combine((axis, -1.0)) if inner(axis, last) < 0 else axis for axis in axes]
-    return Plane(start, *(_unit(axis, "") for axis in axes))
+    return Plane(start, *(_unit(axis, start, "") for axis in axes))
 
 
 def random_plane(start: Point, names: Collection[str], generator: torch.Generator) -> Plane:
@@ -168,13 +168,16 @@ def random_plane(start: Point, names: Collection[str], generator: torch.Generato
     return Plane(start, x, orthogonal_to(x, gaussian(moving, generator), moving))
 
 
-def _unit(direction: Direction, otherwise: str) -> dict[str, Tensor]:
-    """Return a direction with a root mean square of 1."""
+def _unit(direction: Direction, start: Point, otherwise: str) -> dict[str, Tensor]:
+    """Return a direction with a root mean square of 1, in the types of the start."""
     length = norm(direction)
     if length == 0:
         raise InputError(f"{otherwise}; choose a random plane")
     entries = sum(value.numel() for value in direction.values())
-    return combine((direction, math.sqrt(entries) / length))
+    return {
+        name: (math.sqrt(entries) / length * value).to(start[name].dtype)
+        for name, value in direction.items()
+    }
 
 
 def _without(direction: Direction, other: Direction) -> dict[str, Tensor]:

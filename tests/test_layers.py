@@ -29,11 +29,18 @@ LAYERS = [
     ["landscape.directions", "landscape.slices", "landscape.store", "landscape.roughness"],
     ["landscape.sampling", "landscape.minima"],
     ["landscape.report", "landscape.trajectories"],
-    ["landscape.plots.info"],
-    ["landscape.plots.figures", "landscape.plots.html"],
+    ["landscape.comparison"],
+    ["landscape.transfer"],
+    ["landscape.plots.info", "landscape.plots.palette"],
+    ["landscape.plots.figures", "landscape.plots.html", "landscape.plots.comparison_info"],
+    [
+        "landscape.plots.comparison_figures",
+        "landscape.plots.comparison_html",
+        "landscape.plots.transfer_figures",
+    ],
     ["landscape.plots"],
     ["landscape"],
-    ["landscape.scan"],
+    ["landscape.scan", "landscape.compare"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -42,12 +49,16 @@ ONLY_IN = {
     "timm": {"evolq.models", "evolq.fashion", "evolq.image_decoding", "evolq.image_folders"},
     "torchvision": {"evolq.image_decoding"},
     "PIL": {"evolq.image_decoding", "evolq.image_folders"},
-    "matplotlib": {"landscape.plots.figures"},
-    "plotly": {"landscape.plots.html"},
+    "matplotlib": {
+        "landscape.plots.figures",
+        "landscape.plots.comparison_figures",
+        "landscape.plots.transfer_figures",
+    },
+    "plotly": {"landscape.plots.html", "landscape.plots.comparison_html"},
     "gudhi": {"landscape.minima"},
     "cma": {"evolq.cma_es"},
     "scipy": {"evolq.powell", "landscape.minima"},
-    "typer": {"evolq.command_line", "evolq.__main__", "landscape.scan"},
+    "typer": {"evolq.command_line", "evolq.__main__", "landscape.scan", "landscape.compare"},
     "onnx": {"evolq.export"},
     "onnxruntime": {"evolq.export"},
 }

@@ -62,6 +62,16 @@ def test_the_plane_through_three_points_holds_them():
     assert inner(plane.x, plane.y) == pytest.approx(0, abs=1e-6)
 
 
+def test_points_of_a_plane_have_the_types_of_the_start():
+    planes = [
+        plane_through(START, at(0.3), at(0.1, 0.2), NAMES),
+        pca_plane(START, [[at(0.1, 0.1), at(0.5, 0.4), at(0.3, -0.2)]], NAMES),
+        random_plane(START, NAMES, torch.Generator().manual_seed(0)),
+    ]
+    for plane in planes:
+        assert {value.dtype for value in plane.at(0.1, 0.2).values()} == {torch.float32}
+
+
 def test_coordinates_and_distance_add_up_to_the_length():
     generator = torch.Generator().manual_seed(0)
     plane = random_plane(START, NAMES, generator)

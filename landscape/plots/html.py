@@ -70,7 +70,11 @@ def write_html(figure: go.Figure, path: Path) -> None:
     """Write a figure as one file that needs no network: plotly's program is inside."""
     title = figure.layout.title.text.partition("<br>")[0]
     div = figure.to_html(
-        full_html=False, include_plotlyjs=True, div_id="scan", default_height="100%"
+        full_html=False,
+        include_plotlyjs=True,
+        div_id="scan",
+        default_height="100%",
+        auto_play=False,
     )
     path.write_text(PAGE.format(title=escape(title), figure=div), encoding="utf-8")
 
