@@ -209,19 +209,19 @@ def _compare(
         )
         status.update("Measuring the paths on test images")
         generator = torch.Generator().manual_seed(settings.seed)
-        chosen, words = common_plane(plane, problem.start, runs, names, generator)
-        dataset = compare(runs, chosen, problem.test)
+        common = common_plane(plane, problem.start, runs, names, generator)
+        dataset = compare(runs, common.plane, problem.test)
         surface = sample_surface(
             dataset,
-            chosen,
+            common.plane,
             problem.objective,
             problem.test,
             points,
             lambda _, done, total: status.update(f"Measuring the map: {done} of {total} points"),
         )
-    dataset = with_surface(dataset, surface)
+    dataset = with_surface(dataset, surface, common)
     problem.provenance["configuration"] |= recorded
-    dataset.attrs |= {"provenance": json.dumps(problem.provenance), "plane": words}
+    dataset.attrs["provenance"] = json.dumps(problem.provenance)
     save(dataset, folder / "compare.nc", "compare")
     save_figure(draw_comparison(dataset), folder / "compare.png")
     write_html(interactive_comparison(dataset), folder / "compare.html")

@@ -121,14 +121,30 @@ def check_plane(kind: str, optimizers: Sequence[str]) -> None:
         )
 
 
+class CommonPlane(NamedTuple):
+    """One plane for all paths.
+
+    Attributes:
+        plane: through their start.
+        words: what it is.
+        x: what its first axis is.
+        y: what its second axis is.
+    """
+
+    plane: Plane
+    words: str
+    x: str
+    y: str
+
+
 def common_plane(
     kind: str,
     start: Point,
     runs: Mapping[str, Sequence[Run]],
     names: Collection[str],
     generator: torch.Generator,
-) -> tuple[Plane, str]:
-    """Return one plane for all paths, through their start, and what it is in words.
+) -> CommonPlane:
+    """Return one plane for all paths, through their start.
 
     Args:
         kind: `ends` for the plane through start, end of the first gradient method (along x) and end
@@ -144,16 +160,29 @@ def common_plane(
             first = next(name for name in runs if name in GRADIENT)
             second = next(name for name in runs if name not in GRADIENT)
             ends = [runs[name][0].path[-1].point for name in (first, second)]
-            words = f"plane through the start and the ends of {first} and {second}"
-            return plane_through(start, ends[0], ends[1], names), words
+            return CommonPlane(
+                plane_through(start, ends[0], ends[1], names),
+                f"plane through the start and the ends of {first} and {second}",
+                f"Towards the end of {first}",
+                f"Towards the end of {second}, at right angles",
+            )
         if kind == "pca":
-            paths = [
-                [iterate.point for iterate in run.path] for many in runs.values() for run in many
-            ]
-            return pca_plane(start, paths, names), "principal plane of all paths"
+            every = [run.path for many in runs.values() for run in many]
+            paths = [[iterate.point for iterate in path] for path in every]
+            return CommonPlane(
+                pca_plane(start, paths, names),
+                "principal plane of all paths",
+                "First principal direction",
+                "Second principal direction",
+            )
     except InputError:  # the work is done, and a map can still be drawn
         pass
-    return random_plane(start, names, generator), "random plane through the start"
+    return CommonPlane(
+        random_plane(start, names, generator),
+        "random plane through the start",
+        "First random direction",
+        "Second random direction",
+    )
 
 
 def compare(
@@ -210,15 +239,18 @@ def sample_surface(
     return sample_plane(plane, axes[0], axes[1], objective, test, on_point)
 
 
-def with_surface(dataset: xr.Dataset, surface: xr.Dataset) -> xr.Dataset:
-    """Return a comparison with the surface below its paths.
+def with_surface(dataset: xr.Dataset, surface: xr.Dataset, common: CommonPlane) -> xr.Dataset:
+    """Return a comparison with the surface below its paths, and what its plane is.
 
-    Adds `surface_loss`, `surface_test_loss`, `surface_test_accuracy` and `surface_status` over `y`
-    and `x`; the values of single images are left out.
+    Adds the attributes `plane`, `x_name` and `y_name`, and over `y` and `x` the variables
+    `surface_loss`, `surface_test_loss`, `surface_test_accuracy` and `surface_status`; the values of
+    single images are left out.
     """
     kept = surface[["loss", "test_loss", "test_accuracy", "status"]]
     kept = kept.drop_vars([name for name in kept.coords if name not in ("x", "y")])
-    return dataset.merge(kept.rename({name: f"surface_{name}" for name in kept.data_vars}))
+    kept = kept.rename({name: f"surface_{name}" for name in kept.data_vars})
+    words = {"plane": common.words, "x_name": common.x, "y_name": common.y}
+    return dataset.merge(kept).assign_attrs(words)
 
 
 class Outcome(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from xarray import Dataset
 
 from landscape.plots.comparison_info import (
@@ -23,7 +24,8 @@ from landscape.plots.figures import LOSS_COLOURS, START_STYLE, STYLE
 from landscape.plots.info import Quantity
 from landscape.plots.palette import look
 
-HALO = [patheffects.Stroke(linewidth=3.4, foreground="white"), patheffects.Normal()]
+BAND_WORDS = "from the least to the largest of the seeds; lines are means"
+HALO = [patheffects.Stroke(linewidth=4, foreground="white"), patheffects.Normal()]
 
 
 def draw_comparison(dataset: Dataset) -> Figure:
@@ -45,7 +47,8 @@ def draw_comparison(dataset: Dataset) -> Figure:
         draw_paths(left, info, info.loss)
         draw_paths(right, info, info.test_loss)
         handles, labels = right.get_legend_handles_labels()
-        maps.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        entries = [*handles, Patch(color="0.5", alpha=0.3, label=BAND_WORDS)]
+        maps.legend(entries, [*labels, BAND_WORDS], loc="outside upper center", ncols=len(entries))
         draw_table(table.subplots(), info)
     return figure
 
@@ -93,7 +96,7 @@ def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
                 route.y,
                 color=style.colour,
                 linestyle=style.dashes,
-                linewidth=1.8,
+                linewidth=2.2,
                 path_effects=HALO,
             )
             axes.plot(

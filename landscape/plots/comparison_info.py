@@ -98,7 +98,6 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
             )
         )
     seeds = dataset.sizes["seed"]
-    surface = dataset.attrs.get("plane", "plane")
     return ComparisonInfo(
         title=f"{title_of(configuration)}: gradient against evolution at equal cost",
         subtitle=" · ".join(
@@ -106,7 +105,7 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
                 f"{configuration.get('calibration_images', '?')} calibration images",
                 f"{dataset.sizes['image']:,} test images",
                 f"{seeds} seeds" if seeds > 1 else "1 seed",
-                surface,
+                dataset.attrs["plane"],
             ]
         ),
         loss_measure=measure,
@@ -115,8 +114,8 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
         start_loss=float(dataset.loss.isel(optimizer=0, seed=0, step=0)),
         start_test_loss=float(dataset.start_test_loss_per_image.mean(dtype=np.float64)),
         start_accuracy=float(dataset.start_test_correct_per_image.mean(dtype=np.float64)),
-        x=Axis("Along x", DISTANCE_UNIT, dataset.x.values.astype(np.float64)),
-        y=Axis("Along y", DISTANCE_UNIT, dataset.y.values.astype(np.float64)),
+        x=Axis(dataset.attrs["x_name"], DISTANCE_UNIT, dataset.x.values.astype(np.float64)),
+        y=Axis(dataset.attrs["y_name"], DISTANCE_UNIT, dataset.y.values.astype(np.float64)),
         loss=_surface(dataset, "surface_loss", "Calibration loss on the plane", measure),
         test_loss=_surface(dataset, "surface_test_loss", "Test loss on the plane", TEST_LOSS_WORDS),
         optimizers=tuple(found),
