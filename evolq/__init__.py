@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from evolq.network import QuantizedNetwork, quantize
     from evolq.objective import Objective, TestEvaluation, predict
     from evolq.observers import OBSERVERS
+    from evolq.optimizers import OPTIMIZERS, choose_optimizer
     from evolq.points import Direction, Point, displace, displacement, select
     from evolq.problem import Problem, Settings, prepare
     from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
@@ -41,6 +42,7 @@ _MODULES = {
     "network": ("QuantizedNetwork", "quantize"),
     "objective": ("Objective", "TestEvaluation", "predict"),
     "observers": ("OBSERVERS",),
+    "optimizers": ("OPTIMIZERS", "choose_optimizer"),
     "points": ("Direction", "Point", "displace", "displacement", "select"),
     "problem": ("Problem", "Settings", "prepare"),
     "quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
@@ -53,6 +55,7 @@ __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 __all__ = [
     "CRITERIA",
     "OBSERVERS",
+    "OPTIMIZERS",
     "RECIPES",
     "Criterion",
     "Direction",
@@ -75,6 +78,7 @@ __all__ = [
     "bundled_split",
     "calibrate",
     "choose_criterion",
+    "choose_optimizer",
     "choose_recipe",
     "displace",
     "displacement",

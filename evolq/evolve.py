@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,9 @@ from evolq.recipes import RECIPES, Recipe
 # Step factors stay below this: a step of 8 % grows to at most a factor of e. Without a bound, a
 # plateau (where every child succeeds) would let the step overflow.
 LARGEST_STEP = 12.5
+
+# Costs are sums of shares: a budget may be overdrawn by what such sums round.
+ROUNDING = 1e-6
 
 
 class Iterate(NamedTuple):
@@ -66,6 +69,8 @@ def search_scales(
     *,
     seed: int = 0,
     within: str | None = None,
+    names: Collection[str] | None = None,
+    budget: float = math.inf,
     selection: Objective | None = None,
     checkpoint: Path | None = None,
 ) -> Iterator[Iterate]:
@@ -84,6 +89,9 @@ def search_scales(
         recipe: how to search; what it says about starting is for whoever made `start`.
         seed: of all that is drawn.
         within: a glob over names; other entries stay.
+        names: entries that may move, by whole names; None for all within `within`.
+        budget: forward-pass equivalents of the calibration set, counted as in `Iterate.cost`; a
+            visit that would go beyond it is not begun.
         selection: on selection images, for the choice of the result and for stopping early.
         checkpoint: a file.
 
@@ -97,11 +105,14 @@ def search_scales(
                 f"a search needs an Objective on calibration or selection images, not a "
                 f"{type(given).__name__}"
             )
-    return _search(objective, start, recipe, seed, within, selection, checkpoint)
+    return _search(objective, start, recipe, seed, within, names, budget, selection, checkpoint)
 
 
 def visits(
-    network: QuantizedNetwork, recipe: Recipe, within: str | None = None
+    network: QuantizedNetwork,
+    recipe: Recipe,
+    within: str | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Return the names that move in each visit of one pass, by block, in the order of the visits.
 
@@ -110,16 +121,17 @@ def visits(
     """
     attention = attention_modules(network) if recipe.attention_only else frozenset()
     found = {}
-    for block, names in find_blocks(network, within).items():
+    for block, entries in find_blocks(network, within).items():
         moving = tuple(
             name
-            for name in names
+            for name in entries
             if role(name) in recipe.roles
+            and (names is None or name in names)
             and (network.sites[_site(name)].kind == "weight" or not recipe.weights_only)
         )
         if moving:
             found[block] = moving
-    chosen = {block: names for block, names in found.items() if block in attention} or found
+    chosen = {block: moving for block, moving in found.items() if block in attention} or found
     if not chosen:
         raise InputError(
             f"no {' or '.join(recipe.roles)} within {within or '*'!r} can move in this network; "
@@ -229,18 +241,23 @@ def _search(
     recipe: Recipe,
     seed: int,
     within: str | None,
+    names: Collection[str] | None,
+    budget: float,
     selection: Objective | None,
     checkpoint: Path | None,
 ) -> Iterator[Iterate]:
     network = objective.forward.network
-    order = visits(network, recipe, within)
+    order = visits(network, recipe, within, names)
     generator = torch.Generator().manual_seed(seed)
     cost = _Meter(objective, selection)
-    identity = _identity(objective, start, recipe, seed, within, selection) if checkpoint else ""
+    moving = [name for entries in order.values() for name in entries]
+    identity = ""
+    if checkpoint is not None:
+        identity = _identity(objective, start, recipe, seed, moving, selection)
     if checkpoint is not None and checkpoint.exists():
         state = _load(checkpoint, identity, generator, objective.forward.images.device)
     else:
-        entries = {name: start[name] for names in order.values() for name in names}
+        entries = {name: start[name] for name in moving}
         loss, chosen = _finite(objective(start)), math.inf
         if selection is not None:
             chosen = _finite(selection(start))
@@ -249,6 +266,11 @@ def _search(
 
     while state.visited < recipe.passes * len(order) and state.idle != recipe.patience:
         block = list(order)[state.visited % len(order)]
+        share = network.share(order[block]) if budget < math.inf else 0.0
+        ends_pass = state.visited % len(order) == len(order) - 1
+        visit = 1 - share + (recipe.cycles + recipe.reevaluate) * share
+        if state.cost + visit + ends_pass * cost.ratio > budget + ROUNDING:
+            break
         spent_before = cost.spent()
         state = _visit(state, block, order[block], len(order), objective, start, recipe, generator)
         if selection is not None and state.visited % len(order) == 0:
@@ -348,13 +370,15 @@ class _Meter:
     def __init__(self, objective: Objective, selection: Objective | None) -> None:
         self.objective = objective
         self.selection = selection
+        self.ratio = 0.0  # what an evaluation on selection images costs
+        if selection is not None:
+            self.ratio = len(selection.labels) / len(objective.labels)
         self.before = self.total()
 
     def total(self) -> float:
         if self.selection is None:
             return self.objective.cost
-        ratio = len(self.selection.labels) / len(self.objective.labels)
-        return self.objective.cost + ratio * self.selection.cost
+        return self.objective.cost + self.ratio * self.selection.cost
 
     def spent(self) -> float:
         return self.total() - self.before
@@ -392,11 +416,11 @@ def _identity(
     start: Point,
     recipe: Recipe,
     seed: int,
-    within: str | None,
+    moving: Collection[str],
     selection: Objective | None,
 ) -> str:
     """Return a hash of everything that a search depends on."""
-    digest = hashlib.sha256(f"{recipe} {seed} {within}".encode())
+    digest = hashlib.sha256(f"{recipe} {seed} {' '.join(moving)}".encode())
     for given in (objective, selection):
         if given is not None:
             digest.update(f"{given.criterion.name} {given.forward.batch_size}".encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -362,6 +362,21 @@ class Stages:
     share: float
 
 
+def share(graph: Graph, varying: Iterable[str]) -> float:
+    """Return the part of all multiply-accumulates that depends on the entries and the images."""
+    fx_graph = graph.module.graph
+    on_point = dependents(fx_graph, [graph.entries[name] for name in varying])
+    inside = on_point & dependents(fx_graph, [graph.images])
+    return _share(graph, inside)
+
+
+def _share(graph: Graph, inside: Collection[fx.Node]) -> float:
+    names = {node.name for node in inside}
+    total = sum(graph.operations.values())
+    part = sum(count for name, count in graph.operations.items() if name in names)
+    return part / total if total else float(bool(names))
+
+
 def split(graph: Graph, varying: Iterable[str]) -> Stages:
     """Cut the graph into `Stages` for the case that only the entries `varying` change."""
     fx_graph = graph.module.graph
@@ -385,15 +400,11 @@ def split(graph: Graph, varying: Iterable[str]) -> Stages:
         ]
         return extract(graph.module, members, needed)
 
-    suffix = stage(True, True)
-    inside = {node.name for node in on_point & on_images}
-    total = sum(graph.operations.values())
-    part = sum(count for name, count in graph.operations.items() if name in inside)
     return Stages(
         constant=stage(False, False),
         prefix=stage(False, True),
         per_point=stage(True, False),
-        suffix=suffix,
+        suffix=stage(True, True),
         result=result,
-        share=part / total if total else float(bool(inside)),
+        share=_share(graph, on_point & on_images),
     )

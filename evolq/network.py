@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
-from evolq.graph import Graph, Stages, export, fold_batch_norm, split
+from evolq.graph import Graph, Stages, export, fold_batch_norm, share, split
 from evolq.models import reparameterize
 from evolq.placement import Site, place
 from evolq.points import Point
@@ -77,6 +77,13 @@ class QuantizedNetwork:
         """Multiply-accumulates of one image in linear, convolution and matmul operators."""
         return sum(self._graph.operations.values())
 
+    def share(self, names: Collection[str]) -> float:
+        """Return the share of a forward pass that depends on the entries `names`.
+
+        In multiply-accumulates: what one evaluation of `vary(names, ...)` costs.
+        """
+        return share(self._graph, names)
+
     def __call__(self, point: Point, images: Tensor) -> Tensor:
         """Return the logits (n, classes) of `images` (n, channels, height, width), one pass.
 
@@ -111,6 +118,38 @@ class QuantizedNetwork:
 
         with torch.no_grad():
             return Reader(self._full_precision).run(*self.weights.values(), images)
+
+    def record(
+        self, nodes: Collection[str], images: Tensor, point: Point | None = None
+    ) -> dict[str, Any]:
+        """Return the values of graph nodes, by name, for one batch of images; it runs no further.
+
+        Args:
+            nodes: names of nodes of `module`'s graph.
+            images: (n, channels, height, width).
+            point: complete; None for the full-precision network, which has no quantizers.
+
+        Raises:
+            InputError: if the Point lacks an entry.
+        """
+        if point is None:
+            graph, entries = self._full_precision, list(self.weights.values())
+        else:
+            graph, entries = self.module, [self._entry(point, name) for name in self.names]
+        values: dict[str, Any] = {}
+
+        class Recorder(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                if len(values) == len(nodes):
+                    return None  # all is there
+                value = super().run_node(n)
+                if n.name in nodes:
+                    values[n.name] = value
+                return value
+
+        with torch.no_grad():
+            Recorder(graph).run(*entries, images)
+        return values
 
     def check(self, point: Point) -> None:
         """Check a whole Point that comes from outside, once.

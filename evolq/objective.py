@@ -7,6 +7,7 @@ no optimizer accepts it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -129,9 +130,9 @@ class Objective:
     def gradient(self, point: Point) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its straight-through gradient with respect to the varying entries.
 
-        A criterion may couple all images, so the gradient goes through the logits: one pass without
-        gradients, then one pass with them and its backward pass for each compute batch. Cost: four
-        passes of the varying part (the backward pass counts two).
+        A forward pass and its backward pass, for one group of compute batches after the other: a
+        criterion may couple images, and a group holds all that are coupled with each other. Cost:
+        three passes of the varying part (the backward pass counts two).
         """
         function = self.forward.function
         entries = {
@@ -139,20 +140,29 @@ class Objective:
             for name in function.entries
             if point[name].is_floating_point()
         }
-        logits = self.forward.logits(point).requires_grad_()
-        loss = self.criterion.per_image(logits, self.teacher, self.labels).mean()
-        (wanted,) = torch.autograd.grad(loss, logits)
         total = {name: torch.zeros_like(value) for name, value in entries.items()}
-        parts = wanted.split(self.forward.batch_size)
-        for index, part in enumerate(parts):
-            # prepared again for each batch, since its backward pass frees the weights' graph
-            made = function.batch(function.prepare({**point, **entries}), index)
-            gradients = torch.autograd.grad(made, list(entries.values()), part, allow_unused=True)
+        values = []
+        size = self.forward.batch_size
+        group = math.lcm(self.criterion.batch or size, size)
+        count = len(self.labels)
+        for first in range(0, count, group):
+            # prepared again for each group, since its backward pass frees the weights' graph
+            prepared = function.prepare({**point, **entries})
+            batches = range(first // size, math.ceil(min(first + group, count) / size))
+            logits = torch.cat([function.batch(prepared, index) for index in batches])
+            images = slice(first, first + group)
+            made = self.criterion.per_image(logits, self.teacher[images], self.labels[images])
+            values.append(made.detach())
+            if not made.requires_grad:
+                continue  # the criterion does not depend on the logits
+            gradients = torch.autograd.grad(
+                made.sum() / count, list(entries.values()), allow_unused=True
+            )
             for name, gradient in zip(entries, gradients, strict=True):
                 if gradient is not None:
                     total[name] += gradient
         self.forward.spent.passes += 3 * function.share
-        return loss.detach(), total
+        return torch.cat(values).mean(), total
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from landscape.sampling import Radius, auto_radius, axis, sample_plane, sample_rays
     from landscape.slices import Line, Plane
     from landscape.store import load, save
+    from landscape.trajectories import (
+        measure_path,
+        pca_plane,
+        plane_through,
+        project_path,
+        random_plane,
+    )
 
 _MODULES = {
     "directions": (
@@ -42,6 +49,13 @@ _MODULES = {
     "sampling": ("Radius", "auto_radius", "axis", "sample_plane", "sample_rays"),
     "slices": ("Line", "Plane"),
     "store": ("load", "save"),
+    "trajectories": (
+        "measure_path",
+        "pca_plane",
+        "plane_through",
+        "project_path",
+        "random_plane",
+    ),
 }
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
@@ -59,10 +73,15 @@ __all__ = [
     "between",
     "find_minima",
     "load",
+    "measure_path",
     "normalise",
     "orthogonal_pair",
     "orthogonal_to",
     "paired_noise",
+    "pca_plane",
+    "plane_through",
+    "project_path",
+    "random_plane",
     "sample_plane",
     "sample_rays",
     "save",

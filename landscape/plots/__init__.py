@@ -1,5 +1,8 @@
-"""Figures of a scan, static and interactive; the only user of matplotlib and plotly."""
+"""Figures of scans and comparisons; the only user of matplotlib and plotly."""
 
+from landscape.plots.comparison_figures import draw_comparison
+from landscape.plots.comparison_html import interactive_comparison
+from landscape.plots.comparison_info import ComparisonInfo, comparison_info
 from landscape.plots.figures import (
     draw_confidence,
     draw_map,
@@ -10,16 +13,22 @@ from landscape.plots.figures import (
 )
 from landscape.plots.html import interactive, write_html
 from landscape.plots.info import PlaneInfo, RaysInfo, plane_info, rays_info
+from landscape.plots.transfer_figures import draw_transfer
 
 __all__ = [
+    "ComparisonInfo",
     "PlaneInfo",
     "RaysInfo",
+    "comparison_info",
+    "draw_comparison",
     "draw_confidence",
     "draw_map",
     "draw_plane",
     "draw_rays",
     "draw_surface",
+    "draw_transfer",
     "interactive",
+    "interactive_comparison",
     "plane_info",
     "rays_info",
     "save_figure",

@@ -75,7 +75,11 @@ def write_html(figure: go.Figure, path: Path) -> None:
     """
     title = figure.layout.title.text.partition("<br>")[0]
     div = figure.to_html(
-        full_html=False, include_plotlyjs=True, div_id="scan", default_height="100%"
+        full_html=False,
+        include_plotlyjs=True,
+        div_id="scan",
+        default_height="100%",
+        auto_play=False,
     )
     write_whole(path, PAGE.format(title=escape(title), figure=div).encode())
 

@@ -161,16 +161,16 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
         minima: the local minima of the test loss to mark.
     """
     dataset = dataset.transpose("y", "x", ...)
-    configuration = _configuration(dataset)
+    configuration = configuration_of(dataset)
     change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
     change_error = paired_noise(dataset)
     return PlaneInfo(
-        title=_title(configuration),
+        title=title_of(configuration),
         subtitle=_subtitle(dataset, configuration),
         x=_axis(dataset.x, "Step along x", configuration),
         y=_axis(dataset.y, "Step along y", configuration),
         loss=Surface(
-            _quantity(dataset, dataset.loss, "Calibration loss", _criterion(configuration)),
+            _quantity(dataset, dataset.loss, "Calibration loss", criterion_words(configuration)),
             Marker(0.0, 0.0, _start(dataset, "loss_per_image")),
         ),
         test_loss=Surface(
@@ -195,17 +195,17 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
 def rays_info(dataset: Dataset) -> RaysInfo:
     """Return what a figure of the rays in `dataset` shows."""
     dataset = dataset.transpose("ray", "distance", ...)
-    configuration = _configuration(dataset)
+    configuration = configuration_of(dataset)
     loss = _change(dataset, "loss_per_image").mean("calibration_image", skipna=False)
     test_loss = _change(dataset, "test_loss_per_image")
     # The rays share their images: the error of their mean is that of each image's mean change.
     mean_test_loss = test_loss.mean("ray", skipna=False).transpose("distance", "image")
     return RaysInfo(
-        title=_title(configuration),
+        title=title_of(configuration),
         subtitle=_subtitle(dataset, configuration),
         distance=_axis(dataset.distance, "Signed distance along a ray", configuration),
         loss=Curves(
-            _quantity(dataset, loss, "Calibration loss", _criterion(configuration)),
+            _quantity(dataset, loss, "Calibration loss", criterion_words(configuration)),
             None,
             loss.mean("ray", skipna=False).values,
             None,
@@ -242,7 +242,8 @@ def _quantity(dataset: Dataset, values: DataArray, name: str, measure: str) -> Q
     )
 
 
-def _configuration(dataset: Dataset) -> dict[str, Any]:
+def configuration_of(dataset: Dataset) -> dict[str, Any]:
+    """Return the configuration in a Dataset's provenance, empty if there is none."""
     return json.loads(dataset.attrs.get("provenance", "{}")).get("configuration", {})
 
 
@@ -254,12 +255,14 @@ def _axis(coordinate: DataArray, name: str, configuration: Mapping[str, Any]) ->
     return Axis(name, unit, coordinate.values.astype(np.float64))
 
 
-def _criterion(configuration: Mapping[str, Any]) -> str:
+def criterion_words(configuration: Mapping[str, Any]) -> str:
+    """Return how a reader knows the criterion, with its unit."""
     criterion = configuration.get("criterion", "loss")
     return CRITERION_WORDS.get(criterion, criterion)
 
 
-def _title(configuration: Mapping[str, Any]) -> str:
+def title_of(configuration: Mapping[str, Any]) -> str:
+    """Return what was measured, in words."""
     parts = [str(configuration.get("model", "network"))]
     scheme = configuration.get("scheme")
     if scheme == "none":

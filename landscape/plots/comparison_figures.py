@@ -1,0 +1,183 @@
+"""Static figures of a comparison of optimizers, with matplotlib."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from xarray import Dataset
+
+from landscape.plots.comparison_info import (
+    COST_WORDS,
+    Band,
+    ComparisonInfo,
+    OptimizerInfo,
+    comparison_info,
+    interval_words,
+)
+from landscape.plots.figures import LOSS_COLOURS, START_STYLE, STYLE
+from landscape.plots.info import Quantity
+from landscape.plots.palette import look
+
+BAND_WORDS = "from the least to the largest of the seeds; lines are means"
+HALO = [patheffects.Stroke(linewidth=4, foreground="white"), patheffects.Normal()]
+
+
+def draw_comparison(dataset: Dataset) -> Figure:
+    """Draw losses against cost, the paths over the surface of one plane, and a table of outcomes.
+
+    Args:
+        dataset: a comparison with its surface (`landscape.comparison.with_surface`).
+    """
+    info = comparison_info(dataset)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(14, 10.5), layout="constrained")
+        figure.suptitle(f"{info.title}\n{info.subtitle}")
+        heights = (4, 4.6, _table_height(info))
+        curves, maps, table = np.ravel(figure.subfigures(3, 1, height_ratios=heights))
+        left, right, off = curves.subplots(1, 3)
+        draw_losses(left, info, test=False)
+        draw_losses(right, info, test=True)
+        draw_distances(off, info)
+        left, right = maps.subplots(1, 2)
+        draw_paths(left, info, info.loss)
+        draw_paths(right, info, info.test_loss)
+        handles, labels = right.get_legend_handles_labels()
+        entries = [*handles, Patch(color="0.5", alpha=0.3, label=BAND_WORDS)]
+        maps.legend(entries, [*labels, BAND_WORDS], loc="outside upper center", ncols=len(entries))
+        draw_table(table.subplots(), info)
+    return figure
+
+
+def draw_losses(axes: Axes, info: ComparisonInfo, test: bool) -> None:
+    """Draw one loss against cost: the mean over seeds and a band from the least to the largest."""
+    start = info.start_test_loss if test else info.start_loss
+    axes.axhline(start, color="0.4", linewidth=0.8, linestyle=":")
+    axes.annotate(
+        "start", (1, start), (0, 3), textcoords="offset points", color="0.3", fontsize="small"
+    )
+    for optimizer in info.optimizers:
+        _draw_band(axes, info, optimizer, optimizer.test_loss if test else optimizer.loss)
+    axes.set_title("Test loss, looked at afterwards" if test else "Calibration loss, searched on")
+    axes.set_xlabel(COST_WORDS)
+    axes.set_ylabel(info.test_loss_measure if test else info.loss_measure)
+
+
+def draw_distances(axes: Axes, info: ComparisonInfo) -> None:
+    """Draw how far each path is from the plane of the maps."""
+    for optimizer in info.optimizers:
+        _draw_band(axes, info, optimizer, optimizer.distance)
+    axes.set_title("Distance off the plane of the maps")
+    axes.set_xlabel(COST_WORDS)
+    axes.set_ylabel(info.x.unit)
+    axes.set_ylim(bottom=0)
+
+
+def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
+    """Draw the paths over one loss of the plane: a line for each run, a marker at its end."""
+    mesh = axes.pcolormesh(
+        info.x.values,
+        info.y.values,
+        surface.values,
+        shading="nearest",
+        cmap=LOSS_COLOURS,
+        rasterized=True,
+    )
+    axes.figure.colorbar(mesh, ax=axes, pad=0.02, label=surface.measure)
+    for optimizer in info.optimizers:
+        style = look(optimizer.name)
+        for number, route in enumerate(optimizer.routes):
+            axes.plot(
+                route.x,
+                route.y,
+                color=style.colour,
+                linestyle=style.dashes,
+                linewidth=2.2,
+                path_effects=HALO,
+            )
+            axes.plot(
+                route.x[-1],
+                route.y[-1],
+                color=style.colour,
+                marker=style.marker,
+                markersize=9,
+                markeredgecolor="white",
+                linestyle=style.dashes,
+                label=optimizer.name if number == 0 else None,
+                zorder=5,
+            )
+    axes.plot(0, 0, **START_STYLE, zorder=6, label="start")
+    axes.set_title(surface.name)
+    axes.set_xlabel(f"{info.x.name} ({info.x.unit})")
+    axes.set_ylabel(f"{info.y.name}\n({info.y.unit})")
+
+
+def draw_table(axes: Axes, info: ComparisonInfo) -> None:
+    """Draw what each optimizer reached, with 95 % intervals paired over the test images."""
+    axes.set_axis_off()
+    first = info.optimizers[0].name
+    columns = [
+        "optimizer",
+        "calibration loss",
+        "test accuracy (%)",
+        "change from the start",
+        f"against {first}",
+        "change of test loss (nats)",
+        "cost (sweep)",
+    ]
+    rows = [["start", f"{info.start_loss:.4f}", f"{100 * info.start_accuracy:.1f}", "", "", "", ""]]
+    for optimizer in info.optimizers:
+        reached = optimizer.outcome
+        against = reached.against_first
+        rows.append(
+            [
+                optimizer.name,
+                f"{reached.loss:.4f}",
+                f"{100 * reached.test_accuracy:.1f}",
+                interval_words(*reached.test_accuracy_change, percent=True),
+                "" if against is None else interval_words(*against, percent=True),
+                interval_words(*reached.test_loss_change),
+                f"{reached.cost:.0f}"
+                + (f" ({reached.sweep_cost:.0f})" if reached.sweep_cost else ""),
+            ]
+        )
+    table = axes.table(
+        rows,
+        colLabels=columns,
+        loc="upper center",
+        cellLoc="center",
+        edges="horizontal",
+        colWidths=[0.13, 0.11, 0.12, 0.18, 0.18, 0.2, 0.08],
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(10)
+    table.scale(1, 1.45)
+    axes.set_title("Mean over seeds; in brackets 95 % intervals, paired over the test images")
+
+
+def _table_height(info: ComparisonInfo) -> float:
+    return 0.75 + 0.3 * (2 + len(info.optimizers))
+
+
+def _draw_band(axes: Axes, info: ComparisonInfo, optimizer: OptimizerInfo, band: Band) -> None:
+    style: Any = look(optimizer.name)
+    axes.fill_between(info.costs, band.low, band.high, color=style.colour, alpha=0.2, linewidth=0)
+    known = np.flatnonzero(np.isfinite(band.mean))
+    if not len(known):
+        return
+    axes.plot(
+        info.costs,
+        band.mean,
+        color=style.colour,
+        linestyle=style.dashes,
+        linewidth=2,
+        marker=style.marker,
+        markevery=[int(known[-1])],
+        markersize=7,
+        label=optimizer.name,
+    )

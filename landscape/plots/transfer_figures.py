@@ -1,0 +1,73 @@
+"""Static figure of how calibration gains carry over to test images, with matplotlib."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, PercentFormatter
+from xarray import Dataset
+
+from landscape.plots.figures import STYLE
+from landscape.plots.info import CRITERION_WORDS, configuration_of, title_of
+from landscape.transfer import transfer_rows
+
+# Criteria are told apart as optimizers are elsewhere: by colour, line and marker.
+CRITERION_LOOKS = {
+    "info_nce": ("#d55e00", "-", "o"),
+    "kl": ("#0072b2", "--", "s"),
+    "mse": ("#009e73", "-.", "^"),
+    "cosine": ("#cc79a7", ":", "D"),
+    "cross_entropy": ("#000000", (0, (6, 1, 1, 1)), "P"),
+    "fisher": ("#e69f00", (0, (8, 2)), "X"),
+}
+
+
+def draw_transfer(dataset: Dataset) -> Figure:
+    """Draw the gain on calibration images above what it was worth on test images, by optimizer.
+
+    Args:
+        dataset: of `landscape.transfer.transfer`, over several `size`s.
+    """
+    rows = transfer_rows(dataset)
+    optimizers = [str(name) for name in dataset.optimizer.values]
+    with matplotlib.rc_context(STYLE):
+        width = 1.5 + 4.2 * len(optimizers)
+        figure = Figure(figsize=(max(width, 6.5), 7.6), layout="constrained")
+        figure.suptitle(
+            f"{title_of(configuration_of(dataset))}\nWhat a gain on calibration images is worth on "
+            f"{dataset.sizes['image']:,} test images"
+        )
+        grid = figure.subplots(2, len(optimizers), sharex=True, sharey="row", squeeze=False)
+        for column, optimizer in enumerate(optimizers):
+            above, below = grid[:, column]
+            above.set_title(optimizer)
+            below.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
+            for number, criterion in enumerate(map(str, dataset.criterion.values)):
+                chosen = [r for r in rows if (r.optimizer, r.criterion) == (optimizer, criterion)]
+                colour, dashes, marker = CRITERION_LOOKS[criterion]
+                # a little apart, so that no error bar hides another
+                sizes = np.array([row.size for row in chosen]) * 1.05 ** (number - 1.5)
+                style = {"color": colour, "linestyle": dashes, "marker": marker}
+                above.plot(sizes, [row.closed for row in chosen], **style)
+                changes = np.array([row.test_loss_change for row in chosen])
+                below.errorbar(
+                    sizes,
+                    changes[:, 0],
+                    np.abs(changes[:, 1:] - changes[:, :1]).T,
+                    capsize=3,
+                    label=CRITERION_WORDS[criterion].partition(" (")[0],
+                    **style,
+                )
+            below.set_xscale("log")
+            below.set_xticks(dataset["size"].values, labels=map(str, dataset["size"].values))
+            below.xaxis.set_minor_locator(NullLocator())
+            below.set_xlabel("Calibration images")
+            above.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        grid[0, 0].set_ylabel("Calibration: part of the gap to\nfull precision that was closed")
+        grid[1, 0].set_ylabel(
+            "Test: change of the cross entropy (nats)\n95 % intervals; below 0 is better"
+        )
+        handles, labels = grid[1, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure

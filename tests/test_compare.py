@@ -1,0 +1,116 @@
+"""The command line as a user meets it: `python -m landscape.compare`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evolq import command_line
+from evolq.optimizers import OPTIMIZERS
+from landscape import compare as compare_module
+from landscape import store
+from landscape.comparison import PLANES
+
+QUICK = ("--test-images", "20", "--budget", "5", "--seeds", "2", "--learning-rates", "0.01")
+
+
+@pytest.fixture
+def compare(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process; returns exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["landscape.compare", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.run(compare_module.compare)
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return run
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_comparison(compare, plane) -> None:
+    arguments = (*QUICK, "--calibration-images", "20", "--points", "2", "--plane", plane)
+    optimizers = "evol-q,adam" if plane == "ends" else "random-search,cma,adam"
+    code, out, err = compare(*arguments, "--optimizers", optimizers)
+    assert code == 0, err
+    folder = Path("runs/compare-fashion_vit-1")
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"compare.nc", "compare.png", "compare.html"}
+    dataset = store.load(folder / "compare.nc", "compare")
+    assert dataset.optimizer.values.tolist() == optimizers.split(",")
+    assert dataset.sizes["seed"] == 2
+    assert (dataset.cost.max("step") <= 5 + 1e-6).all()
+    starts = dataset.isel(step=0)
+    assert len(np.unique(starts.loss)) == 1, "all from the same start"
+    assert (starts.distance_from_start == 0).all()
+    squares = dataset.path_x**2 + dataset.path_y**2 + dataset.distance**2
+    np.testing.assert_allclose(squares, dataset.distance_from_start**2, rtol=1e-3, atol=1e-7)
+    if plane == "ends":
+        ends = dataset.isel(seed=0).ffill("step").isel(step=-1)
+        assert (ends.distance < 1e-5 + 1e-3 * ends.distance_from_start).all()
+    assert dataset.surface_loss.dims == ("y", "x")
+    configuration = json.loads(dataset.attrs["provenance"])["configuration"]
+    assert configuration["weight_bits"] == 3
+    assert configuration["budget"] == 5
+    assert "Against" in out
+    assert str(folder) in out
+
+
+def test_criteria_by_calibration_sets(compare) -> None:
+    arguments = (*QUICK, "--criterion", "info_nce,kl", "--calibration-images", "16,8")
+    code, out, err = compare(*arguments, "--optimizers", "evol-q,adam", "--out", "out")
+    assert code == 0, err
+    assert {path.name for path in Path("out").iterdir()} == {"transfer.nc", "transfer.png"}
+    dataset = store.load("out/transfer.nc", "transfer")
+    assert dataset["size"].values.tolist() == [8, 16]
+    assert dataset.criterion.values.tolist() == ["info_nce", "kl"]
+    assert (dataset.loss <= dataset.start_loss + 1e-6).all()
+    assert (dataset.ideal_loss.sel(criterion="kl") == 0).all()
+    assert "Calibration gap" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--optimizers", "evol-q,annealing"), "unknown optimizer 'annealing'"),
+        (("--optimizers", "adam,adam"), "give each once"),
+        (("--optimizers", "cma,evol-q"), "add one (adam, evol-q)"),
+        (("--plane", "tilted"), "unknown --plane 'tilted'"),
+        (("--learning-rates", "0.1,x"), "--learning-rates is '0.1,x'"),
+        (("--learning-rates", "-1"), "positive"),
+        (("--seeds", "0"), "--seeds is 0"),
+        (("--points", "1"), "--points is 1"),
+        (("--budget", "1"), "--budget is 1"),
+        (("--test-images", "1"), "--test-images is 1"),
+        (("--criterion", "info_nce,hinge"), "unknown criterion 'hinge'"),
+        (("--calibration-images", "10,20"), "several criteria"),
+        (("--calibration-images", "many"), "--calibration-images is 'many'"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(compare, arguments, words) -> None:
+    code, out, err = compare(*arguments)
+    assert code == 2
+    assert out == ""
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_help_names_every_optimizer_and_needs_no_torch(compare) -> None:
+    code, out, _ = compare("--help")
+    assert code == 0
+    words = " ".join(out.split())
+    for name in OPTIMIZERS:
+        assert name in words or name.replace("-", "- ") in words
+    program = (
+        "import sys; sys.argv = ['x', '--help']\n"
+        "import landscape.compare, evolq.command_line\n"
+        "try:\n    evolq.command_line.run(landscape.compare.compare)\n"
+        "finally:\n    assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -1,0 +1,97 @@
+"""Figures of comparisons: what they show, and that both libraries draw it."""
+
+import numpy as np
+import pytest
+from synthetic_comparisons import IMAGES, comparison
+
+from landscape.comparison import outcomes
+from landscape.plots import (
+    comparison_info,
+    draw_comparison,
+    interactive_comparison,
+    save_figure,
+    write_html,
+)
+from landscape.plots.comparison_html import FRAMES
+from landscape.plots.comparison_info import at_costs
+from landscape.plots.palette import LOOKS
+
+
+def test_values_are_those_reached_within_a_cost():
+    cost, values = np.array([1.0, 2.0, 4.0, np.nan]), np.array([9.0, np.nan, 5.0, np.nan])
+    found = at_costs(cost, values, np.array([0.5, 1.0, 3.9, 4.0, 100.0]))
+    np.testing.assert_array_equal(found, [np.nan, 9, 9, 5, 5])
+
+
+def test_bands_go_from_the_least_to_the_largest_of_the_seeds():
+    evolution, gradient = comparison_info(comparison(seeds=3)).optimizers
+    assert evolution.loss.low[-1] == pytest.approx(2 - 5 * 0.12)
+    assert evolution.loss.high[-1] == pytest.approx(2 - 5 * 0.10)
+    assert evolution.loss.mean[-1] == pytest.approx(2 - 5 * 0.11)
+    np.testing.assert_allclose(gradient.loss.low, gradient.loss.high)
+    assert len(evolution.routes) == 1, "the same way for all seeds"
+    assert gradient.routes[0].x[-1] == pytest.approx(0.06)
+    assert len(gradient.routes[0].x) == 4, "no steps after the last"
+
+
+def test_outcomes_are_paired_over_images_and_averaged_over_seeds():
+    dataset = comparison()
+    evolution, gradient = outcomes(dataset)
+    final = dataset.final_test_loss_per_image.mean("seed").values
+    change = final - dataset.start_test_loss_per_image.values
+    for row, values in zip((evolution, gradient), change, strict=True):
+        assert row.test_loss_change.mean == pytest.approx(values.mean())
+        half = 1.959964 * values.std(ddof=1) / np.sqrt(IMAGES)
+        assert row.test_loss_change.high - row.test_loss_change.mean == pytest.approx(half)
+    assert evolution.against_first is None
+    assert gradient.against_first is not None
+    assert gradient.sweep_cost == 30
+    assert (evolution.cost, gradient.cost) == (6, 7)
+    assert gradient.loss == pytest.approx(1.4)
+
+
+def test_the_figure_shows_curves_maps_and_a_table(tmp_path):
+    figure = draw_comparison(comparison())
+    titles = [axes.get_title() for axes in figure.axes]
+    assert "Calibration loss, searched on" in titles
+    assert "Test loss, looked at afterwards" in titles
+    assert "Distance off the plane of the maps" in titles
+    (left,) = (a for a in figure.axes if a.get_title() == "Calibration loss, searched on")
+    styles = {(line.get_linestyle(), line.get_marker()) for line in left.lines[1:]}
+    assert len(styles) == 2, "told apart without colour"
+    (table,) = (axes.tables[0] for axes in figure.axes if axes.tables)
+    words = {cell.get_text().get_text() for cell in table.get_celld().values()}
+    assert {"evol-q", "adam", "7 (30)"} <= words
+    save_figure(figure, tmp_path / "compare.png")
+
+
+def test_the_animation_ends_with_what_stands_still(tmp_path):
+    figure = interactive_comparison(comparison())
+    assert len(figure.frames) == FRAMES
+    last = figure.frames[-1]
+    for number, trace in zip(last.traces, last.data, strict=True):
+        np.testing.assert_array_equal(figure.data[number].x, trace.x)
+        np.testing.assert_array_equal(figure.data[number].y, trace.y)
+    first = figure.frames[0].data[0]
+    assert np.isfinite(np.array(first.x, dtype=float)).sum() == 1, "only the start"
+    labels = [button.label for menu in figure.layout.updatemenus for button in menu.buttons]
+    assert any("Play" in label for label in labels)
+    write_html(figure, tmp_path / "compare.html")
+    assert "plotly" in (tmp_path / "compare.html").read_text(encoding="utf-8")
+
+
+def test_a_hole_in_the_surface_is_a_hole():
+    dataset = comparison()
+    dataset["surface_loss"][1, 2] = np.inf
+    dataset["surface_status"][1, 2] = 2
+    info = comparison_info(dataset)
+    assert np.isnan(info.loss.values[1, 2])
+    assert np.isfinite(info.loss.values).sum() == info.loss.values.size - 1
+
+
+def test_every_optimizer_has_its_own_look():
+    from evolq.optimizers import OPTIMIZERS
+
+    assert LOOKS.keys() == OPTIMIZERS.keys()
+    for part in ("colour", "marker", "symbol"):
+        assert len({getattr(style, part) for style in LOOKS.values()}) == len(LOOKS)

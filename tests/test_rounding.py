@@ -1,0 +1,178 @@
+"""Weights rounded on calibration inputs: GPTQ and AdaRound."""
+
+import pytest
+import torch
+from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from torch.nn import functional
+
+from evolq.adaround import adaround, inverse_soft_round, soft_round
+from evolq.calibration import calibrate
+from evolq.errors import InputError
+from evolq.gptq import gptq, round_columns
+from evolq.layers import Grid, grid_of, weighted_layers
+from evolq.network import quantize
+
+MODELS = pytest.mark.parametrize("kind", [TinyTransformer, TinyResidual])
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def grid_for(weight: torch.Tensor, bits: int = 3) -> Grid:
+    scale = (weight.abs().amax(1, keepdim=True) / 2 ** (bits - 1)).expand_as(weight)
+    half = 2.0 ** (bits - 1)
+    return Grid(scale, torch.full_like(weight, half), 0.0, 2 * half - 1)
+
+
+class TestRoundColumns:
+    def test_uncorrelated_inputs_give_round_to_nearest(self):
+        weight = numbers(5, 7)
+        hessian = torch.diag(numbers(7, seed=1).square() + 0.1)
+        assert torch.equal(
+            round_columns(weight, hessian, grid_for(weight)), grid_for(weight).nearest(weight)
+        )
+
+    def test_correlated_inputs_are_reconstructed_better_than_by_nearest(self):
+        weight, inputs = numbers(8, 16), numbers(200, 4, seed=1) @ numbers(4, 16, seed=2)
+        inputs = inputs + 0.1 * numbers(200, 16, seed=3)
+        grid = grid_for(weight)
+        made = round_columns(weight, inputs.T @ inputs, grid)
+
+        def error(rounded):
+            return float((inputs @ (weight - rounded).T).square().sum())
+
+        assert error(made) < 0.5 * error(grid.nearest(weight))
+        assert torch.equal(grid.nearest(made), made), "on the grid"
+
+    def test_two_columns_by_hand(self):
+        """The second column makes good the first one's error e by e H01 / H11."""
+        weight = torch.tensor([[0.4, 0.3]], dtype=torch.float64)
+        grid = Grid(torch.ones(1, 2), torch.zeros(1, 2), -4.0, 3.0)
+        hessian = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
+        # 0.4 -> 0; 0.3 + 0.4 * 0.9 = 0.66 -> 1
+        made = round_columns(weight, hessian, grid, damping=1e-9)
+        assert made.tolist() == [[0.0, 1.0]]
+
+    def test_inputs_that_are_all_zero(self):
+        weight = numbers(3, 4)
+        grid = grid_for(weight)
+        made = round_columns(weight, torch.zeros(4, 4, dtype=torch.float64), grid)
+        assert torch.equal(made, grid.nearest(weight))
+
+
+def prepared(kind):
+    model = randomised(kind())
+    network = quantize(model, images(), weight_bits=3)
+    return model, network, calibrate(network, images(12))
+
+
+def layer_error(network, start, point, layer) -> float:
+    """How far a layer's outputs move, for the inputs that it has in the network at `point`."""
+    source = layer.node.args[0].name
+    values = network.record([source], images(12), point)[source]
+    change = grid_of(network, point, layer.name).nearest(point[layer.name]) - start[layer.name]
+    if change.dim() == 2:
+        return float((values @ change.T).square().sum())
+    stride, padding = (*layer.node.args[3:5], *[(1, 1), (0, 0)][len(layer.node.args[3:5]) :])
+    return float(functional.conv2d(values, change, None, stride, padding).square().sum())
+
+
+@MODELS
+def test_gptq_lowers_the_error_of_every_layer(kind):
+    _, network, start = prepared(kind)
+    point = gptq(network, start, images(12), batch_size=5)
+    network.check(point)
+    layers = weighted_layers(network)
+    assert len(layers) == sum(site.kind == "weight" for site in network.sites.values())
+    better = []
+    for layer in layers:
+        plain = {**point, layer.name: start[layer.name]}
+        better.append(
+            layer_error(network, start, point, layer) <= layer_error(network, start, plain, layer)
+        )
+    assert all(better)
+
+
+@MODELS
+@pytest.mark.parametrize("method", ["gptq", "adaround"])
+def test_rounded_weights_keep_their_codes_and_nothing_else_changes(kind, method):
+    _, network, start = prepared(kind)
+    before = {name: value.clone() for name, value in start.items()}
+    if method == "gptq":
+        point = gptq(network, start, images(12))
+    else:
+        generator = torch.Generator().manual_seed(0)
+        point = adaround(network, start, images(12), generator=generator, iterations=20)
+    names = {layer.name for layer in weighted_layers(network)}
+    moved = {name for name in point if not torch.equal(point[name], before[name])}
+    assert moved
+    assert moved <= names
+    assert all(torch.equal(before[name], start[name]) for name in start)
+    for name in names:
+        grid = grid_of(network, point, name)
+        torch.testing.assert_close(grid.nearest(point[name]), point[name])
+        step = (point[name] - start[name]).abs() / grid.scale
+        inside = grid.codes(start[name]).sub((grid.upper + grid.lower) / 2).abs() < 3.5
+        if method == "adaround":
+            assert float(step[inside].max()) < 1 + 1e-4, "up or down, no further"
+
+
+@MODELS
+def test_adaround_reconstructs_blocks_at_least_as_well_as_nearest(kind):
+    _, network, start = prepared(kind)
+    data = images(12)
+    generator = torch.Generator().manual_seed(0)
+    made = adaround(network, start, data, generator=generator, iterations=150, learning_rate=0.03)
+    nearest = adaround(network, start, data, generator=generator, iterations=0)
+    for name, value in nearest.items():
+        if name in {layer.name for layer in weighted_layers(network)}:
+            assert torch.equal(value, grid_of(network, start, name).nearest(start[name]))
+    wanted = network.record([network_output(network)], data)[network_output(network)]
+
+    def error(point):
+        return float((network(point, data) - wanted).square().mean())
+
+    assert error(made) < error(nearest)
+
+
+def network_output(network) -> str:
+    (output,) = (node for node in network.module.graph.nodes if node.op == "output")
+    return output.all_input_nodes[0].name
+
+
+def test_the_rectified_sigmoid_and_its_inverse():
+    shares = torch.linspace(0, 1, 11)
+    torch.testing.assert_close(soft_round(inverse_soft_round(shares)), shares)
+    assert float(soft_round(torch.tensor(9.0))) == 1
+    assert float(soft_round(torch.tensor(-9.0))) == 0
+
+
+def test_seeds_repeat():
+    _, network, start = prepared(TinyTransformer)
+    points = [
+        adaround(
+            network,
+            start,
+            images(12),
+            generator=torch.Generator().manual_seed(seed),
+            iterations=10,
+            batch_size=3,
+        )
+        for seed in (0, 0)
+    ]
+    assert all(torch.equal(points[0][name], points[1][name]) for name in start)
+
+
+def test_bad_input():
+    _, network, start = prepared(TinyTransformer)
+    generator = torch.Generator()
+    with pytest.raises(InputError, match="at least one calibration image"):
+        gptq(network, start, images(0))
+    with pytest.raises(InputError, match="damping is 0"):
+        gptq(network, start, images(), damping=0)
+    with pytest.raises(InputError, match="at least one calibration image"):
+        adaround(network, start, images(0), generator=generator)
+    with pytest.raises(InputError, match="iterations is -1"):
+        adaround(network, start, images(), generator=generator, iterations=-1)
