@@ -147,7 +147,12 @@ def compare(
         seed=seed,
         device=device,
     )
-    search = {"optimizers": chosen, "budget": budget, "seeds": seeds, "learning_rates": rates}
+    search = {
+        "optimizers": chosen,
+        "budget": budget,
+        "seeds": list(range(seeds)),
+        "learning_rates": rates,
+    }
     recorded = {**search, "within": within}
     if len(criteria) == 1:
         _compare(settings, search, within, plane, points, recorded | {"plane": plane}, folder)
