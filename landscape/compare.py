@@ -151,7 +151,12 @@ def compare(
         seed=seed,
         device=device,
     )
-    search = {"optimizers": chosen, "budget": budget, "seeds": seeds, "learning_rates": rates}
+    search = {
+        "optimizers": chosen,
+        "budget": budget,
+        "seeds": list(range(seeds)),
+        "learning_rates": rates,
+    }
     recorded = {**search, "within": within}
     claim = partial(options.make_output_folder, out, overwrite, f"compare-{model}", RESULTS)
     if len(criteria) == 1:

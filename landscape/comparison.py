@@ -60,7 +60,7 @@ def run_optimizers(
     names: Collection[str],
     optimizers: Sequence[str],
     budget: float,
-    seeds: int,
+    seeds: Sequence[int],
     learning_rates: Sequence[float] = LEARNING_RATES,
     on_run: Callable[[str, int], None] | None = None,
 ) -> dict[str, list[Run]]:
@@ -75,7 +75,7 @@ def run_optimizers(
         names: the scales that move.
         optimizers: names in `OPTIMIZERS`.
         budget: of each run, in forward-pass equivalents.
-        seeds: number of seeds, from 0 on.
+        seeds: of all that is drawn, one for each run.
         learning_rates: of the sweep.
         on_run: called with the optimizer's name and the seed before each run.
     """
@@ -83,7 +83,7 @@ def run_optimizers(
     for name in optimizers:
         optimizer = choose_optimizer(name)
         runs[name] = []
-        for seed in range(1 if name in DETERMINISTIC else seeds):
+        for seed in seeds[:1] if name in DETERMINISTIC else seeds:
             if on_run:
                 on_run(name, seed)
             generator = torch.Generator().manual_seed(seed)
@@ -101,7 +101,7 @@ def run_optimizers(
             else:
                 path = optimizer(objective, start, names=names, budget=budget, generator=generator)
                 runs[name].append(Run(list(path)))
-        runs[name] *= seeds // len(runs[name])
+        runs[name] *= len(seeds) // len(runs[name])
     return runs
 
 

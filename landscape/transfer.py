@@ -32,7 +32,7 @@ def transfer(
     criteria: Sequence[str],
     optimizers: Sequence[str],
     budget: float,
-    seeds: int,
+    seeds: Sequence[int],
     learning_rates: Sequence[float] = LEARNING_RATES,
     on_run: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
@@ -46,7 +46,7 @@ def transfer(
         criteria: names in `CRITERIA`.
         optimizers: names in `OPTIMIZERS`.
         budget: of each run, in forward passes of this calibration set.
-        seeds: number of seeds.
+        seeds: of all that is drawn, one for each run.
         learning_rates: swept for gradient methods, by the calibration loss.
         on_run: called with a few words before each run.
 
@@ -101,7 +101,7 @@ def transfer(
     return dataset.assign_coords(
         criterion=list(criteria),
         optimizer=list(optimizers),
-        seed=np.arange(seeds),
+        seed=list(seeds),
         size=len(objective.labels),
     )
 
