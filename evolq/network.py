@@ -248,9 +248,23 @@ def quantize(
         InputError: for an unknown scheme, bits outside 2 to 8, or a model that cannot be exported
             or holds an operator that cannot be quantized (named with its module).
     """
-    weight_spec = weight_spec or QuantSpec(bits=weight_bits, granularity=PerChannel(0))
-    activation_spec = activation_spec or QuantSpec(bits=activation_bits)
-    graph = export(reparameterize(model), images)
+    return quantize_graph(
+        export(reparameterize(model), images),
+        scheme,
+        weight_spec or QuantSpec(bits=weight_bits, granularity=PerChannel(0)),
+        activation_spec or QuantSpec(bits=activation_bits),
+        moment_matching,
+    )
+
+
+def quantize_graph(
+    graph: Graph,
+    scheme: str,
+    weight_spec: QuantSpec,
+    activation_spec: QuantSpec,
+    moment_matching: bool = False,
+) -> QuantizedNetwork:
+    """Do to an exported graph what `quantize` does to a model; the graph is edited."""
     if scheme != "none":
         fold_batch_norm(graph)
     full_precision = copy.deepcopy(graph.module)

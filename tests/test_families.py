@@ -1,0 +1,233 @@
+"""Families of vision networks from timm, none of which any line of the package knows about.
+
+Weights are random, but nothing stays at 0 or 1: norms, statistics, layer scales, biases and tokens
+are varied, since a mistake in folding or in a residual connection would hide behind them.
+`docs/families.md` says what was checked and on what; each test keeps its own row there up to date.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from graph_checks import unquantized_inputs, unquantized_values
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evolq.blocks import find_blocks
+from evolq.calibration import calibrate
+from evolq.graph import export
+from evolq.models import reparameterize
+from evolq.network import QuantizedNetwork, quantize_graph
+from evolq.points import role
+from evolq.quantizers import PerChannel, QuantSpec
+
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+
+# Rounding of float32 sums in another order, relative to the largest logit.
+ROUNDING = 1e-4
+
+# What 8 bits may change: the norm of the change over that of what tells the images apart (the
+# logits less their mean over the images). Two unrelated sets of logits are at 1.4.
+CLOSE = {"linear": 0.2, "full": 0.4}
+
+
+class Plain(nn.Module):
+    """A network that nobody has heard of: grouped convolution, gate, attention, two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 4, 4, bias=False), nn.BatchNorm2d(16))
+        self.gate = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.norm = nn.LayerNorm(16)
+        self.heads = nn.ModuleList([nn.Linear(16, 5), nn.Linear(16, 5)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = functional.silu(self.stem(images))
+        x = (x * self.gate(x).sigmoid()).flatten(2).transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = self.norm(x).mean(1)
+        return (self.heads[0](x) + self.heads[1](x.square())) / 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model and the blocks that its linear scheme must have, numbers as `#`, in order."""
+
+    name: str
+    blocks: str
+    options: dict[str, object] = field(default_factory=dict)
+    slow: bool = True
+
+    def model(self) -> nn.Module:
+        return Plain() if self.name == "plain" else timm.create_model(self.name, **self.options)
+
+    def __str__(self) -> str:
+        return self.name if self.slow else f"small_{self.name}"
+
+
+VIT = "patch_embed blocks.#.attn blocks.#.mlp head"
+SMALL = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_classes": 10}
+FAMILIES = [
+    Family("plain", "stem gate attention heads", slow=False),
+    Family("deit_tiny_patch16_224", VIT, SMALL, slow=False),
+    Family("deit_tiny_patch16_224", VIT),
+    Family("deit_small_patch16_224", VIT),
+    Family("vit_base_patch16_224", VIT, {"img_size": 96}),
+    Family("swin_tiny_patch4_window7_224", ""),
+    Family("levit_128s", ""),
+    Family("pit_ti_224", ""),
+    Family("cait_xxs24_224", ""),
+    Family("xcit_nano_12_p16_224", ""),
+    Family("tiny_vit_5m_224", ""),
+    Family("eva02_tiny_patch14_224", ""),
+    Family("maxvit_pico_rw_256", ""),
+    Family("mobilevit_xxs", ""),
+    Family("efficientformer_l1", ""),
+    Family("fastvit_t8", ""),
+    Family("mixer_s32_224", ""),
+    Family("resnet18", ""),
+    Family("resnet50", ""),
+    Family("regnety_002", ""),
+    Family("tf_efficientnet_lite0", ""),
+    Family("mobilenetv3_small_050", ""),
+    Family("convnext_atto", ""),
+    Family("repvit_m0_9", ""),
+]
+
+
+@dataclass
+class Case:
+    """A model with random weights, its networks by scheme, and their calibrated Points."""
+
+    family: Family
+    model: nn.Module
+    images: Tensor
+    logits: Tensor
+    networks: dict[str, QuantizedNetwork]
+    points: dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, marks=[pytest.mark.slow] * f.slow, id=str(f)) for f in FAMILIES],
+)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    family: Family = request.param
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = family.model().eval()
+    size = 32 if family.name == "plain" else timm.data.resolve_model_data_config(model)["input_size"][-1]
+    size = family.options.get("img_size", size)
+    coarse = functional.interpolate(torch.randn(2, 3, 4, 4, generator=generator), (size, size))
+    images = coarse + 0.5 * torch.randn(2, 3, size, size, generator=generator)
+    randomise(model, images, generator)
+    with torch.no_grad():
+        logits = model(images)
+    exported = export(reparameterize(model), images)
+    networks = {
+        scheme: quantize_graph(
+            exported.duplicate(), scheme, QuantSpec(8, granularity=PerChannel(0)), QuantSpec(8)
+        )
+        for scheme in ("none", "linear", "full")
+    }
+    points = {scheme: calibrate(networks[scheme], images, "minmax") for scheme in CLOSE}
+    yield Case(family, model, images, logits, networks, points)
+
+
+def randomise(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+    """Vary all that stands at a constant; give batch norms about the statistics of `images`."""
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.rand(like.shape, generator=generator)
+
+    def settle(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        channels = inputs[0].transpose(0, 1).flatten(1)
+        mean, variance = channels.mean(1), channels.var(1)
+        norm.running_mean.copy_(mean + (noise(mean) - 0.5) * variance.sqrt())
+        norm.running_var.copy_((variance + variance.mean()) * (0.5 + noise(mean)))
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            first = parameter.flatten()[0]
+            if bool((parameter == first).all()):
+                factor = first != 0 or (parameter.dim() == 1 and name.endswith("weight"))
+                parameter.copy_(0.5 + noise(parameter) if factor else 0.4 * noise(parameter) - 0.2)
+            elif parameter.dim() > 1 and name.endswith("weight"):  # what goes in comes out as large
+                parameter.mul_(parameter[0].numel() ** -0.5 / parameter.std())
+        norms = [module for module in model.modules() if hasattr(module, "running_mean")]
+        hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
+        model(images)
+        for hook in hooks:
+            hook.remove()
+
+
+def test_the_graph_is_the_model(case: Case) -> None:
+    plain = case.networks["none"]
+    assert plain.weights.keys() == dict(reparameterize(case.model).named_parameters()).keys()
+    largest = case.logits.abs().max()
+    with torch.no_grad():
+        assert (plain(plain.weights, case.images) - case.logits).abs().max() < ROUNDING * largest
+    folded = case.networks["linear"].observe(case.images, lambda *_: None)
+    assert (folded - case.logits).abs().max() < ROUNDING * largest
+
+
+@pytest.mark.parametrize("scheme", CLOSE)
+def test_every_weight_and_every_input_of_a_product_has_a_quantizer(case: Case, scheme: str) -> None:
+    network = case.networks[scheme]
+    assert unquantized_inputs(network) == []
+    layers = [m for m in reparameterize(case.model).modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert sum(site.kind == "weight" for site in network.sites.values()) >= len(layers)
+
+
+def test_full_quantizes_softmax_layer_norm_activations_and_residuals(case: Case) -> None:
+    assert unquantized_values(case.networks["full"]) == []
+
+
+@pytest.mark.parametrize("scheme", CLOSE)
+def test_eight_bits_are_close(case: Case, scheme: str) -> None:
+    with torch.no_grad():
+        quantized = case.networks[scheme](case.points[scheme], case.images)
+    signal = case.logits - case.logits.mean(0)
+    error=float((quantized - case.logits).norm()/signal.norm()); print("CLOSE", case.family, scheme, error, float(signal.norm()/case.logits.norm()))
+    assert (quantized - case.logits).norm() < CLOSE[scheme] * signal.norm()
+
+
+def test_blocks_have_the_names_of_modules(case: Case) -> None:
+    blocks = find_blocks(case.networks["linear"])
+    found = list(dict.fromkeys(re.sub(r"\d+", "#", block) for block in blocks))
+    print("BLOCKS", case.family, " ".join(found))
+    assert found == case.family.blocks.split()
+    paths = dict(case.model.named_modules())
+    assert all(block in paths for block in blocks)
+
+
+def test_gradients_reach_every_scale(case: Case) -> None:
+    network = case.networks["full"]
+    # off the start: min-max scales clip nothing, and a log2 scale has a gradient only where it does
+    point = {
+        name: 0.9 * value if role(name) == "scale" else value
+        for name, value in case.points["full"].items()
+    }
+    scales = {n: v.clone().requires_grad_() for n, v in point.items() if role(n) == "scale"}
+    network({**point, **scales}, case.images).square().sum().backward()
+    without = [n for n, v in scales.items() if v.grad is None or not bool(v.grad.any())]
+    assert without == []
+
+
+def test_a_block_alone_gives_what_the_whole_gives(case: Case) -> None:
+    network, point = case.networks["full"], case.points["full"]
+    blocks = list(find_blocks(network).values())
+    names = blocks[len(blocks) // 2]
+    moved = {n: 1.1 * point[n] if role(n) == "scale" else point[n] for n in names}
+    part = network.vary(names, point, case.images)
+    assert part.share < 1
+    with torch.no_grad():
+        whole = network({**point, **moved}, case.images)
+        assert torch.equal(part(moved), whole)
+        assert not torch.equal(whole, network(point, case.images))
