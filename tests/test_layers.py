@@ -26,7 +26,7 @@ LAYERS = [
     ["evolq.__main__"],
     ["landscape.directions", "landscape.slices", "landscape.store", "landscape.roughness"],
     ["landscape.sampling", "landscape.minima"],
-    ["landscape.report"],
+    ["landscape.report", "landscape.bit_widths", "landscape.guided"],
     ["landscape.plots.info"],
     ["landscape.plots.figures", "landscape.plots.html"],
     ["landscape.plots"],

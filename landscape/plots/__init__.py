@@ -1,6 +1,7 @@
 """Figures of a scan, static and interactive; the only user of matplotlib and plotly."""
 
 from landscape.plots.figures import (
+    draw_bits,
     draw_confidence,
     draw_map,
     draw_plane,
@@ -9,11 +10,14 @@ from landscape.plots.figures import (
     save_figure,
 )
 from landscape.plots.html import interactive, write_html
-from landscape.plots.info import PlaneInfo, RaysInfo, plane_info, rays_info
+from landscape.plots.info import BitsInfo, PlaneInfo, RaysInfo, bits_info, plane_info, rays_info
 
 __all__ = [
+    "BitsInfo",
     "PlaneInfo",
     "RaysInfo",
+    "bits_info",
+    "draw_bits",
     "draw_confidence",
     "draw_map",
     "draw_plane",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xarray import DataArray, Dataset
 
 from landscape.minima import Minimum
-from landscape.report import bands
+from landscape.report import BAND_WORDS, NOT_TOLD_APART, bands
 from landscape.roughness import paired_noise, paired_standard_error
 from landscape.sampling import NOT_COMPUTED
 
@@ -46,6 +46,19 @@ NORMALISED_WEIGHTS_WORDS = {
 
 # The bands of landscape.report in figures, in paired standard errors.
 BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
+
+# Heat maps over bit-widths.
+LAYERS_TITLE = "how many bits does each layer need?"
+LAYERS_BOX = "fewest bits that the test images do not tell from the start"
+LAYERS_WORDS = (
+    "One layer at a time at these bits, all others as in the start. Numbers: rise of the test loss "
+    "(nats), where the test images tell it from 0."
+)
+MULTIPLIER_TITLE = "how many bits, and which scales?"
+MULTIPLIER_BOX = "best factor by the calibration loss, at these bits"
+MULTIPLIER_WORDS = (
+    "All weights at these bits, their calibrated scales times a factor. Numbers: test accuracy (%)."
+)
 
 # The entries of a legend.
 START_WORDS = "start"
@@ -152,6 +165,28 @@ class RaysInfo:
     accuracy: NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class BitsInfo:
+    """All that a heat map over bit-widths shows; arrays are (row, column)."""
+
+    title: str
+    subtitle: str
+    row_name: str
+    rows: tuple[str, ...]
+    column_name: str
+    columns: tuple[str, ...]
+    quantity: Quantity  # the change of the test loss from the start
+    change_error: NDArray[np.float64]  # its paired standard error
+    shades: NDArray[np.float64]  # roots of rises, so that small ones show; a fall is 0
+    ticks: tuple[tuple[float, str], ...]  # shades and the rises that they stand for
+    words: NDArray[np.object_]  # in each cell
+    boxed: tuple[tuple[int, int], ...]  # cells that the eye should find
+    box_words: str
+    how_to_read: str
+    loss: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
 def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
     """Return what a figure of the plane in `dataset` shows.
 
@@ -221,6 +256,59 @@ def rays_info(dataset: Dataset) -> RaysInfo:
     )
 
 
+def bits_info(dataset: Dataset) -> BitsInfo:
+    """Return what a heat map of the bit-widths in `dataset` shows.
+
+    Args:
+        dataset: the result of `sample_layers` or `sample_bits`; widest bits come first.
+    """
+    layers = "layer" in dataset.dims
+    dataset = dataset.sortby("bits", ascending=False).transpose(
+        *(("layer", "bits") if layers else ("bits", "multiplier")), ...
+    )
+    configuration = _configuration(dataset)
+    change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
+    quantity = _quantity(dataset, change, "Test loss above the start's", "nats")
+    highest = max(quantity.limits[1], 1e-6)
+    rises = sorted({float(f"{highest * (step / 4) ** 2:.1g}") for step in range(5)})
+    error = paired_noise(dataset).values
+    bits = tuple(str(int(width)) for width in dataset.bits)
+    told_apart = bands(quantity.values, error) != BAND_WORDS.index(NOT_TOLD_APART)
+    if layers:
+        rows, columns = tuple(map(str, dataset.layer.values)), bits
+        needed = (~told_apart).cumprod(1).sum(1) - 1  # bits fall from left to right
+        boxed = tuple((row, int(column)) for row, column in enumerate(needed) if column >= 0)
+        words = np.where(told_apart, _each(quantity.values, "+.2f"), "")
+    else:
+        rows = bits
+        columns = tuple(f"×{multiplier:.2g}" for multiplier in dataset.multiplier.values)
+        best = dataset.loss.where(np.isfinite(dataset.loss), np.inf).argmin("multiplier").values
+        boxed = tuple((row, int(column)) for row, column in enumerate(best))
+        words = _each(100 * dataset.test_accuracy.values, ".0f")
+    return BitsInfo(
+        title=f"{_network(configuration)}: " + (LAYERS_TITLE if layers else MULTIPLIER_TITLE),
+        subtitle=_images(dataset),
+        row_name="Layer, from input to output" if layers else "Bits of all weights",
+        rows=rows,
+        column_name="Bits of this layer's weights" if layers else "Factor on all weight scales",
+        columns=columns,
+        quantity=quantity,
+        change_error=error,
+        shades=np.sqrt(np.clip(quantity.values, 0, None)),
+        ticks=tuple((rise**0.5, f"{rise:g}") for rise in rises if rise <= highest),
+        words=np.where(quantity.not_finite | quantity.not_computed, "", words).astype(object),
+        boxed=boxed,
+        box_words=LAYERS_BOX if layers else MULTIPLIER_BOX,
+        how_to_read=LAYERS_WORDS if layers else MULTIPLIER_WORDS,
+        loss=dataset.loss.values,
+        accuracy=dataset.test_accuracy.values,
+    )
+
+
+def _each(values: NDArray[np.float64], form: str) -> NDArray[np.object_]:
+    return np.vectorize(lambda value: format(value, form), otypes=[object])(values)
+
+
 def _change(dataset: Dataset, name: str) -> DataArray:
     """Return each image's change from the start, NaN if not finite; 0 at the start itself."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
@@ -258,8 +346,12 @@ def _criterion(configuration: Mapping[str, Any]) -> str:
     return CRITERION_WORDS.get(criterion, criterion)
 
 
+def _network(configuration: Mapping[str, Any]) -> str:
+    return str(configuration.get("model", "network"))
+
+
 def _title(configuration: Mapping[str, Any]) -> str:
-    parts = [str(configuration.get("model", "network"))]
+    parts = [_network(configuration)]
     scheme = configuration.get("scheme")
     if scheme == "none":
         parts.append("not quantized")
@@ -276,6 +368,12 @@ def _subtitle(dataset: Dataset, configuration: Mapping[str, Any]) -> str:
     parts = [f"around the start in {where}" if where else "around the start"]
     if configuration.get("within"):
         parts.append(f"within {configuration['within']}")
-    parts.append(f"{dataset.sizes['calibration_image']:,} calibration images")
-    parts.append(f"{dataset.sizes['image']:,} test images")
+    parts.append(_images(dataset))
     return " · ".join(parts)
+
+
+def _images(dataset: Dataset) -> str:
+    return (
+        f"{dataset.sizes['calibration_image']:,} calibration images · "
+        f"{dataset.sizes['image']:,} test images"
+    )
