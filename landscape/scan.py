@@ -128,7 +128,7 @@ def scan(
         raise InputError(f"unknown --over {over!r}; choose from {', '.join(OVER)}")
     if scheme == "none" and over != "weights":
         raise InputError(f"scheme none has no {over}; give --over weights")
-    if (over == "bits") != (probe == "layers") and "plane" != probe:
+    if (over == "bits") != (probe == "layers") and probe != "plane":
         raise InputError(f"--probe {probe} does not go with --over {over}; give another --probe")
     if over == "bits" and "x" in points.lower():
         raise InputError(f"--points is {points!r}, but bits have 7 rows anyway; give one number")

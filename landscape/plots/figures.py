@@ -65,7 +65,7 @@ BAND_COLOURS = ListedColormap(
     [matplotlib.colormaps["cividis"](level) for level in np.linspace(0, 1, len(BAND_WORDS))]
 )
 
-RISE_COLOURS = matplotlib.colormaps["Reds"]  # white: nothing lost
+RISE_COLOURS = matplotlib.colormaps["Reds"]
 BOX_STYLE: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "linewidth": 2}
 
 MARK_STYLE: dict[str, Any] = {"linestyle": "", "color": "white", "markeredgecolor": "black"}
@@ -180,13 +180,14 @@ def draw_bits(dataset: Dataset) -> Figure:
         figure = Figure(figsize=(max(8.0, width), 2.8 + 0.3 * rows), layout="constrained")
         figure.suptitle(info.title)
         axes = figure.subplots()
-        mesh = axes.pcolormesh(info.shades, cmap=RISE_COLOURS, vmin=0, edgecolors="0.85")
+        mesh = axes.pcolormesh(info.shades, cmap=RISE_COLOURS, vmin=0, vmax=info.darkest)
         bar = figure.colorbar(mesh, ax=axes, label=_measure(info.quantity), aspect=30)
         places, labels = zip(*info.ticks, strict=True)
         bar.set_ticks(places, labels=labels)
-        highest = max(float(np.nanmax(info.shades, initial=0.0)), 1e-9)
+        axes.hlines(np.arange(rows), 0, columns, color="0.85", linewidth=0.8)
+        axes.vlines(np.arange(columns), 0, rows, color="0.85", linewidth=0.8)
         for cell, words in np.ndenumerate(info.words):
-            colour = "white" if info.shades[cell] > 0.6 * highest else "black"
+            colour = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
             axes.text(
                 cell[1] + 0.5, cell[0] + 0.5, words, ha="center", va="center", fontsize=8, c=colour
             )
@@ -198,7 +199,7 @@ def draw_bits(dataset: Dataset) -> Figure:
         ):
             for row, column in np.argwhere(missing):
                 axes.add_patch(Rectangle((column, row), 1, 1, linewidth=0, **style))
-        axes.set_title(f"{info.how_to_read}\n{info.subtitle}", fontsize=9, color="0.3", wrap=True)
+        axes.set_title(f"{info.how_to_read}\n{info.subtitle}", fontsize=9, color="0.3")
         axes.set_xticks(np.arange(columns) + 0.5, labels=info.columns)
         axes.set_yticks(np.arange(rows) + 0.5, labels=info.rows)
         axes.tick_params(length=0)

@@ -369,6 +369,7 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
 def _draw_bits(info: BitsInfo) -> go.Figure:
     """Draw a heat map over bit-widths; hovering names a cell and its values."""
     places, labels = zip(*info.ticks, strict=True)
+    how_to_read = info.how_to_read.replace("\n", "<br>")
     figure = go.Figure(
         go.Heatmap(
             z=info.shades,
@@ -376,6 +377,7 @@ def _draw_bits(info: BitsInfo) -> go.Figure:
             hoverinfo="text",
             colorscale="Reds",
             zmin=0,
+            zmax=info.darkest,
             xgap=1,
             ygap=1,
             colorbar={
@@ -388,9 +390,8 @@ def _draw_bits(info: BitsInfo) -> go.Figure:
             },
         )
     )
-    half = np.nanmax(info.shades, initial=0.0) * 0.6
     for cell, words in np.ndenumerate(info.words):
-        colour = "white" if info.shades[cell] > half else "black"
+        colour = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
         figure.add_annotation(
             x=cell[1], y=cell[0], text=words, showarrow=False, font={"color": colour, "size": 11}
         )
@@ -400,7 +401,7 @@ def _draw_bits(info: BitsInfo) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         title={
-            "text": f"{info.title}<br><sup>{info.how_to_read}<br>Boxed: {info.box_words}.<br>"
+            "text": f"{info.title}<br><sup>{how_to_read}<br>Boxed: {info.box_words}.<br>"
             f"{info.subtitle}</sup>",
             "x": 0.5,
         },

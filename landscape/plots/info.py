@@ -49,15 +49,16 @@ BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
 
 # Heat maps over bit-widths.
 LAYERS_TITLE = "how many bits does each layer need?"
-LAYERS_BOX = "fewest bits that the test images do not tell from the start"
+LAYERS_BOX = "fewest bits before the test loss is clearly higher"
 LAYERS_WORDS = (
-    "One layer at a time at these bits, all others as in the start. Numbers: rise of the test loss "
-    "(nats), where the test images tell it from 0."
+    "One layer at a time at these bits, all others as in the start.\n"
+    "White: not told apart from the start (2 paired standard errors). Numbers: clear rises (4)."
 )
 MULTIPLIER_TITLE = "how many bits, and which scales?"
 MULTIPLIER_BOX = "best factor by the calibration loss, at these bits"
 MULTIPLIER_WORDS = (
-    "All weights at these bits, their calibrated scales times a factor. Numbers: test accuracy (%)."
+    "All weights at these bits, their calibrated scales times a factor.\n"
+    "Numbers: test accuracy (%). White: not told apart from the start."
 )
 
 # The entries of a legend.
@@ -177,7 +178,8 @@ class BitsInfo:
     columns: tuple[str, ...]
     quantity: Quantity  # the change of the test loss from the start
     change_error: NDArray[np.float64]  # its paired standard error
-    shades: NDArray[np.float64]  # roots of rises, so that small ones show; a fall is 0
+    shades: NDArray[np.float64]  # roots of rises, so that small ones show; NaN: not told apart
+    darkest: float  # the highest shade
     ticks: tuple[tuple[float, str], ...]  # shades and the rises that they stand for
     words: NDArray[np.object_]  # in each cell
     boxed: tuple[tuple[int, int], ...]  # cells that the eye should find
@@ -273,12 +275,13 @@ def bits_info(dataset: Dataset) -> BitsInfo:
     rises = sorted({float(f"{highest * (step / 4) ** 2:.1g}") for step in range(5)})
     error = paired_noise(dataset).values
     bits = tuple(str(int(width)) for width in dataset.bits)
-    told_apart = bands(quantity.values, error) != BAND_WORDS.index(NOT_TOLD_APART)
+    band = bands(quantity.values, error)
+    clear = np.isnan(band) | (band == len(BAND_WORDS) - 1)
     if layers:
         rows, columns = tuple(map(str, dataset.layer.values)), bits
-        needed = (~told_apart).cumprod(1).sum(1) - 1  # bits fall from left to right
+        needed = (~clear).cumprod(1).sum(1) - 1  # bits fall from left to right
         boxed = tuple((row, int(column)) for row, column in enumerate(needed) if column >= 0)
-        words = np.where(told_apart, _each(quantity.values, "+.2f"), "")
+        words = np.where(clear, _each(quantity.values, "+.2g"), "")
     else:
         rows = bits
         columns = tuple(f"×{multiplier:.2g}" for multiplier in dataset.multiplier.values)
@@ -294,7 +297,12 @@ def bits_info(dataset: Dataset) -> BitsInfo:
         columns=columns,
         quantity=quantity,
         change_error=error,
-        shades=np.sqrt(np.clip(quantity.values, 0, None)),
+        shades=np.where(
+            band == BAND_WORDS.index(NOT_TOLD_APART),
+            np.nan,
+            np.sqrt(np.clip(quantity.values, 0, None)),
+        ),
+        darkest=highest**0.5,
         ticks=tuple((rise**0.5, f"{rise:g}") for rise in rises if rise <= highest),
         words=np.where(quantity.not_finite | quantity.not_computed, "", words).astype(object),
         boxed=boxed,
