@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from landscape.bit_widths import sample_bits, sample_layers
     from landscape.directions import (
         DIRECTIONS,
         NORMALISATIONS,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from landscape.store import load, save
 
 _MODULES = {
+    "bit_widths": ("sample_bits", "sample_layers"),
     "directions": (
         "DIRECTIONS",
         "NORMALISATIONS",
@@ -62,6 +64,8 @@ __all__ = [
     "orthogonal_pair",
     "orthogonal_to",
     "paired_noise",
+    "sample_bits",
+    "sample_layers",
     "sample_plane",
     "sample_rays",
     "save",

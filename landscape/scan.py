@@ -43,6 +43,8 @@ PROBES = ("plane", "rays", "layers")
 WEIGHT_BITS, WEIGHT_BITS_OVER_BITS = 4, 8
 # Over bits, --radius auto: a factor of 2 each way spans what a calibration could have got wrong.
 BITS_RADIUS = math.log(2)
+# Towards checkpoints, --radius auto: past them; 11 points hit the start and each checkpoint.
+TOWARDS_RADIUS = 1.25
 
 
 def scan(
@@ -94,7 +96,8 @@ def scan(
         str,
         typer.Option(
             help="How far to go, in lengths of the directions: for scales 0.1 changes a typical "
-            "scale by 10 %. auto: double it until the test loss has moved by 4 standard errors."
+            "scale by 10 %. auto: double it until the test loss has moved by 4 standard errors; a "
+            "factor of 2 over bits, 1.25 towards checkpoints."
         ),
     ] = "auto",
     points: Annotated[
@@ -132,8 +135,10 @@ def scan(
         raise InputError(f"--probe {probe} does not go with --over {over}; give another --probe")
     if over == "bits" and "x" in points.lower():
         raise InputError(f"--points is {points!r}, but bits have 7 rows anyway; give one number")
-    if directions in ("towards", "pca") and not checkpoints:
-        raise InputError(f"--directions {directions} needs --checkpoints FILE, twice or more")
+    if (directions in ("towards", "pca")) != bool(checkpoints):
+        raise InputError("--directions towards and pca go with --checkpoints FILE, and only they")
+    if directions in ("towards", "pca", "hessian") and normalise is not None:
+        raise InputError(f"--directions {directions} has its own length; leave out --normalise")
     if directions == "hessian" and scheme != "none":
         raise InputError(
             "--directions hessian needs a loss that can be differentiated twice: --scheme none"
@@ -204,6 +209,8 @@ def scan(
             lines = _guided_lines(problem, moving, count, directions, checkpoints or [], probe)
         else:
             lines = _lines(problem, moving, None if probe == "plane" else rays, directions, how)
+        if chosen_radius is None and directions == "towards":
+            chosen_radius = TOWARDS_RADIUS
         if chosen_radius is None:
             with console.status("Choosing the radius"):
                 chosen_radius = _auto(problem, lines, console)

@@ -39,6 +39,11 @@ OVER_WORDS = {
     "zero_points": ("zero-point space", "RMS shift of the zero points in codes"),
     "weights": ("weight space", "RMS change of the weights"),
 }
+# What a step of 1 is along directions with lengths of their own (landscape.guided).
+GUIDED_WORDS = {
+    "towards": "1: the checkpoint",
+    "pca": "in RMS distances of the checkpoints",
+}
 NORMALISED_WEIGHTS_WORDS = {
     "layer": "change relative to each layer's norm",
     "filter": "change relative to each filter's norm",
@@ -290,7 +295,9 @@ def bits_info(dataset: Dataset) -> BitsInfo:
         words = _each(100 * dataset.test_accuracy.values, ".0f")
     return BitsInfo(
         title=f"{_network(configuration)}: " + (LAYERS_TITLE if layers else MULTIPLIER_TITLE),
-        subtitle=_images(dataset),
+        subtitle=" · ".join(
+            ["Start: " + ", ".join(_quantization(configuration)), _images(dataset)]
+        ),
         row_name="Layer, from input to output" if layers else "Bits of all weights",
         rows=rows,
         column_name="Bits of this layer's weights" if layers else "Factor on all weight scales",
@@ -346,6 +353,7 @@ def _axis(coordinate: DataArray, name: str, configuration: Mapping[str, Any]) ->
     _, unit = OVER_WORDS.get(over, ("", "lengths of the direction"))
     if over == "weights":
         unit = NORMALISED_WEIGHTS_WORDS.get(configuration.get("normalise", ""), unit)
+    unit = GUIDED_WORDS.get(configuration.get("directions", ""), unit)
     return Axis(name, unit, coordinate.values.astype(np.float64))
 
 
@@ -359,7 +367,11 @@ def _network(configuration: Mapping[str, Any]) -> str:
 
 
 def _title(configuration: Mapping[str, Any]) -> str:
-    parts = [_network(configuration)]
+    return ", ".join([_network(configuration), *_quantization(configuration)])
+
+
+def _quantization(configuration: Mapping[str, Any]) -> list[str]:
+    parts = []
     scheme = configuration.get("scheme")
     if scheme == "none":
         parts.append("not quantized")
@@ -368,7 +380,7 @@ def _title(configuration: Mapping[str, Any]) -> str:
         if scheme != "weights":  # that scheme leaves activations alone
             parts.append(f"{configuration['activation_bits']}-bit activations")
         parts.append(f"scheme {scheme}")
-    return ", ".join(parts)
+    return parts
 
 
 def _subtitle(dataset: Dataset, configuration: Mapping[str, Any]) -> str:
