@@ -89,6 +89,15 @@ class Graph:
         self.entries[name] = node
         return node
 
+    def duplicate(self) -> Graph:
+        """Return a graph that can be edited apart from this one; the weights are shared."""
+        module = copy.deepcopy(self.module)
+        nodes = {node.name: node for node in module.graph.nodes}
+        entries = {name: nodes[node.name] for name, node in self.entries.items()}
+        return Graph(
+            module, entries, nodes[self.images.name], dict(self.weights), dict(self.operations)
+        )
+
     def name_of(self, node: fx.Node) -> str | None:
         """Return the name of the Point's entry that `node` holds, None for any other node."""
         return next((name for name, entry in self.entries.items() if entry is node), None)

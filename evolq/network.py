@@ -295,13 +295,31 @@ def quantize(
             holds an operator that cannot be quantized (named with its module), or gives other
             logits once its batch norms are folded.
     """
-    weight_spec = weight_spec or QuantSpec(bits=weight_bits, granularity=PerChannel(0))
-    activation_spec = activation_spec or QuantSpec(bits=activation_bits)
     plain = reparameterize(model)
     graph = export(plain, images)
+    network = quantize_graph(
+        graph,
+        scheme,
+        weight_spec or QuantSpec(bits=weight_bits, granularity=PerChannel(0)),
+        activation_spec or QuantSpec(bits=activation_bits),
+        moment_matching,
+        integers_in_layer_norm,
+    )
+    _check_folding(network, plain, images[:2])
+    return network
+
+
+def quantize_graph(
+    graph: Graph,
+    scheme: str,
+    weight_spec: QuantSpec,
+    activation_spec: QuantSpec,
+    moment_matching: bool = False,
+    integers_in_layer_norm: bool = False,
+) -> QuantizedNetwork:
+    """Do to an exported graph what `quantize` does to a model; the graph is edited."""
     if scheme != "none":
         fold_batch_norm(graph)
-        _check_folding(graph, plain, images[:2])
     full_precision = copy.deepcopy(graph.module)
     sites = place(
         graph, scheme, weight_spec, activation_spec, moment_matching, integers_in_layer_norm
@@ -309,7 +327,7 @@ def quantize(
     return QuantizedNetwork(graph, full_precision, sites, scheme)
 
 
-def _check_folding(graph: Graph, model: nn.Module, images: Tensor) -> None:
+def _check_folding(network: QuantizedNetwork, model: nn.Module, images: Tensor) -> None:
     """Compare logits before and after folding: a wrong network must not look like a quantized one.
 
     Raises:
@@ -317,7 +335,8 @@ def _check_folding(graph: Graph, model: nn.Module, images: Tensor) -> None:
     """
     with torch.no_grad():
         wanted = model(images)
-        difference = (graph.module(*graph.weights.values(), images) - wanted).abs().max()
+        logits = network.observe(images, lambda name, value: None)
+        difference = (logits - wanted).abs().max()
     if difference > FOLDING_TOLERANCE * (1 + wanted.abs().max()):
         raise InputError(
             f"folding the batch norms of {type(model).__name__} changed its logits by up to "

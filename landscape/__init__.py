@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from landscape.bit_widths import sample_bits, sample_layers
     from landscape.directions import (
         DIRECTIONS,
         NORMALISATIONS,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
+    "bit_widths": ("sample_bits", "sample_layers"),
     "directions": (
         "DIRECTIONS",
         "NORMALISATIONS",
@@ -82,6 +84,8 @@ __all__ = [
     "plane_through",
     "project_path",
     "random_plane",
+    "sample_bits",
+    "sample_layers",
     "sample_plane",
     "sample_rays",
     "save",

@@ -27,10 +27,11 @@ from landscape.roughness import Reliability, paired_standard_error
 from landscape.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
 
 BAND_EDGES = (-4.0, -2.0, 2.0, 4.0)
+NOT_TOLD_APART = "not told apart"
 BAND_WORDS = (
     "clearly lower",
     "perhaps lower",
-    "not told apart",
+    NOT_TOLD_APART,
     "perhaps higher",
     "clearly higher",
 )
@@ -69,6 +70,49 @@ def describe(
             _read_reliability(reliability),
         ),
     ]
+
+
+def describe_bits(dataset: Dataset) -> list[Row]:
+    """Say in words what a scan over bit-widths found.
+
+    Args:
+        dataset: the result of `sample_layers` or `sample_bits`.
+    """
+    describe_width = _layers_at if "layer" in dataset.dims else _scales_at
+    return [
+        _points(dataset),
+        *_start(dataset),
+        *(describe_width(dataset.sel(bits=width)) for width in sorted(dataset.bits.values)[::-1]),
+    ]
+
+
+def _layers_at(one_width: Dataset) -> Row:
+    """Describe which layers suffer at one number of bits."""
+    differences = one_width.test_loss_per_image - one_width.start_test_loss_per_image
+    found = [(str(layer), *_mean(differences.sel(layer=layer))) for layer in one_width.layer.values]
+    worse = [
+        (change, layer)
+        for layer, change, error in found
+        if in_words(change, error) in BAND_WORDS[-2:] or not np.isfinite(change)
+    ]
+    name = f"Layers worse at {int(one_width.bits)} bits"
+    value = f"{len(worse)} of {len(found)}"
+    if not worse:
+        return Row(name, value, "no layer alone is told apart from the start")
+    worst = ", ".join(f"{layer} {change:+.3f}" for change, layer in sorted(worse)[:-4:-1])
+    return Row(name, value, f"the test loss rises most with {worst}")
+
+
+def _scales_at(one_width: Dataset) -> Row:
+    """Describe the accuracy of one number of bits, at the calibrated scales and the best factor."""
+    best = one_width.isel(multiplier=one_width.loss.fillna(np.inf).argmin("multiplier"))
+    nearest = one_width.sel(multiplier=1.0, method="nearest")
+    return Row(
+        f"Test accuracy at {int(one_width.bits)} bits",
+        f"{float(nearest.test_accuracy):.1%}",
+        f"with the calibrated scales; times {float(best.multiplier):.2g}, the best for the "
+        f"calibration loss: {float(best.test_accuracy):.1%}",
+    )
 
 
 def table(rows: Iterable[Row]) -> Table:

@@ -109,7 +109,7 @@ def sample_plane(
         for column, a in enumerate(coordinates["x"])
     )
     names = tuple(sorted(plane.x.keys() | plane.y.keys()))
-    return _sample(plane.origin, names, coordinates, cells, objective, test, on_point)
+    return sample_cells(plane.origin, coordinates, [(names, cells)], objective, test, on_point)
 
 
 def sample_rays(
@@ -138,7 +138,7 @@ def sample_rays(
         for column, t in enumerate(coordinates["distance"])
     )
     names = tuple(sorted(set().union(*(ray.direction.keys() for ray in rays))))
-    return _sample(rays[0].origin, names, coordinates, cells, objective, test, on_point)
+    return sample_cells(rays[0].origin, coordinates, [(names, cells)], objective, test, on_point)
 
 
 def auto_radius(
@@ -212,38 +212,53 @@ def _numbers(values: Tensor) -> np.ndarray:
     return values.detach().double().cpu().numpy()
 
 
-def _sample(
+def sample_cells(
     origin: Point,
-    names: tuple[str, ...],
     coordinates: dict[str, np.ndarray],
-    cells: Iterable[tuple[dict[str, int], Point]],
+    groups: Iterable[tuple[tuple[str, ...], Iterable[tuple[dict[str, int], Point]]]],
     objective: CalibrationLoss,
     test: HeldOutLoss,
     on_point: OnPoint | None,
 ) -> xr.Dataset:
-    """Fill a Dataset over `coordinates`, one labelled cell after the other."""
-    varied_objective = objective.vary(names, at=origin)
-    varied_test = test.vary(names, at=origin)
+    """Fill a Dataset over `coordinates`, one labelled cell after the other.
 
-    def measure(point: Point) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        varied = {name: point[name] for name in names}
-        cross_entropy, correct = varied_test.per_image(varied)
-        return (
-            _numbers(varied_objective.per_image(varied)),
-            _numbers(cross_entropy),
-            correct.cpu().numpy(),
-        )
-
-    start = measure(origin)
-    dataset = _empty(coordinates, *start)
-    total = dataset["status"].size
-    if on_point:
-        on_point(dataset, 0, total)
-    for done, (cell, point) in enumerate(cells, start=1):
-        _record(dataset, cell, *measure(point))
-        if on_point:
-            on_point(dataset, done, total)
+    Args:
+        origin: the start.
+        coordinates: values along each dimension.
+        groups: names that vary, and cells in which nothing else varies: the index of each along
+            each dimension, and its Point. Names that vary in a group alone make it cheaper.
+        objective: on calibration images.
+        test: on test images.
+        on_point: see `sample_plane`.
+    """
+    dataset = None
+    done = 0
+    for names, cells in groups:
+        losses = objective.vary(names, at=origin), test.vary(names, at=origin)
+        if dataset is None:
+            dataset = _empty(coordinates, *_measure(*losses, names, origin))
+            if on_point:
+                on_point(dataset, 0, dataset["status"].size)
+        for cell, point in cells:
+            _record(dataset, cell, *_measure(*losses, names, point))
+            done += 1
+            if on_point:
+                on_point(dataset, done, dataset["status"].size)
+    assert dataset is not None  # callers have checked that there is something to vary
     return dataset
+
+
+def _measure(
+    objective: CalibrationLoss, test: HeldOutLoss, names: tuple[str, ...], point: Point
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return calibration losses, test losses and correctness, image by image."""
+    varied = {name: point[name] for name in names}
+    cross_entropy, correct = test.per_image(varied)
+    return (
+        _numbers(objective.per_image(varied)),
+        _numbers(cross_entropy),
+        correct.cpu().numpy(),
+    )
 
 
 def _empty(

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
     from evolq.points import Point
     from evolq.problem import Problem
+    from landscape.sampling import OnPoint
     from landscape.slices import Line
+
+    Sample = Callable[[OnPoint], xr.Dataset]
 
 # Seconds between saves of an unfinished scan: what a killed process can lose.
 SAVE_SECONDS = 15.0
@@ -31,11 +36,18 @@ OVER = {
     "scales": ("scale", "none"),
     "zero_points": ("zero_point", "none"),
     "weights": ("weight", "filter"),
+    "bits": ("bits", "none"),
 }
-PROBES = ("plane", "rays")
+PROBES = ("plane", "rays", "layers")
 RESULTS = ("scan.nc", "scan.png", "scan.html")
 # What a saved network brings with it.
 OF_THE_START = ("scheme", "weight_bits", "activation_bits", "observer")
+# Without --weight-bits; a scan over bits starts where nothing is lost yet.
+WEIGHT_BITS, WEIGHT_BITS_OVER_BITS = 4, 8
+# Over bits, --radius auto: a factor of 2 each way spans what a calibration could have got wrong.
+BITS_RADIUS = math.log(2)
+# Towards checkpoints, --radius auto: past them; 11 points hit the start and each checkpoint.
+TOWARDS_RADIUS = 1.25
 
 
 def scan(
@@ -52,26 +64,47 @@ def scan(
             "scales."
         ),
     ] = None,
-    weight_bits: options.WeightBits = 4,
+    weight_bits: Annotated[
+        int | None,
+        typer.Option(help="Bits of a weight, 2 to 8; 4 by default, 8 with --over bits."),
+    ] = None,
     activation_bits: options.ActivationBits = 8,
     scheme: options.Scheme = "linear",
     observer: options.Observer = "mse",
     over: Annotated[
-        str, typer.Option(help="What moves: scales, zero_points or weights.")
+        str, typer.Option(help="What moves: scales, zero_points, weights, or bits of weights.")
     ] = "scales",
     within: options.Within = None,
     exclude: Annotated[
         str | None, typer.Option(help="Not the Point's names that match this glob.")
     ] = None,
-    probe: Annotated[str, typer.Option(help="plane or rays.")] = "plane",
+    probe: Annotated[
+        str,
+        typer.Option(
+            help="plane or rays. Over bits, plane: 2 to 8 bits of all weights against a factor on "
+            "their scales; layers: one layer at a time at 2 to 8 bits."
+        ),
+    ] = "plane",
     directions: Annotated[
-        str, typer.Option(help="How directions are drawn: gaussian, uniform or rademacher.")
+        str,
+        typer.Option(
+            help="Drawn: gaussian, uniform or rademacher. Led: towards (to --checkpoints), pca (of "
+            "--checkpoints), hessian (eigenvectors; --scheme none)."
+        ),
     ] = "gaussian",
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Where towards and pca lead, given once per FILE: weights of the model with "
+            "--scheme none, saved quantized networks otherwise."
+        ),
+    ] = None,
     radius: Annotated[
         str,
         typer.Option(
             help="How far to go, in lengths of the directions: for scales 0.1 changes a typical "
-            "scale by 10 %. auto: double it until the test loss has moved by 4 standard errors."
+            "scale by 10 %. auto: double it until the test loss has moved by 4 standard errors; a "
+            "factor of 2 over bits, 1.25 towards checkpoints."
         ),
     ] = "auto",
     points: Annotated[
@@ -105,6 +138,18 @@ def scan(
         raise InputError(f"unknown --over {over!r}; choose from {', '.join(OVER)}")
     if scheme == "none" and over != "weights":
         raise InputError(f"scheme none has no {over}; give --over weights")
+    if (over == "bits") != (probe == "layers") and probe != "plane":
+        raise InputError(f"--probe {probe} does not go with --over {over}; give another --probe")
+    if over == "bits" and "x" in points.lower():
+        raise InputError(f"--points is {points!r}, but bits have 7 rows anyway; give one number")
+    if (directions in ("towards", "pca")) != bool(checkpoints):
+        raise InputError("--directions towards and pca go with --checkpoints FILE, and only they")
+    if directions in ("towards", "pca", "hessian") and normalise is not None:
+        raise InputError(f"--directions {directions} has its own length; leave out --normalise")
+    if directions == "hessian" and scheme != "none":
+        raise InputError(
+            "--directions hessian needs a loss that can be differentiated twice: --scheme none"
+        )
     if rays < 1:
         raise InputError(f"--rays is {rays}; give 1 or more")
     if chosen_radius is None and test_images == 1:
@@ -114,6 +159,8 @@ def scan(
         if source is not None and source.name == "COMMANDLINE":
             option = name.replace("_", "-")
             raise InputError(f"--start brings its own {option}; leave out --{option}")
+    if weight_bits is None:
+        weight_bits = WEIGHT_BITS_OVER_BITS if over == "bits" else WEIGHT_BITS
     options.check_output_folder(out, overwrite)
 
     from rich.console import Console
@@ -121,9 +168,10 @@ def scan(
     from evolq.points import select
     from evolq.problem import Settings, prepare
     from landscape.directions import DIRECTIONS, NORMALISATIONS
+    from landscape.guided import GUIDED
 
     for option, value, known in (
-        ("directions", directions, DIRECTIONS),
+        ("directions", directions, [*DIRECTIONS, *GUIDED]),
         ("normalise", normalise or OVER[over][1], NORMALISATIONS),
     ):
         if value not in known:
@@ -158,29 +206,42 @@ def scan(
 
         problem = prepare(settings, on_image)
     moving = select(problem.start, {OVER[over][0]}, within, exclude)
-    how = normalise or OVER[over][1]
-    lines = _lines(problem, moving, None if probe == "plane" else rays, directions, how)
-    reached = None
-    if chosen_radius is None:
-        with console.status("Choosing the radius"):
-            chosen_radius, reached = _auto(problem, lines, console)
-    provenance = problem.provenance
-    provenance["configuration"] |= {
+    reached = None  # whether an automatic radius moves the loss by 4 standard errors
+    configuration = {
         "over": over,
         "within": within,
         "exclude": exclude,
         "probe": probe,
-        "directions": directions,
-        "normalise": how,
-        "radius": chosen_radius,
-        "radius_is_auto": reached is not None,
-        "radius_reached": reached,  # its 4 standard errors; None if the radius was given
         "points": points,
         "rays": rays if probe == "rays" else None,
     }
+    if over == "bits":
+        chosen_radius = chosen_radius or BITS_RADIUS
+        sample = _over_bits(problem, moving, probe, chosen_radius, columns)
+    else:
+        how = normalise or ("none" if directions in GUIDED else OVER[over][1])
+        configuration |= {"directions": directions, "normalise": how}
+        count = 2 if probe == "plane" else rays
+        if directions in GUIDED:
+            lines = _guided_lines(problem, moving, count, directions, checkpoints or [], probe)
+        else:
+            lines = _lines(problem, moving, None if probe == "plane" else rays, directions, how)
+        if chosen_radius is None and directions == "towards":
+            chosen_radius = TOWARDS_RADIUS
+        if chosen_radius is None:
+            with console.status("Choosing the radius"):
+                chosen_radius, reached = _auto(problem, lines, console)
+        sample = _over_slice(problem, lines, probe, chosen_radius, columns, rows)
+    provenance = problem.provenance
+    provenance["configuration"] |= configuration | {
+        "radius": chosen_radius,
+        "radius_is_auto": radius == "auto",
+        "radius_reached": reached,
+        "checkpoints": [str(path) for path in checkpoints or []],
+    }
     folder = options.make_output_folder(out, overwrite, f"scan-{model}", RESULTS)
-    dataset = _measure(problem, lines, probe, chosen_radius, columns, rows, provenance, folder)
-    _conclude(dataset, probe, folder)
+    dataset = _measure(sample, provenance, folder)
+    _conclude(dataset, folder)
 
 
 def _grid(points: str, probe: str) -> tuple[int, int]:
@@ -227,6 +288,23 @@ def _lines(problem: Problem, moving: Point, rays: int | None, kind: str, how: st
     return [Line(problem.start, direction) for direction in drawn]
 
 
+def _guided_lines(
+    problem: Problem, moving: Point, count: int, kind: str, paths: list[Path], probe: str
+) -> list[Line]:
+    """Return lines along at most `count` directions that checkpoints or curvature lead."""
+    from landscape.guided import GUIDED, Guide, load_checkpoints
+    from landscape.slices import Line
+
+    guide = Guide(load_checkpoints(problem, paths), problem.objective)
+    found = GUIDED[kind](moving, problem.start, count, guide)
+    if probe == "plane" and len(found) < 2:
+        raise InputError(
+            f"--directions {kind} found {len(found)} with {len(paths)} checkpoints, and a plane "
+            "needs 2; give more different --checkpoints, or --probe rays"
+        )
+    return [Line(problem.start, direction) for direction in found]
+
+
 def _auto(problem: Problem, lines: list[Line], console: Console) -> tuple[float, bool]:
     """Choose the radius, say what was chosen, and return whether it moves the test loss enough."""
     from landscape.sampling import auto_radius
@@ -243,17 +321,45 @@ def _auto(problem: Problem, lines: list[Line], console: Console) -> tuple[float,
     return found.radius, found.reached
 
 
-def _measure(
-    problem: Problem,
-    lines: list[Line],
-    probe: str,
-    radius: float,
-    columns: int,
-    rows: int,
-    provenance: dict[str, Any],
-    folder: Path,
-) -> xr.Dataset:
-    """Sample the slice with a progress bar; an unfinished scan is saved now and then."""
+def _over_slice(
+    problem: Problem, lines: list[Line], probe: str, radius: float, columns: int, rows: int
+) -> Sample:
+    """Return what measures a plane or rays, given what to call after each point."""
+    from landscape.sampling import axis, sample_plane, sample_rays
+    from landscape.slices import Plane
+
+    losses = problem.objective, problem.test
+    if probe == "rays":
+        return lambda on_point: sample_rays(lines, axis(radius, columns), *losses, on_point)
+    plane = Plane(problem.start, lines[0].direction, lines[1].direction)
+    axes = axis(radius, columns), axis(radius, rows)
+    return lambda on_point: sample_plane(plane, *axes, *losses, on_point)
+
+
+def _over_bits(problem: Problem, moving: Point, probe: str, radius: float, columns: int) -> Sample:
+    """Return what measures bit-widths of those weights whose bits are in `moving`."""
+    import numpy as np
+
+    from evolq.mixed_precision import calibration_table, weight_values
+    from landscape.bit_widths import sample_bits, sample_layers
+    from landscape.sampling import axis
+
+    network, settings = problem.network, problem.settings
+    weights = {
+        name: value
+        for name, value in weight_values(network, problem.split.calibration.images).items()
+        if f"{name}.bits" in moving
+    }
+    table = calibration_table(network, weights, settings.weight_observer or settings.observer)
+    losses = problem.objective, problem.test
+    if probe == "layers":
+        return lambda on_point: sample_layers(problem.start, table, *losses, on_point)
+    multipliers = np.exp(axis(radius, columns))
+    return lambda on_point: sample_bits(problem.start, table, multipliers, *losses, on_point)
+
+
+def _measure(sample: Sample, provenance: dict[str, Any], folder: Path) -> xr.Dataset:
+    """Sample with a progress bar; an unfinished scan is saved now and then."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -263,8 +369,6 @@ def _measure(
         TimeRemainingColumn,
     )
 
-    from landscape.sampling import axis, sample_plane, sample_rays
-    from landscape.slices import Plane
     from landscape.store import save
 
     saved = time.monotonic()
@@ -287,40 +391,43 @@ def _measure(
         console=Console(stderr=True),
     ) as progress:
         task = progress.add_task("points")
-        if probe == "plane":
-            plane = Plane(problem.start, lines[0].direction, lines[1].direction)
-            return sample_plane(
-                plane,
-                axis(radius, columns),
-                axis(radius, rows),
-                problem.objective,
-                problem.test,
-                on_point,
-            )
-        return sample_rays(lines, axis(radius, columns), problem.objective, problem.test, on_point)
+        return sample(on_point)
 
 
-def _conclude(dataset: xr.Dataset, probe: str, folder: Path) -> None:
+def _conclude(dataset: xr.Dataset, folder: Path) -> None:
     """Analyse, print, draw."""
     from rich.console import Console
 
     from landscape.minima import significant_minima
-    from landscape.plots import draw_plane, draw_rays, interactive, save_figure, write_html
-    from landscape.report import describe, table
+    from landscape.plots import (
+        draw_bits,
+        draw_plane,
+        draw_rays,
+        interactive,
+        save_figure,
+        write_html,
+    )
+    from landscape.report import describe, describe_bits, table
     from landscape.roughness import split_half_reliability, total_variation
 
-    minima = significant_minima(dataset)
-    rows = describe(
-        dataset,
-        minima,
-        total_variation(dataset["test_loss"]),
-        split_half_reliability(dataset["test_loss_per_image"]),
-    )
     console = Console()
-    console.print(table(rows))  # before the figures, should the disk be full
-    figure = draw_plane(dataset, minima.minima) if probe == "plane" else draw_rays(dataset)
+    if "bits" in dataset.dims:
+        console.print(table(describe_bits(dataset)))  # before the figures, should the disk be full
+        figure, page = draw_bits(dataset), interactive(dataset)
+    else:
+        minima = significant_minima(dataset)
+        rows = describe(
+            dataset,
+            minima,
+            total_variation(dataset["test_loss"]),
+            split_half_reliability(dataset["test_loss_per_image"]),
+        )
+        console.print(table(rows))
+        plane = "x" in dataset.dims
+        figure = draw_plane(dataset, minima.minima) if plane else draw_rays(dataset)
+        page = interactive(dataset, minima.minima)
     save_figure(figure, folder / "scan.png")
-    write_html(interactive(dataset, minima.minima), folder / "scan.html")
+    write_html(page, folder / "scan.html")
     console.print(f"Written to {folder}: {', '.join(RESULTS)}", highlight=False)
 
 

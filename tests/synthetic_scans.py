@@ -33,6 +33,21 @@ def rays(count: int = 4, points: int = 7, images: int = 40, noise: float = 0.05)
     return _scan(height, ("ray", "distance"), coordinates, images, noise)
 
 
+def layers(images: int = 40) -> xarray.Dataset:
+    """Return rises of three layers at 2, 3 and 4 bits: a none, b early, c only at 2 bits."""
+    height = np.array([[0.0, 0, 0], [4, 1, 0], [0.5, 0, 0]])
+    coordinates = {"layer": ("layer", ["a", "b", "c"]), "bits": ("bits", [2, 3, 4])}
+    return _scan(height, ("layer", "bits"), coordinates, images, noise=0.05)
+
+
+def bits(images: int = 40) -> xarray.Dataset:
+    """Return rises at 2, 3 and 4 bits, of which each has its best multiplier."""
+    height = np.array([[1.0, 2, 3], [2, 0.5, 1], [0.2, 0, 0.1]])
+    multipliers = ("multiplier", [0.5, 1.0, 2.0])
+    coordinates = {"bits": ("bits", [2, 3, 4]), "multiplier": multipliers}
+    return _scan(height, ("bits", "multiplier"), coordinates, images, noise=0.05)
+
+
 def spoil(scan: xarray.Dataset, value: float = np.nan, **point: int) -> None:
     """Make losses not finite, in place, as a network that overflows would."""
     for name in ("loss", "test_loss", "test_loss_per_image", "loss_per_image"):

@@ -28,7 +28,7 @@ LAYERS = [
     ["evolq.__main__"],
     ["landscape.directions", "landscape.slices", "landscape.store", "landscape.roughness"],
     ["landscape.sampling", "landscape.minima"],
-    ["landscape.report", "landscape.trajectories"],
+    ["landscape.report", "landscape.trajectories", "landscape.bit_widths", "landscape.guided"],
     ["landscape.comparison"],
     ["landscape.transfer"],
     ["landscape.plots.info", "landscape.plots.palette"],

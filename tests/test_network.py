@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from graph_checks import unquantized_inputs, unquantized_values
 from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch import Tensor, fx, nn
 
@@ -10,10 +11,10 @@ from evolq import calibration
 from evolq.calibration import calibrate
 from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
-from evolq.graph import VIEWS, Graph, fold_batch_norm
+from evolq.graph import Graph, fold_batch_norm
 from evolq.kernels import integer_layer_norm
 from evolq.network import QuantizedNetwork, quantize
-from evolq.placement import OPERATORS, SCHEMES, source
+from evolq.placement import SCHEMES, source
 from evolq.points import Point, select
 from evolq.quantizers import PerChannel, Quantizer, QuantSpec, fake_quantize
 
@@ -103,22 +104,6 @@ def test_quantizers_stand_where_the_scheme_says(kind: str, scheme: str) -> None:
             assert order[early] < order[late]
 
 
-def unquantized_inputs(network: QuantizedNetwork) -> list[str]:
-    """Inputs and weights of products that no quantizer stands before."""
-    found = []
-    for node in network.module.graph.nodes:
-        rule = OPERATORS.get(node.target)
-        if rule is None or rule.kind != "product":
-            continue
-        for index in [*rule.inputs, *([] if rule.weight is None else [rule.weight])]:
-            source = node.args[index]
-            while source.target in VIEWS:
-                source = source.args[0]
-            if source.op != "call_module":
-                found.append(f"{node}: {source}")
-    return found
-
-
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("scheme", ["linear", "full"])
 @pytest.mark.parametrize("moment_matching", [False, True])
@@ -127,6 +112,7 @@ def test_every_product_reads_quantized_values(
 ) -> None:
     _, network = build(kind, scheme, moment_matching=moment_matching)
     assert unquantized_inputs(network) == []
+    assert (unquantized_values(network) == []) == (scheme == "full")
 
 
 @pytest.mark.parametrize("kind", MODELS)

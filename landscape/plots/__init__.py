@@ -4,6 +4,7 @@ from landscape.plots.comparison_figures import draw_comparison
 from landscape.plots.comparison_html import interactive_comparison
 from landscape.plots.comparison_info import ComparisonInfo, comparison_info
 from landscape.plots.figures import (
+    draw_bits,
     draw_confidence,
     draw_map,
     draw_plane,
@@ -12,14 +13,17 @@ from landscape.plots.figures import (
     save_figure,
 )
 from landscape.plots.html import interactive, write_html
-from landscape.plots.info import PlaneInfo, RaysInfo, plane_info, rays_info
+from landscape.plots.info import BitsInfo, PlaneInfo, RaysInfo, bits_info, plane_info, rays_info
 from landscape.plots.transfer_figures import draw_transfer
 
 __all__ = [
+    "BitsInfo",
     "ComparisonInfo",
     "PlaneInfo",
     "RaysInfo",
+    "bits_info",
     "comparison_info",
+    "draw_bits",
     "draw_comparison",
     "draw_confidence",
     "draw_map",

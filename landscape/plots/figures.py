@@ -42,6 +42,7 @@ from landscape.plots.info import (
     Quantity,
     RaysInfo,
     Surface,
+    bits_info,
     plane_info,
     rays_info,
 )
@@ -65,6 +66,9 @@ LOSS_COLOURS = matplotlib.colormaps["viridis"]
 BAND_COLOURS = ListedColormap(
     [matplotlib.colormaps["cividis"](level) for level in np.linspace(0, 1, len(BAND_WORDS))]
 )
+
+RISE_COLOURS = matplotlib.colormaps["Reds"]
+BOX_STYLE: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "linewidth": 2}
 
 MARK_STYLE: dict[str, Any] = {"linestyle": "", "color": "white", "markeredgecolor": "black"}
 START_STYLE = MARK_STYLE | {"marker": "*", "markersize": 13}
@@ -163,6 +167,55 @@ def draw_rays(dataset: Dataset) -> Figure:
         _draw_curves(right, info, info.test_loss)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+def draw_bits(dataset: Dataset) -> Figure:
+    """Draw a scan over bit-widths as a heat map of what they cost.
+
+    Args:
+        dataset: the result of `sample_layers` or `sample_bits`.
+    """
+    info = bits_info(dataset)
+    rows, columns = info.shades.shape
+    with matplotlib.rc_context(STYLE):
+        width = 2.6 + 0.085 * max(map(len, info.rows)) + 0.6 * columns
+        figure = Figure(figsize=(max(8.0, width), 2.8 + 0.3 * rows), layout="constrained")
+        figure.suptitle(info.title)
+        axes = figure.subplots()
+        mesh = axes.pcolormesh(info.shades, cmap=RISE_COLOURS, vmin=0, vmax=info.darkest)
+        bar = figure.colorbar(mesh, ax=axes, label=_measure(info.quantity), aspect=30)
+        places, labels = zip(*info.ticks, strict=True)
+        bar.set_ticks(places, labels=labels)
+        axes.hlines(np.arange(rows), 0, columns, color="0.85", linewidth=0.8)
+        axes.vlines(np.arange(columns), 0, rows, color="0.85", linewidth=0.8)
+        for cell, words in np.ndenumerate(info.words):
+            colour = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
+            axes.text(
+                cell[1] + 0.5, cell[0] + 0.5, words, ha="center", va="center", fontsize=8, c=colour
+            )
+        for row, column in info.boxed:
+            axes.add_patch(Rectangle((column, row), 1, 1, **BOX_STYLE))
+        for missing, style in (
+            (info.quantity.not_finite, NOT_FINITE_STYLE),
+            (info.quantity.not_computed, NOT_COMPUTED_STYLE),
+        ):
+            for row, column in np.argwhere(missing):
+                axes.add_patch(Rectangle((column, row), 1, 1, linewidth=0, **style))
+        axes.set_title(f"{info.how_to_read}\n{info.subtitle}", fontsize=9, color="0.3")
+        axes.set_xticks(np.arange(columns) + 0.5, labels=info.columns)
+        axes.set_yticks(np.arange(rows) + 0.5, labels=info.rows)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_xlabel(info.column_name)
+        axes.set_ylabel(info.row_name)
+        figure.legend(
+            handles=[Patch(**BOX_STYLE, label=info.box_words)], loc="outside lower center"
+        )
+    return figure
+
+
+def _measure(quantity: Quantity) -> str:
+    return f"{quantity.name} ({quantity.measure})"
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -26,12 +26,14 @@ from landscape.plots.info import (
     RAY_WORDS,
     START_WORDS,
     Axis,
+    BitsInfo,
     Curves,
     Marker,
     PlaneInfo,
     Quantity,
     RaysInfo,
     Surface,
+    bits_info,
     plane_info,
     rays_info,
 )
@@ -59,9 +61,11 @@ def interactive(dataset: Dataset, minima: Iterable[Minimum] = ()) -> go.Figure:
     """Draw a scan to be turned, zoomed and asked: hovering names a point and its values.
 
     Args:
-        dataset: the result of a scan, with either probe.
+        dataset: the result of a scan, with any probe.
         minima: the local minima of the test loss to mark on a plane.
     """
+    if "bits" in dataset.dims:
+        return _draw_bits(bits_info(dataset))
     if "ray" in dataset.dims:
         return _draw_rays(rays_info(dataset))
     return _draw_plane(plane_info(dataset, minima))
@@ -371,6 +375,85 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
             )
         )
     return traces
+
+
+def _draw_bits(info: BitsInfo) -> go.Figure:
+    """Draw a heat map over bit-widths; hovering names a cell and its values."""
+    places, labels = zip(*info.ticks, strict=True)
+    how_to_read = info.how_to_read.replace("\n", "<br>")
+    figure = go.Figure(
+        go.Heatmap(
+            z=info.shades,
+            text=_bits_text(info),
+            hoverinfo="text",
+            colorscale="Reds",
+            zmin=0,
+            zmax=info.darkest,
+            xgap=1,
+            ygap=1,
+            colorbar={
+                "title": {
+                    "text": f"{info.quantity.name} ({info.quantity.measure})",
+                    "side": "right",
+                },
+                "tickvals": places,
+                "ticktext": labels,
+            },
+        )
+    )
+    for cell, words in np.ndenumerate(info.words):
+        colour = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
+        figure.add_annotation(
+            x=cell[1], y=cell[0], text=words, showarrow=False, font={"color": colour, "size": 11}
+        )
+    for row, column in info.boxed:
+        x, y = (column - 0.5, column + 0.5), (row - 0.5, row + 0.5)
+        figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"width": 3})
+    figure.update_layout(
+        template="plotly_white",
+        title={
+            "text": f"{info.title}<br><sup>{how_to_read}<br>Boxed: {info.box_words}.<br>"
+            f"{info.subtitle}</sup>",
+            "x": 0.5,
+        },
+        margin={"t": 140},
+        xaxis=_categories(info.column_name, info.columns),
+        yaxis=_categories(info.row_name, info.rows) | {"autorange": "reversed"},
+    )
+    return figure
+
+
+def _categories(name: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "title": {"text": name},
+        "tickvals": list(range(len(labels))),
+        "ticktext": labels,
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def _bits_text(info: BitsInfo) -> NDArray[np.object_]:
+    """Return what hovering over each cell says, (row, column)."""
+    text = np.empty(info.shades.shape, dtype=object)
+    for cell in np.ndindex(text.shape):
+        lines = [
+            f"{info.row_name}: {info.rows[cell[0]]}",
+            f"{info.column_name}: {info.columns[cell[1]]}",
+        ]
+        if info.quantity.not_computed[cell]:
+            lines.append(NOT_COMPUTED_WORDS)
+        elif info.quantity.not_finite[cell]:
+            lines.append(NOT_FINITE_WORDS)
+        else:
+            change, error = info.quantity.values[cell], info.change_error[cell]
+            lines += [
+                f"Test loss, from the start: {change:+.4f} ± {error:.4f}",
+                f"Test accuracy: {info.accuracy[cell]:.1%}",
+                f"Calibration loss: {info.loss[cell]:.4f}",
+            ]
+        text[cell] = "<br>".join(lines)
+    return text
 
 
 def _error_bars(errors: NDArray[np.float64] | None, width: int) -> dict[str, Any]:

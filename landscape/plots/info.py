@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xarray import DataArray, Dataset
 
 from landscape.minima import Minimum
-from landscape.report import bands
+from landscape.report import BAND_WORDS, NOT_TOLD_APART, bands
 from landscape.roughness import paired_noise, paired_standard_error
 from landscape.sampling import NOT_COMPUTED
 
@@ -40,6 +40,11 @@ OVER_WORDS = {
     "zero_points": ("zero-point space", "RMS shift of the zero points in codes"),
     "weights": ("weight space", "RMS change of the weights"),
 }
+# What a step of 1 is along directions with lengths of their own (landscape.guided).
+GUIDED_WORDS = {
+    "towards": "1: the checkpoint",
+    "pca": "in RMS distances of the checkpoints",
+}
 NORMALISED_WEIGHTS_WORDS = {
     "layer": "change relative to each layer's norm",
     "filter": "change relative to each filter's norm",
@@ -47,6 +52,20 @@ NORMALISED_WEIGHTS_WORDS = {
 
 # The bands of landscape.report in figures, in paired standard errors.
 BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
+
+# Heat maps over bit-widths.
+LAYERS_TITLE = "how many bits does each layer need?"
+LAYERS_BOX = "fewest bits before the test loss is clearly higher"
+LAYERS_WORDS = (
+    "One layer at a time at these bits, all others as in the start.\n"
+    "White: not told apart from the start (2 paired standard errors). Numbers: clear rises (4)."
+)
+MULTIPLIER_TITLE = "how many bits, and which scales?"
+MULTIPLIER_BOX = "best factor by the calibration loss, at these bits"
+MULTIPLIER_WORDS = (
+    "All weights at these bits, their calibrated scales times a factor.\n"
+    "Numbers: test accuracy (%). White: not told apart from the start."
+)
 
 # The entries of a legend.
 START_WORDS = "start"
@@ -153,6 +172,29 @@ class RaysInfo:
     accuracy: NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class BitsInfo:
+    """All that a heat map over bit-widths shows; arrays are (row, column)."""
+
+    title: str
+    subtitle: str
+    row_name: str
+    rows: tuple[str, ...]
+    column_name: str
+    columns: tuple[str, ...]
+    quantity: Quantity  # the change of the test loss from the start
+    change_error: NDArray[np.float64]  # its paired standard error
+    shades: NDArray[np.float64]  # roots of rises, so that small ones show; NaN: not told apart
+    darkest: float  # the highest shade
+    ticks: tuple[tuple[float, str], ...]  # shades and the rises that they stand for
+    words: NDArray[np.object_]  # in each cell
+    boxed: tuple[tuple[int, int], ...]  # cells that the eye should find
+    box_words: str
+    how_to_read: str
+    loss: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
 def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
     """Return what a figure of the plane in `dataset` shows.
 
@@ -222,6 +264,67 @@ def rays_info(dataset: Dataset) -> RaysInfo:
     )
 
 
+def bits_info(dataset: Dataset) -> BitsInfo:
+    """Return what a heat map of the bit-widths in `dataset` shows.
+
+    Args:
+        dataset: the result of `sample_layers` or `sample_bits`; widest bits come first.
+    """
+    layers = "layer" in dataset.dims
+    dataset = dataset.sortby("bits", ascending=False).transpose(
+        *(("layer", "bits") if layers else ("bits", "multiplier")), ...
+    )
+    configuration = configuration_of(dataset)
+    change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
+    quantity = _quantity(dataset, change, "Test loss above the start's", "nats")
+    highest = max(quantity.limits[1], 1e-6)
+    rises = sorted({float(f"{highest * (step / 4) ** 2:.1g}") for step in range(5)})
+    error = paired_noise(dataset).values
+    bits = tuple(str(int(width)) for width in dataset.bits)
+    band = bands(quantity.values, error)
+    clear = np.isnan(band) | (band == len(BAND_WORDS) - 1)
+    if layers:
+        rows, columns = tuple(map(str, dataset.layer.values)), bits
+        needed = (~clear).cumprod(1).sum(1) - 1  # bits fall from left to right
+        boxed = tuple((row, int(column)) for row, column in enumerate(needed) if column >= 0)
+        words = np.where(clear, _each(quantity.values, "+.2g"), "")
+    else:
+        rows = bits
+        columns = tuple(f"×{multiplier:.2g}" for multiplier in dataset.multiplier.values)
+        best = dataset.loss.where(np.isfinite(dataset.loss), np.inf).argmin("multiplier").values
+        boxed = tuple((row, int(column)) for row, column in enumerate(best))
+        words = _each(100 * dataset.test_accuracy.values, ".0f")
+    return BitsInfo(
+        title=f"{_network(configuration)}: " + (LAYERS_TITLE if layers else MULTIPLIER_TITLE),
+        subtitle=" · ".join(
+            ["Start: " + ", ".join(_quantization(configuration)), _images(dataset)]
+        ),
+        row_name="Layer, from input to output" if layers else "Bits of all weights",
+        rows=rows,
+        column_name="Bits of this layer's weights" if layers else "Factor on all weight scales",
+        columns=columns,
+        quantity=quantity,
+        change_error=error,
+        shades=np.where(
+            band == BAND_WORDS.index(NOT_TOLD_APART),
+            np.nan,
+            np.sqrt(np.clip(quantity.values, 0, None)),
+        ),
+        darkest=highest**0.5,
+        ticks=tuple((rise**0.5, f"{rise:g}") for rise in rises if rise <= highest),
+        words=np.where(quantity.not_finite | quantity.not_computed, "", words).astype(object),
+        boxed=boxed,
+        box_words=LAYERS_BOX if layers else MULTIPLIER_BOX,
+        how_to_read=LAYERS_WORDS if layers else MULTIPLIER_WORDS,
+        loss=dataset.loss.values,
+        accuracy=dataset.test_accuracy.values,
+    )
+
+
+def _each(values: NDArray[np.float64], form: str) -> NDArray[np.object_]:
+    return np.vectorize(lambda value: format(value, form), otypes=[object])(values)
+
+
 def _change(dataset: Dataset, name: str) -> DataArray:
     """Return each image's change from the start, NaN if not finite; 0 at the start itself."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
@@ -252,6 +355,7 @@ def _axis(coordinate: DataArray, name: str, configuration: Mapping[str, Any]) ->
     _, unit = OVER_WORDS.get(over, ("", "lengths of the direction"))
     if over == "weights":
         unit = NORMALISED_WEIGHTS_WORDS.get(configuration.get("normalise", ""), unit)
+    unit = GUIDED_WORDS.get(configuration.get("directions", ""), unit)
     return Axis(name, unit, coordinate.values.astype(np.float64))
 
 
@@ -261,9 +365,17 @@ def criterion_words(configuration: Mapping[str, Any]) -> str:
     return CRITERION_WORDS.get(criterion, criterion)
 
 
+def _network(configuration: Mapping[str, Any]) -> str:
+    return str(configuration.get("model", "network"))
+
+
 def title_of(configuration: Mapping[str, Any]) -> str:
     """Return what was measured, in words."""
-    parts = [str(configuration.get("model", "network"))]
+    return ", ".join([_network(configuration), *_quantization(configuration)])
+
+
+def _quantization(configuration: Mapping[str, Any]) -> list[str]:
+    parts = []
     scheme = configuration.get("scheme")
     if scheme == "none":
         parts.append("not quantized")
@@ -272,7 +384,7 @@ def title_of(configuration: Mapping[str, Any]) -> str:
         if scheme != "weights":  # that scheme leaves activations alone
             parts.append(f"{configuration['activation_bits']}-bit activations")
         parts.append(f"scheme {scheme}")
-    return ", ".join(parts)
+    return parts
 
 
 def _subtitle(dataset: Dataset, configuration: Mapping[str, Any]) -> str:
@@ -282,6 +394,12 @@ def _subtitle(dataset: Dataset, configuration: Mapping[str, Any]) -> str:
         parts.append(f"within {configuration['within']}")
     if configuration.get("exclude"):
         parts.append(f"without {configuration['exclude']}")
-    parts.append(f"{dataset.sizes['calibration_image']:,} calibration images")
-    parts.append(f"{dataset.sizes['image']:,} test images")
+    parts.append(_images(dataset))
     return " · ".join(parts)
+
+
+def _images(dataset: Dataset) -> str:
+    return (
+        f"{dataset.sizes['calibration_image']:,} calibration images · "
+        f"{dataset.sizes['image']:,} test images"
+    )

@@ -1,0 +1,98 @@
+"""The command line `python -m landscape.scan`: over bit-widths, and along guided directions."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_scan import QUICK, scan  # noqa: F401  a fixture
+
+from evolq.models import load_model
+from landscape import store
+from landscape.guided import GUIDED
+
+SMALL = (*QUICK, "--model", "fashion_resnet")
+
+
+def configuration(dataset) -> dict:
+    return json.loads(dataset.attrs["provenance"])["configuration"]
+
+
+def test_bits_against_a_factor_on_the_scales(scan) -> None:  # noqa: F811
+    code, out, err = scan(*SMALL, "--over", "bits", "--points", "2", "--out", "a")
+    assert code == 0, err
+    dataset = store.load("a/scan.nc")
+    assert dataset.loss.sizes == {"bits": 7, "multiplier": 2}
+    assert dataset.multiplier.values.tolist() == pytest.approx([0.5, 2.0])
+    assert configuration(dataset)["weight_bits"] == 8
+    assert "Test accuracy at 2 bits" in out
+
+
+def test_layers_one_at_a_time(scan) -> None:  # noqa: F811
+    arguments = ("--over", "bits", "--probe", "layers", "--weight-bits", "4")
+    code, out, err = scan(*SMALL, *arguments, "--within", "fc.*", "--out", "a")
+    assert code == 0, err
+    dataset = store.load("a/scan.nc")
+    assert dataset.layer.values.tolist() == ["fc.weight"]
+    # at the bits of the start, the start itself
+    assert (dataset.test_loss_per_image.sel(bits=4) == dataset.start_test_loss_per_image).all()
+    assert (dataset.status == 1).all()
+    assert "Layers worse at 2 bits" in out
+
+
+def test_a_line_to_a_checkpoint_ends_there(scan, tmp_path) -> None:  # noqa: F811
+    model = load_model("fashion_resnet")
+    for name, factor in (("near", 1.1), ("far", 0.5)):
+        weights = {key: value.clone() for key, value in model.state_dict().items()}
+        weights["fc.weight"] *= factor
+        save_file(weights, tmp_path / f"{name}.safetensors")
+    arguments = (
+        *SMALL, "--scheme", "none", "--over", "weights", "--directions", "towards",
+        "--checkpoints", "near.safetensors",
+    )  # fmt: skip
+    code, _, err = scan(
+        *arguments, "--probe", "rays", "--points", "11", "--radius", "1.25", "--out", "a"
+    )
+    assert code == 0, err
+    dataset = store.load("a/scan.nc")
+    assert dataset.sizes["ray"] == 1
+    assert configuration(dataset)["checkpoints"] == ["near.safetensors"]
+    scan(
+        *SMALL, "--scheme", "none", "--over", "weights", "--points", "2", "--radius", "0.1",
+        "--weights", "near.safetensors", "--out", "b",
+    )  # fmt: skip
+    end = dataset.isel(ray=0).sel(distance=1.0, method="nearest").test_loss_per_image
+    there = store.load("b/scan.nc").start_test_loss_per_image
+    torch.testing.assert_close(end.values, there.values, rtol=1e-4, atol=1e-5)
+    code, _, err = scan(*arguments, "--out", "c")
+    assert code == 2
+    assert "a plane needs 2" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--over", "bits", "--probe", "rays"), "--probe rays does not go with --over bits"),
+        (("--probe", "layers"), "--probe layers does not go with --over scales"),
+        (("--over", "bits", "--points", "3x3"), "give one number"),
+        (("--directions", "pca"), "go with --checkpoints"),
+        (("--checkpoints", "a"), "go with --checkpoints"),
+        (("--directions", "hessian"), "--scheme none"),
+        (
+            ("--scheme", "none", "--over", "weights", "--directions", "hessian",
+             "--normalise", "filter"),
+            "leave out --normalise",
+        ),
+        (("--scheme", "none", "--over", "bits"), "scheme none has no bits"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(scan, arguments, message) -> None:  # noqa: F811
+    code, _, err = scan(*arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_help_names_guided_directions(scan) -> None:  # noqa: F811
+    _, out, _ = scan("--help")
+    assert all(name in out for name in GUIDED)
