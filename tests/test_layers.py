@@ -57,7 +57,7 @@ ONLY_IN = {
     "plotly": {"landscape.plots.html", "landscape.plots.comparison_html"},
     "gudhi": {"landscape.minima"},
     "cma": {"evolq.cma_es"},
-    "scipy": {"evolq.powell", "landscape.minima"},
+    "scipy": {"evolq.powell", "landscape.guided", "landscape.minima"},
     "typer": {"evolq.command_line", "evolq.__main__", "landscape.scan", "landscape.compare"},
     "onnx": {"evolq.export"},
     "onnxruntime": {"evolq.export"},
