@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from evolq.errors import InputError
 if TYPE_CHECKING:
     import xarray as xr
     from rich.console import Console
+    from rich.status import Status
 
     from evolq.problem import Problem, Settings
 
@@ -252,7 +254,7 @@ def _transfer(
     from landscape.transfer import transfer
 
     console = Console(stderr=True)
-    parts = []
+    parts: list[xr.Dataset] = []
     for size in sorted(sizes, reverse=True):  # too many images are found out at once
         problem = _prepare(replace(settings, calibration_images=size), console)
         names = list(select(problem.start, {"scale"}, within))
@@ -268,9 +270,7 @@ def _transfer(
                     names=names,
                     criteria=criteria,
                     **search,
-                    on_run=lambda words, size=size: status.update(
-                        f"Searching on {size} calibration images: {words}"
-                    ),
+                    on_run=partial(_tell, status, size),
                 )
             )
     dataset = xr.concat(parts[::-1], "size", join="exact").sortby("size")
@@ -279,6 +279,10 @@ def _transfer(
     save(dataset, folder / "transfer.nc", "transfer")
     save_figure(draw_transfer(dataset), folder / "transfer.png")
     _print_transfer(dataset, folder)
+
+
+def _tell(status: Status, size: int, criterion: str, optimizer: str, seed: int) -> None:
+    status.update(f"Searching on {size:,} calibration images: {criterion}, {optimizer}, {seed}")
 
 
 def _prepare(settings: Settings, console: Console) -> Problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ def transfer(
     budget: float,
     seeds: Sequence[int],
     learning_rates: Sequence[float] = LEARNING_RATES,
-    on_run: Callable[[str], None] | None = None,
+    on_run: Callable[[str, str, int], None] | None = None,
 ) -> xr.Dataset:
     """Return what optimizers reach with each criterion on one calibration set.
 
@@ -47,7 +48,7 @@ def transfer(
         budget: of each run, in forward passes of this calibration set.
         seeds: of all that is drawn, one for each run.
         learning_rates: swept for gradient methods, by the calibration loss.
-        on_run: called with a few words before each run.
+        on_run: called with criterion, optimizer and seed before each run.
 
     Returns:
         A Dataset over `criterion`, `optimizer`, `seed`: `loss`, `cost`; with `image`:
@@ -67,11 +68,7 @@ def transfer(
             budget=budget,
             seeds=seeds,
             learning_rates=learning_rates,
-            on_run=(
-                (lambda optimizer, seed, name=name: on_run(f"{name}, {optimizer}, seed {seed}"))
-                if on_run
-                else None
-            ),
+            on_run=partial(on_run, name) if on_run else None,
         )
         tested: dict[int, np.ndarray] = {}
         for many in runs.values():

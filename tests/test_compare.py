@@ -14,7 +14,7 @@ from landscape import compare as compare_module
 from landscape import store
 from landscape.comparison import PLANES
 
-QUICK = ("--test-images", "20", "--budget", "5", "--seeds", "2", "--learning-rates", "0.01")
+QUICK = ("--test-images", "20", "--budget", "8", "--seeds", "2", "--learning-rates", "0.003")
 
 
 @pytest.fixture
@@ -44,19 +44,20 @@ def test_a_comparison(compare, plane) -> None:
     dataset = store.load(folder / "compare.nc", "compare")
     assert dataset.optimizer.values.tolist() == optimizers.split(",")
     assert dataset.sizes["seed"] == 2
-    assert (dataset.cost.max("step") <= 5 + 1e-6).all()
+    assert (dataset.cost.max("step") <= 8 + 1e-6).all()
     starts = dataset.isel(step=0)
     assert len(np.unique(starts.loss)) == 1, "all from the same start"
     assert (starts.distance_from_start == 0).all()
     squares = dataset.path_x**2 + dataset.path_y**2 + dataset.distance**2
     np.testing.assert_allclose(squares, dataset.distance_from_start**2, rtol=1e-3, atol=1e-7)
     if plane == "ends":
-        ends = dataset.isel(seed=0).ffill("step").isel(step=-1)
+        last = dataset.isel(seed=0).cost.argmax("step")
+        ends = dataset.isel(seed=0).isel(step=last)
         assert (ends.distance < 1e-5 + 1e-3 * ends.distance_from_start).all()
     assert dataset.surface_loss.dims == ("y", "x")
     configuration = json.loads(dataset.attrs["provenance"])["configuration"]
     assert configuration["weight_bits"] == 3
-    assert configuration["budget"] == 5
+    assert configuration["budget"] == 8
     assert "Against" in out
     assert str(folder) in out
 
@@ -104,9 +105,8 @@ def test_bad_input_is_one_line_before_any_work(compare, arguments, words) -> Non
 def test_help_names_every_optimizer_and_needs_no_torch(compare) -> None:
     code, out, _ = compare("--help")
     assert code == 0
-    words = " ".join(out.split())
-    for name in OPTIMIZERS:
-        assert name in words or name.replace("-", "- ") in words
+    words = "".join(out.split())  # lines break at hyphens
+    assert all(name in words for name in OPTIMIZERS)
     program = (
         "import sys; sys.argv = ['x', '--help']\n"
         "import landscape.compare, evolq.command_line\n"

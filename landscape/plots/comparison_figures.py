@@ -38,7 +38,9 @@ def draw_comparison(dataset: Dataset) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, 10.5), layout="constrained")
         figure.suptitle(f"{info.title}\n{info.subtitle}")
-        curves, maps, table = figure.subfigures(3, 1, height_ratios=(4, 4.6, _table_height(info)))
+        heights = (4, 4.6, _table_height(info))
+        parts: Any = figure.subfigures(3, 1, height_ratios=heights)
+        curves, maps, table = parts
         left, right, off = curves.subplots(1, 3)
         draw_losses(left, info, test=False)
         draw_losses(right, info, test=True)

@@ -92,7 +92,9 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
         found.append(
             OptimizerInfo(
                 outcome.optimizer,
-                *(_band(part, name, costs) for name in ("loss", "test_loss", "distance")),
+                _band(part, "loss", costs),
+                _band(part, "test_loss", costs),
+                _band(part, "distance", costs),
                 tuple(routes.values()),
                 outcome,
             )
