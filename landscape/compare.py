@@ -273,7 +273,7 @@ def _transfer(
                     names=names,
                     criteria=criteria,
                     **search,
-                    on_run=partial(_update, status, size),
+                    on_run=partial(_tell, status, size),
                 )
             )
     dataset = xr.concat(parts[::-1], "size", join="exact").sortby("size")
@@ -284,8 +284,8 @@ def _transfer(
     _print_transfer(dataset, folder)
 
 
-def _update(status: Status, size: int, words: str) -> None:
-    status.update(f"Searching on {size} calibration images: {words}")
+def _tell(status: Status, size: int, criterion: str, optimizer: str, seed: int) -> None:
+    status.update(f"Searching on {size:,} calibration images: {criterion}, {optimizer}, {seed}")
 
 
 def _prepare(settings: Settings, console: Console) -> Problem:

@@ -34,7 +34,7 @@ def transfer(
     budget: float,
     seeds: Sequence[int],
     learning_rates: Sequence[float] = LEARNING_RATES,
-    on_run: Callable[[str], None] | None = None,
+    on_run: Callable[[str, str, int], None] | None = None,
 ) -> xr.Dataset:
     """Return what optimizers reach with each criterion on one calibration set.
 
@@ -48,7 +48,7 @@ def transfer(
         budget: of each run, in forward passes of this calibration set.
         seeds: of all that is drawn, one for each run.
         learning_rates: swept for gradient methods, by the calibration loss.
-        on_run: called with a few words before each run.
+        on_run: called with criterion, optimizer and seed before each run.
 
     Returns:
         A Dataset over `criterion`, `optimizer`, `seed`: `loss`, `cost`; with `image`:
@@ -68,7 +68,7 @@ def transfer(
             budget=budget,
             seeds=seeds,
             learning_rates=learning_rates,
-            on_run=partial(_tell, on_run, name),
+            on_run=partial(on_run, name) if on_run else None,
         )
         tested: dict[int, np.ndarray] = {}
         for many in runs.values():
@@ -146,8 +146,3 @@ def transfer_rows(dataset: xr.Dataset) -> list[TransferRow]:
                     )
                 )
     return rows
-
-
-def _tell(on_run: Callable[[str], None] | None, criterion: str, optimizer: str, seed: int) -> None:
-    if on_run is not None:
-        on_run(f"{criterion}, {optimizer}, seed {seed}")

@@ -228,6 +228,30 @@ def test_only_what_the_recipe_names_moves(problem: Problem, recipe: Recipe) -> N
 
 
 @RECIPES_IN_TESTS
+def test_a_budget_is_not_exceeded_and_only_given_names_move(
+    problem: Problem, recipe: Recipe
+) -> None:
+    names = [name for name in problem.start if name.startswith("blocks.1.attn.qkv.weight")]
+    objective, selection = problem.objective(), problem.objective(data=labelled(12, seed=2))
+    last = list(
+        search_scales(
+            objective,
+            problem.start,
+            replace(recipe, passes=99),
+            names=names,
+            budget=7,
+            selection=selection,
+        )
+    )[-1]
+    assert last.cost == pytest.approx(objective.cost + selection.cost / 2)
+    share = problem.network.share(["blocks.1.attn.qkv.weight.scale"])
+    visit = 1 - share + (recipe.cycles + recipe.reevaluate) * share
+    assert 7 - visit - 0.5 < last.cost <= 7 + 1e-6
+    moved = {name for name in last.point if not torch.equal(last.point[name], problem.start[name])}
+    assert moved <= set(names)
+
+
+@RECIPES_IN_TESTS
 def test_a_plateau_is_survived(problem: Problem, recipe: Recipe) -> None:
     flat = Criterion("flat", lambda student, teacher, labels: torch.zeros(len(student)))
     iterates = list(

@@ -53,6 +53,7 @@ def search(name, criterion=CRITERIA["kl"], seed=0, budget=BUDGET, names=None, me
         names=names or problem().names,
         budget=budget,
         generator=torch.Generator().manual_seed(seed),
+        **({"learning_rate": 0.003} if name in GRADIENT else {}),  # so few steps, so few scales
     )
 
 

@@ -39,7 +39,8 @@ def draw_comparison(dataset: Dataset) -> Figure:
         figure = Figure(figsize=(14, 10.5), layout="constrained")
         figure.suptitle(f"{info.title}\n{info.subtitle}")
         heights = (4, 4.6, _table_height(info))
-        curves, maps, table = figure.subfigures(3, 1, height_ratios=heights)  # type: ignore[misc]
+        parts: Any = figure.subfigures(3, 1, height_ratios=heights)
+        curves, maps, table = parts
         left, right, off = curves.subplots(1, 3)
         draw_losses(left, info, test=False)
         draw_losses(right, info, test=True)
