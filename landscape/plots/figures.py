@@ -68,7 +68,7 @@ BAND_COLOURS = ListedColormap(
 )
 
 RISE_COLOURS = matplotlib.colormaps["Reds"]
-BOX_STYLE: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "linewidth": 2}
+BOX_STYLE: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 2, "zorder": 3}
 
 MARK_STYLE: dict[str, Any] = {"linestyle": "", "color": "white", "markeredgecolor": "black"}
 START_STYLE = MARK_STYLE | {"marker": "*", "markersize": 13}
