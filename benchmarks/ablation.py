@@ -278,7 +278,8 @@ def gains_table(runs: list[Run]) -> list[str]:
             for final in seeds.values()
             if final.keys() >= {"default", "published"}
         ]
-        lines.append(f"| {network} | {bits} | {over_seeds(gains, 2)} |")
+        if gains:
+            lines.append(f"| {network} | {bits} | {over_seeds(gains, 2)} |")
     return lines
 
 
