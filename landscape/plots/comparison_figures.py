@@ -112,7 +112,7 @@ def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
                 label=optimizer.name if number == 0 else None,
                 zorder=5,
             )
-    axes.plot(0, 0, **START_STYLE, zorder=6, label="start")
+    axes.plot(0, 0, **START_STYLE | {"markersize": 17}, zorder=4, label="start")
     axes.set_title(surface.name)
     axes.set_xlabel(f"{info.x.name} ({info.x.unit})")
     axes.set_ylabel(f"{info.y.name}\n({info.y.unit})")
