@@ -105,7 +105,7 @@ def problem_for(recipe: Recipe, network: str, bits: int, seed: int, **counts: in
     if network == DEIT:
         data = Path(os.environ["EVOLQ_DATA"])
         settings = replace(
-            settings, weights=data / f"{DEIT}.safetensors", images=data / "imagenet_cc" / "images"
+            settings, weights=data / f"{DEIT}.safetensors", images=data / "imagenet_cc"
         )
     return prepared(settings)
 

@@ -1,6 +1,8 @@
 import itertools
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -610,8 +612,11 @@ def test_cache_lies_in_the_home_folder_unless_told_otherwise(monkeypatch):
 # Real images --------------------------------------------------------------------------------------
 
 
-def deit_accuracy(evolq_data: Path, test: int) -> float:
-    model = load_model("deit_tiny_patch16_224", evolq_data / "deit_tiny_patch16_224.safetensors")
+def deit(evolq_data: Path) -> torch.nn.Module:
+    return load_model("deit_tiny_patch16_224", evolq_data / "deit_tiny_patch16_224.safetensors")
+
+
+def real_accuracy(model: torch.nn.Module, evolq_data: Path, test: int) -> float:
     split = folder_split(
         evolq_data / "imagenet_cc",
         preprocessing=preprocessing(model),
@@ -631,9 +636,18 @@ def accuracy(model: torch.nn.Module, images: LabelledImages) -> float:
 
 @pytest.mark.slow
 def test_deit_tiny_on_a_hundred_images(evolq_data):
-    assert deit_accuracy(evolq_data, 100) == pytest.approx(0.867, abs=0.06)
+    assert real_accuracy(deit(evolq_data), evolq_data, 100) == pytest.approx(0.867, abs=0.06)
 
 
 @pytest.mark.slow
 def test_deit_tiny_reaches_its_accuracy(evolq_data):
-    assert deit_accuracy(evolq_data, 999) == pytest.approx(0.867, abs=0.003)
+    assert real_accuracy(deit(evolq_data), evolq_data, 999) == pytest.approx(0.867, abs=0.003)
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0_reaches_its_accuracy(evolq_data, tmp_path):
+    script = Path(__file__).parent.parent / "benchmarks" / "convert_efficientnet_lite0.py"
+    file = tmp_path / "lite0.safetensors"
+    subprocess.run([sys.executable, script, file], check=True)
+    model = load_model("tf_efficientnet_lite0", file)
+    assert real_accuracy(model, evolq_data, 999) == pytest.approx(0.892, abs=0.003)

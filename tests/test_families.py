@@ -157,7 +157,13 @@ class Case:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(f, marks=[pytest.mark.slow] * f.slow, id=str(f)) for f in FAMILIES],
+    params=[
+        # one worker for all tests of a model, which is exported once
+        pytest.param(
+            f, marks=[pytest.mark.xdist_group(str(f)), *[pytest.mark.slow] * f.slow], id=str(f)
+        )
+        for f in FAMILIES
+    ],
 )
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     family: Family = request.param
