@@ -29,7 +29,7 @@ import typer
 from torch import Tensor
 
 from evolq.comparison import paired_difference
-from evolq.evolve import search_scales
+from evolq.evolve import search_scales, visits
 from evolq.mixed_precision import search_bits
 from evolq.objective import Objective, predict, score
 from evolq.points import Point
@@ -76,6 +76,9 @@ BUDGET = 60.0
 EVALUATIONS = {"fashion_vit": 241, "fashion_resnet": 241, DEIT: 97}
 # Calibration and test images of the results: what two processor cores can do.
 IMAGES = {"fashion_vit": (200, 2000), "fashion_resnet": (200, 2000), DEIT: (100, 500)}
+
+# As the command line searches: selection images choose among the ends of passes.
+SELECTED = {"default, 200 selection images": DEFAULT}
 
 # Not searched, to tell what the start of the recipes is worth.
 PLAIN = replace(DEFAULT, moment_matching=False)
@@ -164,7 +167,7 @@ def run_bits(network: str, bits: int, name: str, seed: int) -> Run:
 
 def run_result(network: str, bits: int, name: str, seed: int) -> Run:
     """Search with the recipe `name` for as many evaluations as the published one makes."""
-    recipe = replace((RECIPES | STARTS)[name], passes=10**6)
+    recipe = (RECIPES | SELECTED | STARTS)[name]
     calibration, test = IMAGES[network]
     problem = problem_for(
         recipe,
@@ -172,11 +175,20 @@ def run_result(network: str, bits: int, name: str, seed: int) -> Run:
         bits,
         seed,
         calibration_images=calibration,
-        selection_images=0,
+        selection_images=200 if name in SELECTED else 0,
         test_images=test,
     )
     evaluations = 1 if name in STARTS else EVALUATIONS[network]
-    for iterate in search_scales(problem.objective, problem.start, recipe, seed=seed):
+    passes = 10**6
+    if name in SELECTED:  # whole passes
+        passes = evaluations // (recipe.cycles * len(visits(problem.network, recipe)))
+    for iterate in search_scales(
+        problem.objective,
+        problem.start,
+        replace(recipe, passes=passes),
+        seed=seed,
+        selection=problem.selection,
+    ):
         if iterate.step > evaluations:
             break
         last = iterate
@@ -293,7 +305,7 @@ def results_tables(runs: list[Run]) -> list[str]:
 KINDS: dict[str, tuple[Callable[..., Run], Iterable[str], tuple[int, ...], Callable]] = {
     "choices": (run_choice, CHOICES, (2,), choices_table),
     "bits": (run_bits, ("searched",), (3,), test_table),
-    "results": (run_result, RECIPES | STARTS, (4, 3, 2), results_tables),
+    "results": (run_result, RECIPES | SELECTED | STARTS, (4, 3, 2), results_tables),
 }
 
 
