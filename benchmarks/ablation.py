@@ -223,7 +223,7 @@ def over_seeds(values: Iterable[float], digits: int) -> str:
     listed = list(values)
     middle = statistics.mean(listed)
     if len(listed) - 1 not in STUDENT:
-        return f"{middle:+.{digits}f} ({len(listed)} seeds)"
+        return f"{middle:+.{digits}f} ({len(listed)} seed{'s' if len(listed) > 1 else ''})"
     half = STUDENT[len(listed) - 1] * statistics.stdev(listed) / math.sqrt(len(listed))
     return f"{middle:+.{digits}f} ± {half:.{digits}f}"
 
