@@ -10,8 +10,9 @@ from hypothesis import settings
 
 settings.register_profile("patient", deadline=None)  # how busy the machine is proves nothing
 settings.load_profile("patient")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the workers share the cores already
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores already
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # and so do notebooks and other processes of theirs
 
 
 @pytest.fixture(scope="session")
