@@ -1,8 +1,6 @@
 import itertools
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -642,12 +640,3 @@ def test_deit_tiny_on_a_hundred_images(evolq_data):
 @pytest.mark.slow
 def test_deit_tiny_reaches_its_accuracy(evolq_data):
     assert real_accuracy(deit(evolq_data), evolq_data, 999) == pytest.approx(0.867, abs=0.003)
-
-
-@pytest.mark.slow
-def test_efficientnet_lite0_reaches_its_accuracy(evolq_data, tmp_path):
-    script = Path(__file__).parent.parent / "benchmarks" / "convert_efficientnet_lite0.py"
-    file = tmp_path / "lite0.safetensors"
-    subprocess.run([sys.executable, script, file], check=True)
-    model = load_model("tf_efficientnet_lite0", file)
-    assert real_accuracy(model, evolq_data, 999) == pytest.approx(0.892, abs=0.003)
