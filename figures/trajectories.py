@@ -54,10 +54,10 @@ def measure(bits: int, budget: float, seeds: int, points: int, test_images: int)
 
 def main(
     bits: Annotated[int, typer.Option(help="Bits of the weights.")] = 3,
-    budget: Annotated[float, typer.Option(help="Forward passes of each run.")] = 100,
-    seeds: Annotated[int, typer.Option(help="Seeds.")] = 5,
-    points: Annotated[int, typer.Option(help="Points of the map along each axis.")] = 21,
-    test_images: Annotated[int, typer.Option(help="Test images.")] = 1000,
+    budget: Annotated[float, typer.Option(help="Forward passes of each run.")] = 60,
+    seeds: Annotated[int, typer.Option(help="Seeds.")] = 3,
+    points: Annotated[int, typer.Option(help="Points of the map along each axis.")] = 15,
+    test_images: Annotated[int, typer.Option(help="Test images.")] = 500,
 ) -> None:
     """Measure and draw."""
     figure = draw_comparison(measure(bits, budget, seeds, points, test_images))
