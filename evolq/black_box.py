@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evolq.budgeted import BudgetedLoss, within_budget
 
-# A step of 2 %, as in Evol-Q's default recipe.
+# A first step of 2 %; those methods that adapt it go on from there.
 STEP = 0.02
 
 # Changes of a quantizer's log scale that coordinate descent tries, halved after each pass: OMSE

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evolq.errors import InputError
-from evolq.evolve import ROUNDING, Iterate
+from evolq.evolve import ROUNDING, Iterate, comparable
 from evolq.objective import Objective
 from evolq.points import Point, displace, role
 
@@ -84,7 +84,7 @@ class BudgetedLoss:
         """
         self._afford(self._part.forward.function.share)
         with self._metered():
-            loss = _number(self._part(self._entries(coordinates)))
+            loss = comparable(self._part(self._entries(coordinates)))
         self._record(coordinates, loss, label)
         return loss
 
@@ -98,7 +98,7 @@ class BudgetedLoss:
         entries = self._entries(coordinates)
         with self._metered():
             measured, found = self._part.gradient(entries)
-        loss = _number(measured)
+        loss = comparable(measured)
         self._record(coordinates, loss, label)
         parts = [(entries[name] * found[name]).flatten().double() for name in self.names]
         return loss, torch.cat(parts).cpu()
@@ -204,9 +204,3 @@ def check_search(objective: Objective, start: Point, names: Collection[str], bud
         raise InputError(
             f"the budget is {budget:g} forward passes; give 1 (the start alone) or more"
         )
-
-
-def _number(loss: Tensor) -> float:
-    """Return the loss as a number, NaN as infinity: the worst, and comparable."""
-    value = float(loss)
-    return math.inf if math.isnan(value) else value

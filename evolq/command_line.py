@@ -9,11 +9,16 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evolq.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evolq.problem import Problem, Settings
 
 # typer brings a click of its own in some versions and uses the separate package in others; either
 # way the base of all its usage errors is two steps above typer's public name.
@@ -111,6 +116,16 @@ def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _print_line(kind: str, message: str) -> None:
     print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def prepare(settings: Settings, console: Console) -> Problem:
+    """Return `evolq.prepare(settings)`, with a line that says what goes on."""
+    from evolq import problem
+
+    with console.status("Loading, quantizing and calibrating") as status:
+        return problem.prepare(
+            settings, lambda done, total: status.update(f"Reading images: {done} of {total}")
+        )
 
 
 def check_output_folder(out: Path | None, overwrite: bool) -> None:

@@ -25,7 +25,7 @@ from evolq.checkpoint import load_checkpoint, save_checkpoint
 from evolq.errors import InputError
 from evolq.network import QuantizedNetwork
 from evolq.objective import Objective
-from evolq.points import Point, role
+from evolq.points import Point, fingerprint, role
 from evolq.recipes import RECIPES, Recipe
 
 # Step factors stay below this: a step of 8 % grows to at most a factor of e. Without a bound, a
@@ -258,9 +258,9 @@ def _search(
         state = _load(checkpoint, identity, generator, objective.forward.images.device)
     else:
         entries = {name: start[name] for name in moving}
-        loss, chosen = _finite(objective(start)), math.inf
+        loss, chosen = comparable(objective(start)), math.inf
         if selection is not None:
-            chosen = _finite(selection(start))
+            chosen = comparable(selection(start))
         state = _State(entries, loss, entries, chosen, loss, cost=cost.spent())
     yield _iterate(state, start)
 
@@ -306,7 +306,7 @@ def _visit(
     def fitness(entries: Point) -> float:
         nonlocal evaluations
         evaluations += 1
-        return _finite(part(entries))
+        return comparable(part(entries))
 
     def mutate(entries: Point, step: float) -> dict[str, Tensor]:
         child = {}
@@ -338,12 +338,12 @@ def _visit(
 
 def _select(state: _State, loss: Tensor) -> _State:
     """Remember where a pass ended, if its selection loss is the least."""
-    if not _finite(loss) < state.best_loss:
+    if not comparable(loss) < state.best_loss:
         return replace(state, idle=state.idle + 1)
     return replace(
         state,
         best=state.entries,
-        best_loss=_finite(loss),
+        best_loss=comparable(loss),
         best_calibration_loss=state.loss,
         idle=0,
     )
@@ -353,7 +353,7 @@ def _site(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _finite(loss: Tensor) -> float:
+def comparable(loss: Tensor) -> float:
     """Return the loss as a number, NaN as infinity: the worst, and comparable."""
     value = float(loss)
     return math.inf if math.isnan(value) else value
@@ -428,7 +428,5 @@ def _identity(
             ideal = given.criterion.per_image(given.teacher, given.teacher, given.labels)
             for tensor in (given.forward.images, given.labels, given.teacher, ideal):
                 digest.update(tensor.cpu().contiguous().numpy().data)
-    for name, value in start.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().data)
+    digest.update(fingerprint(start).encode())
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evolq.calibration import start_of
 from evolq.errors import InputError
-from evolq.evolve import Candidate, Iterate, fittest, survivors, tournament
+from evolq.evolve import Candidate, Iterate, comparable, fittest, survivors, tournament
 from evolq.network import QuantizedNetwork
 from evolq.objective import Objective
 from evolq.points import Point, role
@@ -88,8 +88,7 @@ def _search(
     part = objective.vary(list(uniform), at=start)
 
     def candidate(entries: Point) -> Candidate:
-        loss = float(part(entries))
-        return Candidate(entries, math.inf if math.isnan(loss) else loss)
+        return Candidate(entries, comparable(part(entries)))
 
     population = [candidate(uniform)] * recipe.population
     for step in range(1, evaluations + 2):

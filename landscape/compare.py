@@ -20,10 +20,9 @@ from evolq.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
-    from rich.console import Console
     from rich.status import Status
 
-    from evolq.problem import Problem, Settings
+    from evolq.problem import Settings
 
 # Sizes of calibration sets when loss functions are compared.
 CALIBRATION_SIZES = (32, 100, 300, 1000)
@@ -206,7 +205,7 @@ def _compare(
     from landscape.store import save
 
     console = Console(stderr=True)
-    problem = _prepare(settings, console)
+    problem = options.prepare(settings, console)
     names = list(select(problem.start, {"scale"}, within))
     folder = claim()
     with console.status("Searching") as status:
@@ -259,7 +258,7 @@ def _transfer(
     console = Console(stderr=True)
     parts: list[xr.Dataset] = []
     for size in sorted(sizes, reverse=True):  # too many images are found out at once
-        problem = _prepare(replace(settings, calibration_images=size), console)
+        problem = options.prepare(replace(settings, calibration_images=size), console)
         names = list(select(problem.start, {"scale"}, within))
         if not parts:
             folder = claim()
@@ -288,21 +287,12 @@ def _tell(status: Status, size: int, criterion: str, optimizer: str, seed: int) 
     status.update(f"Searching on {size:,} calibration images: {criterion}, {optimizer}, {seed}")
 
 
-def _prepare(settings: Settings, console: Console) -> Problem:
-    from evolq.problem import prepare
-
-    with console.status("Loading, quantizing and calibrating") as status:
-        return prepare(
-            settings, lambda done, total: status.update(f"Reading images: {done} of {total}")
-        )
-
-
 def _print_outcomes(dataset: xr.Dataset, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from landscape.comparison import outcomes
-    from landscape.plots.comparison_info import interval_words
+    from landscape.plots.comparison_info import against_words, cost_words, interval_words
 
     found = outcomes(dataset)
     table = Table(
@@ -314,14 +304,13 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path) -> None:
     loss = float(dataset.loss.isel(optimizer=0, seed=0, step=0))
     table.add_row("start", f"{loss:.4f}", f"{accuracy:.1%}")
     for row in found:
-        against = row.against_first
         table.add_row(
             row.optimizer,
             f"{row.loss:.4f}",
             f"{row.test_accuracy:.1%}",
             interval_words(*row.test_accuracy_change, percent=True),
-            "" if against is None else interval_words(*against, percent=True),
-            f"{row.cost:.0f}" + (f" ({row.sweep_cost:.0f})" if row.sweep_cost else ""),
+            against_words(row),
+            cost_words(row),
         )
     console = Console()
     console.print(table)

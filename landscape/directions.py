@@ -18,13 +18,14 @@ shifts a typical zero point by r codes. Weights have no such unit, and there the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evolq.errors import InputError
-from evolq.points import Direction, Point, displacement, role
+from evolq.points import Direction, Point, combine, displacement, inner, role
 
 NORMALISATIONS = ("none", "layer", "filter")
 
@@ -108,6 +109,34 @@ def normalise(direction: Direction, point: Point, how: str = "none") -> dict[str
         factors = torch.where(lengths > 0, target / lengths, 0.0)
         result |= {name: row * factors[:, None] for name, row in rows.items()}
     return _finish(result, direction, how)
+
+
+def principal_directions(
+    rows: Sequence[Direction], weights: Sequence[float], count: int
+) -> list[tuple[float, dict[str, Tensor]]]:
+    """Return the principal directions of weighted displacements, not centred, longest first.
+
+    The singular vectors of the matrix whose rows are the displacements times the roots of their
+    weights (Li et al. 2018, section 7), from its Gram matrix: rows are few and coordinates many.
+
+    Args:
+        rows: displacements from one origin.
+        weights: of each row's square.
+        count: of directions, at most.
+
+    Returns:
+        The square of each singular value, and the direction in that length.
+    """
+    gram = np.array([[inner(a, b) for b in rows] for a in rows])
+    root = np.sqrt(weights)
+    squares, vectors = np.linalg.eigh(gram * np.outer(root, root))  # ascending
+    return [
+        (
+            float(squares[k]),
+            combine(*((row, float(f)) for row, f in zip(rows, root * vectors[:, k], strict=True))),
+        )
+        for k in range(len(rows) - 1, max(len(rows) - 1 - count, -1), -1)
+    ]
 
 
 def orthogonal_to(

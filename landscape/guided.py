@@ -17,10 +17,10 @@ from torch import Tensor
 from evolq.errors import InputError
 from evolq.models import load_model, reparameterize
 from evolq.objective import Objective
-from evolq.points import Direction, Point, combine, displacement, inner
+from evolq.points import Direction, Point, displacement
 from evolq.problem import Problem
 from evolq.saved import load_point
-from landscape.directions import normalise
+from landscape.directions import normalise, principal_directions
 
 # Of Hessian eigenvalues, relative: eigenvectors need not be more exact than a picture.
 EIGENVALUE_TOLERANCE = 1e-3
@@ -74,18 +74,8 @@ def pca(moving: Point, origin: Point, count: int, guide: Guide) -> list[Directio
     rows = towards(moving, origin, len(guide.checkpoints), guide)
     if not rows:
         return []
-    gram = np.array([[inner(a, b) for b in rows] for a in rows])
-    squares, vectors = np.linalg.eigh(gram)  # ascending
-    order = [k for k in np.argsort(-squares)[:count] if squares[k] > _ROUNDING * squares[-1]]
-    return [
-        combine(
-            *(
-                (row, float(v) / len(rows) ** 0.5)
-                for row, v in zip(rows, vectors[:, k], strict=True)
-            )
-        )
-        for k in order
-    ]
+    found = principal_directions(rows, [1 / len(rows)] * len(rows), count)
+    return [direction for square, direction in found if square > _ROUNDING * found[0][0]]
 
 
 def hessian(moving: Point, origin: Point, count: int, guide: Guide) -> list[Direction]:

@@ -138,7 +138,7 @@ def scan(
         raise InputError(f"unknown --over {over!r}; choose from {', '.join(OVER)}")
     if scheme == "none" and over != "weights":
         raise InputError(f"scheme none has no {over}; give --over weights")
-    if (over == "bits") != (probe == "layers") and probe != "plane":
+    if probe not in (("plane", "layers") if over == "bits" else ("plane", "rays")):
         raise InputError(f"--probe {probe} does not go with --over {over}; give another --probe")
     if over == "bits" and "x" in points.lower():
         raise InputError(f"--points is {points!r}, but bits have 7 rows anyway; give one number")
@@ -166,7 +166,7 @@ def scan(
     from rich.console import Console
 
     from evolq.points import select
-    from evolq.problem import Settings, prepare
+    from evolq.problem import Settings
     from landscape.directions import DIRECTIONS, NORMALISATIONS
     from landscape.guided import GUIDED
 
@@ -199,12 +199,7 @@ def scan(
         seed=seed,
         device=device,
     )
-    with console.status("Loading, quantizing and calibrating") as status:
-
-        def on_image(done: int, total: int) -> None:
-            status.update(f"Reading images: {done} of {total}")
-
-        problem = prepare(settings, on_image)
+    problem = options.prepare(settings, console)
     moving = select(problem.start, {OVER[over][0]}, within, exclude)
     reached = None  # whether an automatic radius moves the loss by 4 standard errors
     configuration = {

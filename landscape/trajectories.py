@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evolq.errors import InputError
 from evolq.points import Direction, Point, combine, displacement, inner, norm
-from landscape.directions import gaussian, normalise, orthogonal_to
+from landscape.directions import gaussian, normalise, orthogonal_to, principal_directions
 from landscape.sampling import HeldOutLoss
 from landscape.slices import Plane
 
@@ -145,17 +145,10 @@ def pca_plane(start: Point, paths: Sequence[Sequence[Point]], names: Collection[
         distinct = list({id(point): point for point in path if point is not start}.values())
         rows += [displacement(start, point, names) for point in distinct]
         weights += [1 / max(len(distinct), 1)] * len(distinct)
-    # the Gram matrix: paths have few Points and many coordinates
-    gram = np.array([[inner(a, b) for b in rows] for a in rows])
-    root = np.sqrt(weights)
-    if len(rows) > 1:
-        values, vectors = np.linalg.eigh(gram * np.outer(root, root))
-    if len(rows) < 2 or values[-2] <= _ROUNDING**2 * values[-1]:
+    found = principal_directions(rows, weights, 2) if rows else []
+    if len(found) < 2 or found[1][0] <= _ROUNDING**2 * found[0][0]:
         raise InputError("the paths lie on one line or nowhere; choose a random plane")
-    axes = [
-        combine(*((row, float(factor)) for row, factor in zip(rows, root * v, strict=True)))
-        for v in (vectors[:, -1], vectors[:, -2])
-    ]
+    axes = [axis for _, axis in found]
     last = displacement(start, paths[0][-1], names)
     axes = [combine((axis, -1.0)) if inner(axis, last) < 0 else axis for axis in axes]
     return Plane(start, *(_unit(axis, start, "") for axis in axes))

@@ -1,12 +1,16 @@
 """Fixtures of all tests."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from evolq import command_line
+from landscape import scan as scan_module
 
 settings.register_profile("patient", deadline=None)  # how busy the machine is proves nothing
 settings.load_profile("patient")
@@ -22,6 +26,36 @@ def evolq_data() -> Path:
     if not folder:
         pytest.skip("EVOLQ_DATA is not set; it names the folder of real images and weights")
     return Path(folder)
+
+
+@pytest.fixture
+def command_line_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> Callable[[Callable[..., None]], Callable[..., tuple[int, str, str]]]:
+    """Return what runs a command line in this process, in a folder of its own.
+
+    Given the command's function it returns a function of the arguments, which returns exit code,
+    standard output and error.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def runner(command: Callable[..., None]) -> Callable[..., tuple[int, str, str]]:
+        def run(*arguments: str) -> tuple[int, str, str]:
+            monkeypatch.setattr(sys, "argv", [command.__module__, *arguments])
+            with pytest.raises(SystemExit) as stopped:
+                command_line.run(command)
+            out, err = capsys.readouterr()
+            return stopped.value.code or 0, out, err
+
+        return run
+
+    return runner
+
+
+@pytest.fixture
+def scan(command_line_of):
+    """Run `python -m landscape.scan` in this process."""
+    return command_line_of(scan_module.scan)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evolq import command_line
 from evolq.optimizers import OPTIMIZERS
 from landscape import compare as compare_module
 from landscape import store
@@ -18,18 +17,9 @@ QUICK = ("--test-images", "20", "--budget", "8", "--seeds", "2", "--learning-rat
 
 
 @pytest.fixture
-def compare(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process; returns exit code, standard output and error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["landscape.compare", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.run(compare_module.compare)
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
+def compare(command_line_of):
+    """Run `python -m landscape.compare` in this process."""
+    return command_line_of(compare_module.compare)
 
 
 @pytest.mark.parametrize("plane", PLANES)

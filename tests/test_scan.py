@@ -28,21 +28,6 @@ from landscape import scan as scan_module
 QUICK = ("--calibration-images", "20", "--selection-images", "0", "--test-images", "20")
 
 
-@pytest.fixture
-def scan(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process; returns exit code, standard output and error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["landscape.scan", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.run(scan_module.scan)
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
-
-
 def test_a_plane(scan, tmp_path) -> None:
     code, out, err = scan(*QUICK, "--points", "3x2", "--radius", "0.2", "--weight-bits", "3")
     assert code == 0, err

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_scan import QUICK, scan  # noqa: F401  a fixture
+from test_scan import QUICK
 
 from evolq.models import load_model
 from landscape import store
@@ -18,7 +18,7 @@ def configuration(dataset) -> dict:
     return json.loads(dataset.attrs["provenance"])["configuration"]
 
 
-def test_bits_against_a_factor_on_the_scales(scan) -> None:  # noqa: F811
+def test_bits_against_a_factor_on_the_scales(scan) -> None:
     code, out, err = scan(*SMALL, "--over", "bits", "--points", "2", "--out", "a")
     assert code == 0, err
     dataset = store.load("a/scan.nc")
@@ -28,7 +28,7 @@ def test_bits_against_a_factor_on_the_scales(scan) -> None:  # noqa: F811
     assert "Test accuracy at 2 bits" in out
 
 
-def test_layers_one_at_a_time(scan) -> None:  # noqa: F811
+def test_layers_one_at_a_time(scan) -> None:
     arguments = ("--over", "bits", "--probe", "layers", "--weight-bits", "4")
     code, out, err = scan(*SMALL, *arguments, "--within", "fc.*", "--out", "a")
     assert code == 0, err
@@ -40,7 +40,7 @@ def test_layers_one_at_a_time(scan) -> None:  # noqa: F811
     assert "Layers worse at 2 bits" in out
 
 
-def test_a_line_to_a_checkpoint_ends_there(scan, tmp_path) -> None:  # noqa: F811
+def test_a_line_to_a_checkpoint_ends_there(scan, tmp_path) -> None:
     model = load_model("fashion_resnet")
     for name, factor in (("near", 1.1), ("far", 0.5)):
         weights = {key: value.clone() for key, value in model.state_dict().items()}
@@ -86,13 +86,13 @@ def test_a_line_to_a_checkpoint_ends_there(scan, tmp_path) -> None:  # noqa: F81
         (("--scheme", "none", "--over", "bits"), "scheme none has no bits"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together(scan, arguments, message) -> None:  # noqa: F811
+def test_what_does_not_go_together(scan, arguments, message) -> None:
     code, _, err = scan(*arguments)
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_help_names_guided_directions(scan) -> None:  # noqa: F811
+def test_help_names_guided_directions(scan) -> None:
     _, out, _ = scan("--help")
     assert all(name in out for name in GUIDED)

@@ -1,13 +1,11 @@
 """The whole way: `evolq.workflow.search` for a module, `python -m evolq` for a user."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from evolq import command_line
 from evolq.__main__ import main
 from evolq.data import bundled_split
 from evolq.errors import InputError
@@ -51,18 +49,9 @@ def test_labels_cannot_be_asked_for() -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
-    """Run the command line in this process; returns exit code, standard output and error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evolq", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.run(main)
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return call
+def run(command_line_of):
+    """Run `python -m evolq` in this process."""
+    return command_line_of(main)
 
 
 QUICK = (

@@ -17,7 +17,9 @@ from landscape.plots.comparison_info import (
     Band,
     ComparisonInfo,
     OptimizerInfo,
+    against_words,
     comparison_info,
+    cost_words,
     interval_words,
 )
 from landscape.plots.figures import LOSS_COLOURS, START_STYLE, STYLE
@@ -134,17 +136,15 @@ def draw_table(axes: Axes, info: ComparisonInfo) -> None:
     rows = [["start", f"{info.start_loss:.4f}", f"{100 * info.start_accuracy:.1f}", "", "", "", ""]]
     for optimizer in info.optimizers:
         reached = optimizer.outcome
-        against = reached.against_first
         rows.append(
             [
                 optimizer.name,
                 f"{reached.loss:.4f}",
                 f"{100 * reached.test_accuracy:.1f}",
                 interval_words(*reached.test_accuracy_change, percent=True),
-                "" if against is None else interval_words(*against, percent=True),
+                against_words(reached),
                 interval_words(*reached.test_loss_change),
-                f"{reached.cost:.0f}"
-                + (f" ({reached.sweep_cost:.0f})" if reached.sweep_cost else ""),
+                cost_words(reached),
             ]
         )
     table = axes.table(

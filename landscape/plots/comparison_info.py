@@ -141,6 +141,18 @@ def interval_words(mean: float, low: float, high: float, percent: bool = False) 
     return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
+def against_words(outcome: Outcome) -> str:
+    """Return the difference to the first optimizer in words, empty for the first itself."""
+    against = outcome.against_first
+    return "" if against is None else interval_words(*against, percent=True)
+
+
+def cost_words(outcome: Outcome) -> str:
+    """Return the cost of a run in words, that of a sweep in brackets."""
+    sweep = f" ({outcome.sweep_cost:.0f})" if outcome.sweep_cost else ""
+    return f"{outcome.cost:.0f}{sweep}"
+
+
 def _band(part: Dataset, name: str, costs: NDArray[np.float64]) -> Band:
     curves = np.stack(
         [
