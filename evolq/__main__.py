@@ -41,6 +41,7 @@ def main(
         ),
     ] = None,
     scheme: options.Scheme = "linear",
+    execution: options.Execution = "simulated",
     observer: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +108,7 @@ def main(
         weight_bits=weight_bits if average_bits is None else int(average_bits),
         activation_bits=activation_bits,
         scheme=scheme,
+        execution=execution,
         observer=observer or chosen.observer,
         weight_observer=observer or chosen.weight_observer,
         moment_matching=chosen.moment_matching,

@@ -45,6 +45,14 @@ CalibrationDir = Annotated[
 TestDir = Annotated[Path | None, typer.Option(help="Like --images, for test images only.")]
 WeightBits = Annotated[int, typer.Option(help="Bits of a weight, 2 to 8.")]
 ActivationBits = Annotated[int, typer.Option(help="Bits of an activation, 2 to 8.")]
+Execution = Annotated[
+    str,
+    typer.Option(
+        help="How the network runs: simulated; compiled (the same in fewer passes); integer "
+        "(products on integer codes, compiled; several times faster, no gradients). The first run "
+        "of the last two compiles for up to a minute."
+    ),
+]
 Scheme = Annotated[
     str,
     typer.Option(

@@ -27,12 +27,21 @@ def moment_match(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tens
         original: likewise.
         spec: of the weight's quantizer; only its granularity is read.
     """
+    mean, ratio, new_mean = moments(dequantized, original, spec)[..., None]
+    matched = (spec.granularity.rows(dequantized) - mean) * ratio + new_mean
+    return spec.granularity.from_rows(matched, original.shape)
+
+
+def moments(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the steps of `moment_match`: what each row loses, is multiplied by, and gets.
+
+    Arguments as there; the result has the shape (3, rows).
+    """
     original_rows, rows = spec.granularity.rows(original), spec.granularity.rows(dequantized)
     deviation, mean = torch.std_mean(original_rows, dim=1, correction=0)
     own_deviation, own_mean = torch.std_mean(rows, dim=1, correction=0)
     ratio = torch.where(own_deviation > 0, deviation / own_deviation, 0.0)
-    matched = (rows - own_mean[:, None]) * ratio[:, None] + mean[:, None]
-    return spec.granularity.from_rows(matched, original.shape)
+    return torch.stack([own_mean, ratio, mean])
 
 
 class MomentMatchedQuantizer(Quantizer):

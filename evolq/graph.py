@@ -126,6 +126,13 @@ def identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "__" if c == "_" else "_" for c in name)
 
 
+def source(node: fx.Node) -> fx.Node:
+    """Return the node whose values `node` only rearranges."""
+    while node.target in VIEWS:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
 def module_path(node: fx.Node) -> str:
     """Return the path of the module whose code made `node` (`blocks.3.attn.qkv`), '' if none."""
     stack = node.meta.get("nn_module_stack") or {}

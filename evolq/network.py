@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
+from evolq.fusion import fuse
 from evolq.graph import Graph, Stages, export, fold_batch_norm, share, split
+from evolq.integers import lower
 from evolq.models import reparameterize
 from evolq.placement import Site, place
 from evolq.points import Point
@@ -27,6 +29,16 @@ BATCH_SIZE = 50
 FOLDING_TOLERANCE = 1e-2
 
 
+# How a network can be run, slowest first: its graph to that which does the same. `simulated` is the
+# reference; `compiled` does the same operations in fewer passes; both have gradients. `integer`
+# computes products on codes, and what is between them compiled.
+EXECUTIONS: dict[str, Callable[[Graph], Graph]] = {
+    "simulated": lambda graph: graph,
+    "compiled": fuse,
+    "integer": lambda graph: fuse(lower(graph)),
+}
+
+
 class QuantizedNetwork:
     """The graph of a model with a quantizer on each value that a scheme names.
 
@@ -38,6 +50,7 @@ class QuantizedNetwork:
         weights: the model's own (full-precision, batch norm folded) weights, by name.
         sites: each quantizer by name, in the order in which they run.
         scheme: the scheme it was built with.
+        execution: how it runs, a name in `EXECUTIONS`.
     """
 
     def __init__(
@@ -46,11 +59,28 @@ class QuantizedNetwork:
         full_precision: fx.GraphModule,
         sites: Mapping[str, Site],
         scheme: str,
+        execution: str = "simulated",
     ) -> None:
+        if execution not in EXECUTIONS:
+            raise InputError(
+                f"unknown execution {execution!r}; choose from {', '.join(EXECUTIONS)}"
+            )
         self._graph = graph
+        self._executed = EXECUTIONS[execution](graph)
         self._full_precision = full_precision
         self._sites = dict(sites)
         self.scheme = scheme
+        self.execution = execution
+
+    def executed(self, execution: str) -> QuantizedNetwork:
+        """Return this network, run another way: a name in `EXECUTIONS`.
+
+        Raises:
+            InputError: for an unknown name.
+        """
+        return QuantizedNetwork(
+            self._graph, self._full_precision, self._sites, self.scheme, execution
+        )
 
     @property
     def weights(self) -> Point:
@@ -69,7 +99,7 @@ class QuantizedNetwork:
 
     @property
     def module(self) -> fx.GraphModule:
-        """The graph itself: called with the Point's values in the order of `names`, then images."""
+        """The simulated graph: called with the Point's values by `names`, then images."""
         return self._graph.module
 
     @property
@@ -80,9 +110,10 @@ class QuantizedNetwork:
     def share(self, names: Collection[str]) -> float:
         """Return the share of a forward pass that depends on the entries `names`.
 
-        In multiply-accumulates: what one evaluation of `vary(names, ...)` costs.
+        In multiply-accumulates: what one evaluation of `vary(names, ...)` costs. Compiled regions
+        run whole, so that this can be more than in the simulated graph.
         """
-        return share(self._graph, names)
+        return share(self._executed, names)
 
     def __call__(self, point: Point, images: Tensor) -> Tensor:
         """Return the logits (n, classes) of `images` (n, channels, height, width), one pass.
@@ -90,7 +121,7 @@ class QuantizedNetwork:
         Raises:
             InputError: if the Point lacks an entry.
         """
-        return self._graph.module(*[self._entry(point, name) for name in self.names], images)
+        return self._executed.module(*[self._entry(point, name) for name in self.names], images)
 
     def _entry(self, point: Point, name: str) -> Tensor:
         if name not in point:
@@ -204,24 +235,23 @@ class QuantizedNetwork:
             raise InputError(f"{unknown[0]!r} is not an entry of this network's Points")
         if len(images) == 0:
             raise InputError("no images; give at least one")
-        stages = split(self._graph, [name for name in self.names if name in set(names)])
+        graph = self._executed
+        stages = split(graph, [name for name in self.names if name in set(names)])
         values: dict[fx.Node, Any] = {
-            self._graph.entries[name]: self._entry(at, name)
-            for name in self.names
-            if name not in names
+            graph.entries[name]: self._entry(at, name) for name in self.names if name not in names
         }
         with torch.no_grad():
             values.update(stages.constant.run(values))
             batches = []
             for batch in images.split(batch_size):
-                values[self._graph.images] = batch
+                values[graph.images] = batch
                 made = stages.prefix.run(values)
-                made[self._graph.images] = batch
+                made[graph.images] = batch
                 kept = (*stages.suffix.inputs, stages.result)
                 batches.append({node: made[node] for node in kept if node in made})
-        del values[self._graph.images]
+        del values[graph.images]
         return PartialEvaluation(
-            stages, {name: self._graph.entries[name] for name in names}, values, batches
+            stages, {name: graph.entries[name] for name in names}, values, batches
         )
 
 

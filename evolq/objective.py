@@ -133,7 +133,15 @@ class Objective:
         A forward pass and its backward pass, for one group of compute batches after the other: a
         criterion may couple images, and a group holds all that are coupled with each other. Cost:
         three passes of the varying part (the backward pass counts two).
+
+        Raises:
+            InputError: if the network runs on integers.
         """
+        if self.forward.network.execution == "integer":
+            raise InputError(
+                "execution integer has no gradients; choose compiled or simulated where a gradient "
+                "is needed"
+            )
         function = self.forward.function
         entries = {
             name: point[name].detach().requires_grad_()

@@ -20,6 +20,7 @@ from evolq.graph import (
     dependents,
     identifier,
     module_path,
+    source,
 )
 from evolq.kernels import integer_layer_norm
 from evolq.quantizers import Granularity, PerChannel, Quantizer, QuantSpec
@@ -114,13 +115,6 @@ class Site:
         zero_point = ("zero_point",) if self.spec.has_zero_point else ()
         factor = ("factor",) if self.kind == "layer_norm" else ()
         return ("scale", *zero_point, "bits", *factor)
-
-
-def source(node: fx.Node) -> fx.Node:
-    """Return the node whose values `node` only rearranges."""
-    while node.target in VIEWS:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
 
 
 def place(
@@ -323,6 +317,8 @@ class _Placement:
                 result = graph.call_function(aten.mul.Tensor, (result, entries["factor"]))
         if kind in ("softmax", "activation", "residual"):
             self.rewire(value, result, users)
+        if "val" in value.meta:
+            result.meta["val"] = value.meta["val"]  # its shape
         self.quantized[value, kind] = result
         self.results.add(result)
         if value in self.on_images:

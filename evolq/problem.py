@@ -28,7 +28,7 @@ from evolq.models import (
     preprocessing,
     weights_hash,
 )
-from evolq.network import BATCH_SIZE, QuantizedNetwork, quantize
+from evolq.network import BATCH_SIZE, EXECUTIONS, QuantizedNetwork, quantize
 from evolq.objective import Objective, TestEvaluation, predict
 from evolq.observers import OBSERVERS
 from evolq.placement import SCHEMES
@@ -64,6 +64,7 @@ class Settings:
     weight_observer: str | None = None
     moment_matching: bool = False
     integers_in_layer_norm: bool = False
+    execution: str = "simulated"
     criterion: str = "info_nce"
     temperature: float | None = None
     calibration_images: int = 100
@@ -117,6 +118,7 @@ def check(settings: Settings) -> None:
             raise InputError(f"--{option} is {bits}; give a number from {MIN_BITS} to {MAX_BITS}")
     for option, value, known in (
         ("scheme", settings.scheme, SCHEMES),
+        ("execution", settings.execution, EXECUTIONS),
         ("observer", settings.observer, OBSERVERS),
         ("weight-observer", settings.weight_observer or settings.observer, OBSERVERS),
     ):
@@ -223,6 +225,7 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
     model = load_model(settings.model, settings.weights, settings.device)
     split = load_split(settings, model, progress)
     network = quantize(model, split.calibration.images[:2], **built)
+    network = network.executed(settings.execution)
     if settings.start is None:
         observed = split.calibration.images[:OBSERVED_IMAGES]
         start: Point = calibrate(

@@ -191,7 +191,8 @@ def codes_range(bits: Tensor | float, spec: QuantSpec) -> tuple[Tensor | float, 
     zero: the published FQ-ViT code sets to zero what would need a code of 2^bits or more, while
     code 2^bits - 1 keeps its value.
     """
-    levels = 2**bits
+    # a shift is exact, and compiled code that repeats it for each value does so at no cost
+    levels = (1 << bits.to(torch.int32)).to(bits.dtype) if isinstance(bits, Tensor) else 2**bits
     if spec.kind == "log2":
         return 0 * levels, levels
     lower = -levels / 2 if spec.signed else 0 * levels

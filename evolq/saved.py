@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, fx, nn
 
-from evolq.correction import MomentMatchedQuantizer
+from evolq.correction import MomentMatchedQuantizer, moments
 from evolq.errors import InputError
 from evolq.files import write_whole
 from evolq.graph import dependents
@@ -102,28 +102,19 @@ def integer_weights(network: QuantizedNetwork, point: Point) -> dict[str, Intege
             )
         value, scale, zero_point, bits = (values[argument] for argument in node.args)
         codes = to_codes(value, scale, zero_point, bits, spec)
-        moments = None
+        matched = None
         if _matches_moments(network, node):
             dequantized = dequantize(codes, scale, zero_point, bits, spec)
-            moments = _moments(dequantized, value, spec)
+            matched = moments(dequantized, value, spec)
         lowest, _ = codes_range(bits, spec)
         weights[name] = IntegerWeight(
-            (codes - lowest).to(torch.uint8), scale, zero_point, int(bits), spec, moments
+            (codes - lowest).to(torch.uint8), scale, zero_point, int(bits), spec, matched
         )
     return weights
 
 
 def _matches_moments(network: QuantizedNetwork, node: fx.Node) -> bool:
     return isinstance(network.module.get_submodule(str(node.target)), MomentMatchedQuantizer)
-
-
-def _moments(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tensor:
-    """Return the steps (3, rows) of `correction.moment_match`."""
-    rows, original_rows = spec.granularity.rows(dequantized), spec.granularity.rows(original)
-    deviation, mean = torch.std_mean(original_rows, dim=1, correction=0)
-    own_deviation, own_mean = torch.std_mean(rows, dim=1, correction=0)
-    ratio = torch.where(own_deviation > 0, deviation / own_deviation, 0.0)
-    return torch.stack([own_mean, ratio, mean])
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

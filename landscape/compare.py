@@ -43,6 +43,7 @@ def compare(
     weight_bits: options.WeightBits = 3,
     activation_bits: options.ActivationBits = 8,
     scheme: options.Scheme = "linear",
+    execution: options.Execution = "simulated",
     observer: options.Observer = "mse",
     optimizers: Annotated[
         str,
@@ -138,6 +139,7 @@ def compare(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         scheme=scheme,
+        execution=execution,
         observer=observer,
         criterion=criteria[0],
         temperature=temperature if len(criteria) == 1 else None,

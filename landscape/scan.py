@@ -70,6 +70,7 @@ def scan(
     ] = None,
     activation_bits: options.ActivationBits = 8,
     scheme: options.Scheme = "linear",
+    execution: options.Execution = "simulated",
     observer: options.Observer = "mse",
     over: Annotated[
         str, typer.Option(help="What moves: scales, zero_points, weights, or bits of weights.")
@@ -187,6 +188,7 @@ def scan(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         scheme=scheme,
+        execution=execution,
         observer=observer,
         criterion=criterion,
         temperature=temperature,

@@ -1,0 +1,385 @@
+"""Compiled and integer execution against the simulated graph."""
+
+import warnings
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, strategies
+from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from evolq import fusion, integers
+from evolq.calibration import calibrate
+from evolq.correction import MomentMatchedQuantizer
+from evolq.criteria import CRITERIA
+from evolq.data import LabelledImages
+from evolq.errors import InputError
+from evolq.evolve import search_scales
+from evolq.fusion import PRODUCTS, compiler_works, fuse, regions
+from evolq.graph import dependents
+from evolq.integers import WeightCodes, decode, encode, integer_product, log2_softmax, lower
+from evolq.network import EXECUTIONS, QuantizedNetwork, quantize
+from evolq.objective import Objective, predict
+from evolq.placement import SCHEMES
+from evolq.points import Point, role, select
+from evolq.quantizers import PerChannel, PerGroup, PerTensor, Quantizer, QuantSpec, codes_range
+from evolq.quantizers import quantize as to_codes
+from evolq.recipes import choose_recipe
+
+MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
+# Sums that are rounded in another order, in a network a few layers deep.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run regions as they are: quick, and the arithmetic is the same."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    fusion.compiler_works.cache_clear()
+    yield
+    fusion.compiler_works.cache_clear()
+
+
+@cache
+def build(kind: str, scheme: str, **options: object) -> tuple[QuantizedNetwork, Point]:
+    network = quantize(randomised(MODELS[kind]()), images(), scheme, **options)
+    return network, calibrate(network, images(16, seed=2), "minmax")
+
+
+# The arithmetic -----------------------------------------------------------------------------------
+
+
+def int8(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("terms", [1, 7, 1024, 2500])
+def test_integer_products_are_exact(
+    exact: bool, terms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exact:
+        monkeypatch.setattr(integers, "_int8_is_exact", lambda: False)
+    left, right = int8(2, 20, terms), int8(terms, 5, seed=1)
+    right[:, 0], left[0, 0] = -128, -128  # the largest sum
+    expected = left.long() @ right.long()
+    assert torch.equal(integer_product(left, right).long(), expected)
+
+
+@given(
+    bits=strategies.integers(2, 8),
+    signed=strategies.booleans(),
+    matched=strategies.booleans(),
+    per_channel=strategies.booleans(),
+    with_bias=strategies.booleans(),
+    seed=strategies.integers(0, 2**16),
+)
+def test_an_integer_layer_is_the_layer_on_dequantized_values(
+    bits: int, signed: bool, matched: bool, per_channel: bool, with_bias: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    spec = QuantSpec(bits, signed, granularity=PerChannel(0) if per_channel else PerTensor())
+    count = (5,) if per_channel else ()
+    kind = MomentMatchedQuantizer if matched else Quantizer
+    weight, scale, zero = drawn(5, 12), drawn(count).abs() + 0.1, 9 * drawn(count)
+    bias = drawn(5) if with_bias else None
+    width = torch.tensor(float(bits))
+    value, input_scale, input_zero = drawn(4, 12), torch.tensor(0.02), torch.tensor(100.0)
+
+    codes = encode(value, input_scale, input_zero, torch.tensor(0.0), torch.tensor(255.0), 128)
+    matrix, *constants, needed = WeightCodes(kind(spec), 128)(
+        weight, scale, zero, width, bias, input_scale, input_zero
+    )
+    rows = integers.row_sums(codes, needed)
+    result = integers.rescale(integer_product(codes, matrix), rows, *constants)
+
+    dequantized = kind(spec)(weight, scale, zero, width)
+    inputs = decode(codes, input_scale, input_zero, 128)
+    expected = functional.linear(
+        inputs.double(), dequantized.double(), None if bias is None else bias.double()
+    )
+    # float32 rounding of what is added after the exact sums
+    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_log2_softmax_has_the_codes_of_a_softmax(bits: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(3, 7, 50, generator=generator, dtype=torch.float64)
+    scale, width = torch.tensor(0.5), torch.tensor(float(bits))
+    spec = QuantSpec(max(bits, 2), kind="log2")
+    codes = to_codes(logits.softmax(-1), scale.double(), None, bits, spec)
+    expected = torch.where(codes < codes_range(bits, spec)[1], torch.exp2(-codes), 0.0)
+    found = log2_softmax(logits.float(), scale, width, -1)
+    # no probability of these is a tie to within float32 rounding
+    assert torch.equal(found.double(), expected)
+
+
+def test_a_zero_point_out_of_reach_is_named() -> None:
+    with pytest.raises(InputError, match=r"zero point of 5000 .* execution simulated"):
+        integers.code_bounds(torch.tensor(5000.0), torch.tensor(8.0), False)
+
+
+# Whole networks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("uncompiled")
+# 8-bit codes minus a zero point do not fit in int8, others do
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("matched", [False, True], ids=["plain", "matched"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_executions_agree(execution: str, kind: str, scheme: str, matched: bool, bits: int) -> None:
+    network, point = build(kind, scheme, weight_bits=bits, moment_matching=matched)
+    other = network.executed(execution)
+    with torch.no_grad():
+        # no code of these is a tie to within float32 rounding
+        torch.testing.assert_close(other(point, images(9)), network(point, images(9)), **CLOSE)
+    assert other.operations == network.operations
+    for prefix in ("qkv", "fc2", "conv2"):
+        names = [name for name in network.names if name.startswith(prefix)]
+        assert other.share(names) == network.share(names)
+
+
+def linears(network: QuantizedNetwork) -> int:
+    return sum(node.target is torch.ops.aten.linear.default for node in network.module.graph.nodes)
+
+
+@pytest.mark.parametrize("scheme", ["linear", "full"])
+def test_lowering_leaves_no_linear_layer_and_no_float_product(scheme: str) -> None:
+    network, _ = build("transformer", scheme)
+    graph = lower(network._graph)
+    on_images = dependents(graph.module.graph, [graph.images])
+    targets = [node.target for node in graph.nodes if node in on_images]
+    assert targets.count(integer_product) == linears(network) + 1  # and the patch embedding
+    assert torch.ops.aten.linear.default not in targets
+    assert torch.ops.aten.conv2d.default not in targets
+    assert targets.count(integers.times_scales) == 2  # the products of attention
+    # what is left of quantizers belongs to weights that stand in no product
+    assert not [node for node in graph.nodes if node.op == "call_module" and node in on_images]
+
+
+def test_lowering_does_not_change_the_network() -> None:
+    network, point = build("transformer", "full")
+    with torch.no_grad():
+        before = network(point, images())
+        lower(network._graph)
+        fuse(network._graph)
+        assert torch.equal(network(point, images()), before)
+
+
+def test_weights_in_groups_stay_simulated() -> None:
+    network = quantize(
+        randomised(TinyTransformer()), images(), weight_spec=QuantSpec(granularity=PerGroup(-1, 4))
+    )
+    targets = [node.target for node in lower(network._graph).nodes]
+    assert integer_product not in targets
+    assert targets.count(torch.ops.aten.linear.default) == linears(network)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_partial_evaluation_equals_the_whole(execution: str, kind: str) -> None:
+    network, start = build(kind, "full")
+    network = network.executed(execution)
+    for block in ("qkv", "fc", "conv2", "head"):
+        names = [name for name in select(start, {"scale"}) if name.startswith(block)]
+        if not names:
+            continue
+        part = network.vary(names, start, images(7), batch_size=3)
+        moved = {name: start[name] * 1.1 for name in names}
+        with torch.no_grad():
+            whole = torch.cat([network({**start, **moved}, batch) for batch in images(7).split(3)])
+            assert torch.equal(part(moved), whole)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_cuts_keep_codes() -> None:
+    network, start = build("transformer", "full")
+    names = [name for name in select(start, {"scale"}) if name.startswith("fc2")]
+    part = network.executed("integer").vary(names, start, images())
+    kept = {value.dtype for value in part.batches[0].values()}
+    assert torch.int8 in kept
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_integer_execution_has_no_gradient() -> None:
+    network, start = build("transformer", "linear")
+    data = LabelledImages(images(), torch.zeros(6, dtype=torch.int64), tuple("abcdef"))
+    objective = Objective.of(network.executed("integer"), data, CRITERIA["mse"], torch.zeros(6, 3))
+    with pytest.raises(InputError, match="execution integer has no gradients"):
+        objective.gradient(start)
+
+
+def test_an_unknown_execution_is_refused() -> None:
+    network, _ = build("residual", "linear")
+    with pytest.raises(InputError, match="choose from simulated, compiled, integer"):
+        network.executed("fast")
+
+
+# Regions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_regions_hold_every_elementwise_node_once_and_no_product(kind: str, scheme: str) -> None:
+    graph = lower(build(kind, scheme)[0]._graph)
+    inside = [node for nodes in regions(graph) for node in nodes]
+    assert len(set(inside)) == len(inside)
+    assert not any(node.target in PRODUCTS for node in inside)
+    outside = {
+        node
+        for node in dependents(graph.module.graph, [graph.images]) - set(inside)
+        if isinstance(node.meta.get("val"), Tensor) and node.op == "call_function"
+    }
+    assert all(node.target in PRODUCTS for node in outside)
+
+
+def test_no_path_leaves_a_region_and_comes_back() -> None:
+    graph = lower(build("transformer", "full")[0]._graph)
+    for nodes in regions(graph):
+        inside = set(nodes)
+        outside: set[fx.Node] = set()
+        for node in graph.nodes:
+            if node not in inside and any(
+                n in inside or n in outside for n in node.all_input_nodes
+            ):
+                outside.add(node)
+        assert not any(n in outside for node in nodes for n in node.all_input_nodes)
+
+
+class Deep(nn.Module):
+    """Equal blocks."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(depth))
+        )
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.blocks(value.flatten(2).transpose(1, 2)).mean(1)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("execution", ["compiled", "integer"])
+def test_a_deep_network_has_as_few_functions_as_a_shallow_one(execution: str) -> None:
+    counts = []
+    for depth in (3, 9):
+        network = quantize(Deep(depth), torch.randn(4, 8, 2, 2), "full").executed(execution)
+        called = [
+            network._executed.module.get_submodule(node.target)
+            for node in network._executed.nodes
+            if node.op == "call_module"
+        ]
+        shared = {id(module) for module in called if isinstance(module, fusion.Region)}
+        counts.append(len(shared))
+    assert counts[0] == counts[1]
+
+
+def test_without_a_compiler_the_graph_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: object) -> None:
+        raise RuntimeError("no C++ compiler\nfound")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    compiler_works.cache_clear()
+    network, point = build("transformer", "full")
+    with pytest.warns(UserWarning, match=r"does not work here \(no C\+\+ compiler\)"):
+        other = network.executed("compiled")
+    with torch.no_grad():
+        assert torch.equal(other(point, images()), network(point, images()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.executed("integer")  # said once
+    compiler_works.cache_clear()
+
+
+# With the compiler --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compiled_transformer() -> Iterator[tuple[QuantizedNetwork, Point]]:
+    """One network for all tests that really compile: its functions are compiled once."""
+    threads = torch.get_num_threads()
+    network, start = build("transformer", "full")
+    yield network, start
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", ["compiled", "integer"])
+def test_compiled_functions_agree_and_compile_once(
+    execution: str, compiled_transformer: tuple[QuantizedNetwork, Point]
+) -> None:
+    network, start = compiled_transformer
+    other = network.executed(execution)
+    with torch.no_grad():
+        torch.testing.assert_close(other(start, images(8)), network(start, images(8)), **CLOSE)
+        moved = {
+            name: value * 1.01 if role(name) == "scale" else value for name, value in start.items()
+        }
+        with torch.compiler.set_stance("fail_on_recompile"):
+            torch.testing.assert_close(other(moved, images(8)), network(moved, images(8)), **CLOSE)
+
+
+@pytest.mark.slow
+def test_integer_results_depend_on_neither_threads_nor_batch_size(
+    compiled_transformer: tuple[QuantizedNetwork, Point],
+) -> None:
+    network, start = compiled_transformer
+    network = network.executed("integer")
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for batch_size in (1, 3, 8, 50):
+            function = network.vary(network.names, {}, images(50), batch_size)
+            with torch.no_grad():
+                results.append(function(start))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_those_of_the_simulated_graph(
+    compiled_transformer: tuple[QuantizedNetwork, Point],
+) -> None:
+    network, start = compiled_transformer
+    data = LabelledImages(images(), torch.zeros(6, dtype=torch.int64), tuple("abcdef"))
+    teacher = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    loss, expected = Objective.of(network, data, CRITERIA["kl"], teacher).gradient(start)
+    compiled = Objective.of(network.executed("compiled"), data, CRITERIA["kl"], teacher)
+    other_loss, found = compiled.gradient(start)
+    torch.testing.assert_close(other_loss, loss, **CLOSE)
+    assert found.keys() == expected.keys()
+    for name in select(start, {"scale"}):
+        # sums of many terms of both signs, in another order
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_search_runs_on_integers() -> None:
+    model = randomised(TinyTransformer())
+    network, start = build("transformer", "full", weight_bits=3)
+    data = LabelledImages(images(12), torch.zeros(12, dtype=torch.int64), tuple("abcdefghijkl"))
+    teacher = predict(model, data.images)
+    recipe = choose_recipe("default", passes=1, cycles=3)
+    results = [
+        list(search_scales(
+            Objective.of(network.executed(execution), data, CRITERIA["kl"], teacher),
+            start, recipe, seed=1,
+        ))[-1]
+        for execution in ("simulated", "integer")
+    ]  # fmt: skip
+    assert results[0].step == results[1].step
+    # a region that holds some of what depends on the moving entries runs whole
+    assert results[0].cost <= results[1].cost <= 1.1 * results[0].cost
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-3)
