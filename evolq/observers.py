@@ -59,11 +59,6 @@ def _rows(batches: Sequence[Tensor], spec: QuantSpec) -> list[Tensor]:
     for batch in batches:
         if not batch.numel():
             raise InputError(f"a batch of shape {tuple(batch.shape)} holds no values to observe")
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(batch.detach()))).all()):
-            raise InputError(
-                f"a tensor of shape {tuple(batch.shape)} holds NaN or infinite values; "
-                "a range cannot be observed: look for broken weights or images"
-            )
     shapes = {spec.granularity.parameter_shape(batch.shape) for batch in batches}
     if len(shapes) > 1:
         raise InputError(f"batches disagree about the shape of the scale: {sorted(shapes)}")
@@ -98,9 +93,19 @@ def _shaped(
 
 
 def _extremes(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the least and the greatest value of each row over all batches."""
+    """Return the least and the greatest value of each row over all batches.
+
+    Raises:
+        InputError: if a value is not finite.
+    """
     lows, highs = zip(*(torch.aminmax(row, dim=1) for row in rows), strict=True)
-    return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    if not bool(torch.isfinite(torch.stack([low, high])).all()):
+        raise InputError(
+            f"a tensor of {rows[0].numel()} values holds NaN or infinite ones; a range cannot be "
+            "observed: look for broken weights or images"
+        )
+    return low, high
 
 
 def _moving_average(ranges: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -135,19 +140,22 @@ def ema(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | No
 
 def percentile(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
     """Average, as `ema` does, the range from percentile 0.001 to 99.999 of each batch."""
-    ranges = [(-_upper_percentile(-row), _upper_percentile(row)) for row in _rows(batches, spec)]
+    rows = _rows(batches, spec)
+    _extremes(rows)  # all must be finite
+    ranges = [(-_upper_percentile(-row), _upper_percentile(row)) for row in rows]
     return _shaped(*_moving_average(ranges), batches, spec)
 
 
-def _samples(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+def _samples(rows: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return values and their counts (None: one each), matrices (parameters, values).
+
+    `low` and `high` (parameters,) bound the values of each row.
 
     Beyond `EXACT_VALUES` per parameter these are the centres and counts of equal bins, which is
     deterministic and bounds memory.
     """
     if sum(row.shape[1] for row in rows) <= EXACT_VALUES:
         return torch.cat(list(rows), dim=1), None
-    low, high = _extremes(rows)
     counts = torch.zeros(len(low), HISTOGRAM_BINS, device=low.device)
     for row in rows:
         for channel, (least, greatest) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
@@ -183,7 +191,7 @@ def _best_factor(
 
     Shape (parameters,) or, together, (1,). Of equal errors the first factor wins, the largest.
     """
-    values, counts = _samples(rows)
+    values, counts = _samples(rows, low, high)
     least, greatest = torch.aminmax(values, dim=1)
     lower, upper = codes_range(spec.bits, spec)
     best_error = torch.full((1 if together else len(low),), torch.inf, device=low.device)
