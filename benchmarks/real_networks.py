@@ -132,8 +132,9 @@ def page(rows: list[Row]) -> str:
             "against min-max, points |",
             "|---|---|---|---|---|---|",
         ]
-        for (bits, scheme, start), row in found.items():
-            if start == "fp32":
+        for bits, scheme, start in product(WEIGHT_BITS, SCHEMES, STARTS):
+            row = found.get((bits, scheme, start))
+            if row is None:
                 continue
             lowest = found.get((bits, scheme, "minmax"), row)
             lines.append(
