@@ -40,8 +40,6 @@ OVER = {
 }
 PROBES = ("plane", "rays", "layers")
 RESULTS = ("scan.nc", "scan.png", "scan.html")
-# What a saved network brings with it.
-OF_THE_START = ("scheme", "weight_bits", "activation_bits", "observer")
 # Without --weight-bits; a scan over bits starts where nothing is lost yet.
 WEIGHT_BITS, WEIGHT_BITS_OVER_BITS = 4, 8
 # Over bits, --radius auto: a factor of 2 each way spans what a calibration could have got wrong.
@@ -154,11 +152,7 @@ def scan(
         raise InputError(f"--rays is {rays}; give 1 or more")
     if chosen_radius is None and test_images == 1:
         raise InputError("--radius auto needs 2 test images or more; give --radius or more images")
-    for name in OF_THE_START if start is not None else ():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = name.replace("_", "-")
-            raise InputError(f"--start brings its own {option}; leave out --{option}")
+    options.check_start(context, start)
     if weight_bits is None:
         weight_bits = WEIGHT_BITS_OVER_BITS if over == "bits" else WEIGHT_BITS
     options.check_output_folder(out, overwrite)
