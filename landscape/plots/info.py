@@ -67,6 +67,10 @@ MULTIPLIER_WORDS = (
     "Numbers: test accuracy (%). White: not told apart from the start."
 )
 
+# A checkpoint nearer to the plane than this share of its distance from the start lies on it: the
+# rest is rounding.
+ON_THE_PLANE = 1e-3
+
 # The entries of a legend.
 START_WORDS = "start"
 MINIMUM_WORDS = "local minimum of the test loss"
@@ -119,6 +123,21 @@ class Marker:
     on_edge: bool = False
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a checkpoint lies on a plane: its nearest point there."""
+
+    number: int  # in the order in which they were given, from 1
+    x: float
+    y: float
+    words: str  # its name, and how far off the plane it is, as a share of its way from the start
+
+    @property
+    def label(self) -> str:
+        """Its entry in a legend."""
+        return f"{self.number}: {self.words}"
+
+
 @dataclass(frozen=True, eq=False)
 class Surface:
     """One loss of a plane, with what is marked on it."""
@@ -142,6 +161,7 @@ class PlaneInfo:
     change_error: NDArray[np.float64]  # its paired standard error
     confidence: Quantity  # the band that change / change_error lies in: an index of BAND_WORDS
     accuracy: NDArray[np.float64]
+    checkpoints: tuple[Checkpoint, ...]  # those in the range of the axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,9 +226,15 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
     configuration = configuration_of(dataset)
     change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
     change_error = paired_noise(dataset)
+    checkpoints = _checkpoints(dataset)
+    shown = tuple(one for one in checkpoints if _in_range(dataset, one))
+    subtitle = _subtitle(dataset, configuration)
+    if len(shown) < len(checkpoints):
+        outside = len(checkpoints) - len(shown)
+        subtitle += f" · {outside} of {len(checkpoints)} checkpoints outside the map"
     return PlaneInfo(
         title=title_of(configuration),
-        subtitle=_subtitle(dataset, configuration),
+        subtitle=subtitle,
         x=_axis(dataset.x, "Step along x", configuration),
         y=_axis(dataset.y, "Step along y", configuration),
         loss=Surface(
@@ -231,7 +257,39 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
             "in paired standard errors",
         ),
         accuracy=dataset.test_accuracy.values,
+        checkpoints=shown,
     )
+
+
+def _checkpoints(dataset: Dataset) -> list[Checkpoint]:
+    """Return the checkpoints in a Dataset, if there are any."""
+    if "checkpoint" not in dataset.dims:
+        return []
+    return [
+        Checkpoint(
+            number + 1,
+            float(one.checkpoint_x),
+            float(one.checkpoint_y),
+            _checkpoint_words(
+                str(one.checkpoint.values),
+                float(one.checkpoint_distance),
+                float(one.checkpoint_distance_from_start),
+            ),
+        )
+        for number in range(dataset.sizes["checkpoint"])
+        for one in [dataset.isel(checkpoint=number)]
+    ]
+
+
+def _checkpoint_words(name: str, off: float, from_start: float) -> str:
+    if off <= ON_THE_PLANE * from_start:
+        return name
+    return f"{name} ({off / from_start:.1%} off the plane)"
+
+
+def _in_range(dataset: Dataset, checkpoint: Checkpoint) -> bool:
+    x, y = dataset.x.values, dataset.y.values
+    return bool(x[0] <= checkpoint.x <= x[-1] and y[0] <= checkpoint.y <= y[-1])
 
 
 def rays_info(dataset: Dataset) -> RaysInfo:
