@@ -87,6 +87,7 @@ def test_a_hole_in_the_surface_is_a_hole():
     info = comparison_info(dataset)
     assert np.isnan(info.loss.values[1, 2])
     assert np.isfinite(info.loss.values).sum() == info.loss.values.size - 1
+    assert np.isfinite(info.test_loss.values).all(), "each loss is judged by itself"
 
 
 def test_every_optimizer_has_its_own_look():

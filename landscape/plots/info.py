@@ -238,11 +238,13 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
         x=_axis(dataset.x, "Step along x", configuration),
         y=_axis(dataset.y, "Step along y", configuration),
         loss=Surface(
-            _quantity(dataset, dataset.loss, "Calibration loss", criterion_words(configuration)),
+            quantity_of(
+                dataset.loss, dataset.status, "Calibration loss", criterion_words(configuration)
+            ),
             Marker(0.0, 0.0, _start(dataset, "loss_per_image")),
         ),
         test_loss=Surface(
-            _quantity(dataset, dataset.test_loss, "Test loss", TEST_LOSS_WORDS),
+            quantity_of(dataset.test_loss, dataset.status, "Test loss", TEST_LOSS_WORDS),
             Marker(0.0, 0.0, _start(dataset, "test_loss_per_image")),
             tuple(
                 Marker(m.coordinates["x"], m.coordinates["y"], m.value, m.boundary) for m in minima
@@ -250,9 +252,9 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
         ),
         change=change.values,
         change_error=change_error.values,
-        confidence=_quantity(
-            dataset,
+        confidence=quantity_of(
             change.copy(data=bands(change, change_error)),
+            dataset.status,
             "Test loss against the start",
             "in paired standard errors",
         ),
@@ -305,14 +307,16 @@ def rays_info(dataset: Dataset) -> RaysInfo:
         subtitle=_subtitle(dataset, configuration),
         distance=_axis(dataset.distance, "Signed distance along a ray", configuration),
         loss=Curves(
-            _quantity(dataset, loss, "Calibration loss", criterion_words(configuration)),
+            quantity_of(loss, dataset.status, "Calibration loss", criterion_words(configuration)),
             None,
             loss.mean("ray", skipna=False).values,
             None,
             _start(dataset, "loss_per_image"),
         ),
         test_loss=Curves(
-            _quantity(dataset, test_loss.mean("image", skipna=False), "Test loss", TEST_LOSS_WORDS),
+            quantity_of(
+                test_loss.mean("image", skipna=False), dataset.status, "Test loss", TEST_LOSS_WORDS
+            ),
             paired_noise(dataset).values,
             mean_test_loss.mean("image", skipna=False).values,
             paired_standard_error(mean_test_loss.values),
@@ -334,7 +338,7 @@ def bits_info(dataset: Dataset) -> BitsInfo:
     )
     configuration = configuration_of(dataset)
     change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
-    quantity = _quantity(dataset, change, "Test loss above the start's", "nats")
+    quantity = quantity_of(change, dataset.status, "Test loss above the start's", "nats")
     highest = max(quantity.limits[1], 1e-6)
     rises = sorted({float(f"{highest * (step / 4) ** 2:.1g}") for step in range(5)})
     error = paired_noise(dataset).values
@@ -394,9 +398,13 @@ def _start(dataset: Dataset, name: str) -> float:
     return float(dataset[f"start_{name}"].mean(dtype=np.float64))
 
 
-def _quantity(dataset: Dataset, values: DataArray, name: str, measure: str) -> Quantity:
+def quantity_of(values: DataArray, status: DataArray, name: str, measure: str) -> Quantity:
+    """Return a quantity over the points of a scan or of a map, given their status.
+
+    Each quantity is judged by itself: a test loss that is not finite hides no calibration loss.
+    """
     numbers = values.values.astype(np.float64)
-    not_computed = dataset.status.values == NOT_COMPUTED
+    not_computed = status.transpose(*values.dims).values == NOT_COMPUTED
     finite = np.isfinite(numbers) & ~not_computed
     return Quantity(
         name, measure, np.where(finite, numbers, np.nan), ~finite & ~not_computed, not_computed
