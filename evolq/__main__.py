@@ -163,9 +163,11 @@ def _search(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from evolq.points import select
     from evolq.workflow import improve, iterates_at_most
 
-    total = iterates_at_most(problem.network, recipe, average_bits, within)
+    names = None if within is None else select(problem.start, recipe.roles, within)
+    total = iterates_at_most(problem.network, recipe, average_bits, names)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -181,7 +183,7 @@ def _search(
             problem.start,
             recipe,
             average_bits=average_bits,
-            within=within,
+            names=names,
             selection=problem.selection,
             seed=problem.settings.seed,
             checkpoint=checkpoint,

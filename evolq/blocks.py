@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 from evolq.errors import InputError
 from evolq.graph import MATRIX_PRODUCTS, dependents, module_path
 from evolq.network import QuantizedNetwork
 
 
-def find_blocks(network: QuantizedNetwork, within: str | None = None) -> dict[str, tuple[str, ...]]:
+def find_blocks(network: QuantizedNetwork) -> dict[str, tuple[str, ...]]:
     """Return the names of all quantizers' entries by block, both in the order in which they run.
 
     A block is an attention module with everything in it; else the module that a weight's layer
     belongs to, together with such modules inside it: an MLP (`blocks.3.mlp`), a residual block with
     its shortcut (`layer2.0`), a patch embedding. A layer at the top (`head`) is a block of its own.
 
-    Args:
-        network: from `quantize`.
-        within: a glob over names of Points; entries that do not match are left out.
-
     Raises:
-        InputError: if the network has no quantizers, or none within `within`.
+        InputError: if the network has no quantizers.
     """
     if not network.sites:
         raise InputError(
@@ -42,14 +36,7 @@ def find_blocks(network: QuantizedNetwork, within: str | None = None) -> dict[st
         layer = layers[name]
         block = _innermost(layer, known) or _parent(layer) or layer
         found.setdefault(block, []).extend(f"{name}.{role}" for role in site.roles())
-    matching = {
-        block: tuple(entry for entry in entries if within is None or fnmatchcase(entry, within))
-        for block, entries in found.items()
-    }
-    if not any(matching.values()):
-        example = f"{next(iter(network.sites))}.scale"
-        raise InputError(f"no quantizer is within {within!r}; names look like {example!r}")
-    return {block: entries for block, entries in matching.items() if entries}
+    return {block: tuple(entries) for block, entries in found.items()}
 
 
 def attention_modules(network: QuantizedNetwork) -> frozenset[str]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 UsageError: Any = typer.BadParameter.__mro__[2]
 
 RUNS = Path("runs")
+# Options that say again what a saved network brings with it.
+OF_THE_START = ("scheme", "weight_bits", "activation_bits", "observer")
 
 Model = Annotated[str, typer.Option(help="fashion_vit, fashion_resnet or any timm name.")]
 Weights = Annotated[
@@ -134,6 +136,19 @@ def prepare(settings: Settings, console: Console) -> Problem:
         return problem.prepare(
             settings, lambda done, total: status.update(f"Reading images: {done} of {total}")
         )
+
+
+def check_start(context: typer.Context, start: Path | None) -> None:
+    """Check that the options given with `--start` do not say again what the saved network brings.
+
+    Raises:
+        InputError: if one does; it would have no effect.
+    """
+    for name in OF_THE_START if start is not None else ():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise InputError(f"--start brings its own {option}; leave out --{option}")
 
 
 def check_output_folder(out: Path | None, overwrite: bool) -> None:

@@ -68,7 +68,6 @@ def search_scales(
     recipe: Recipe = RECIPES["default"],
     *,
     seed: int = 0,
-    within: str | None = None,
     names: Collection[str] | None = None,
     budget: float = math.inf,
     selection: Objective | None = None,
@@ -88,8 +87,7 @@ def search_scales(
         start: a complete Point; never changed.
         recipe: how to search; what it says about starting is for whoever made `start`.
         seed: of all that is drawn.
-        within: a glob over names; other entries stay.
-        names: entries that may move, by whole names; None for all within `within`.
+        names: entries that may move (`evolq.points.select` finds them by a glob); None for all.
         budget: forward-pass equivalents of the calibration set, counted as in `Iterate.cost`; a
             visit that would go beyond it is not begun.
         selection: on selection images, for the choice of the result and for stopping early.
@@ -105,23 +103,25 @@ def search_scales(
                 f"a search needs an Objective on calibration or selection images, not a "
                 f"{type(given).__name__}"
             )
-    return _search(objective, start, recipe, seed, within, names, budget, selection, checkpoint)
+    return _search(objective, start, recipe, seed, names, budget, selection, checkpoint)
 
 
 def visits(
-    network: QuantizedNetwork,
-    recipe: Recipe,
-    within: str | None = None,
-    names: Collection[str] | None = None,
+    network: QuantizedNetwork, recipe: Recipe, names: Collection[str] | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Return the names that move in each visit of one pass, by block, in the order of the visits.
+
+    Args:
+        network: from `quantize`.
+        recipe: says which roles move, and where.
+        names: entries that may move; None for all.
 
     Raises:
         InputError: if nothing can move.
     """
     attention = attention_modules(network) if recipe.attention_only else frozenset()
     found = {}
-    for block, entries in find_blocks(network, within).items():
+    for block, entries in find_blocks(network).items():
         moving = tuple(
             name
             for name in entries
@@ -133,9 +133,10 @@ def visits(
             found[block] = moving
     chosen = {block: moving for block, moving in found.items() if block in attention} or found
     if not chosen:
+        wanted = " or ".join(recipe.roles) + (" of a weight" if recipe.weights_only else "")
+        where = "this network" if names is None else f"the {len(names)} names given"
         raise InputError(
-            f"no {' or '.join(recipe.roles)} within {within or '*'!r} can move in this network; "
-            "choose another --within or recipe"
+            f"no {wanted} in {where} can move; choose other names (--within) or another recipe"
         )
     return dict(reversed(chosen.items())) if recipe.last_block_first else chosen
 
@@ -240,14 +241,13 @@ def _search(
     start: Point,
     recipe: Recipe,
     seed: int,
-    within: str | None,
     names: Collection[str] | None,
     budget: float,
     selection: Objective | None,
     checkpoint: Path | None,
 ) -> Iterator[Iterate]:
     network = objective.forward.network
-    order = visits(network, recipe, within, names)
+    order = visits(network, recipe, names)
     generator = torch.Generator().manual_seed(seed)
     cost = _Meter(objective, selection)
     moving = [name for entries in order.values() for name in entries]

@@ -9,15 +9,16 @@ others.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional
 
 from evolq.errors import InputError
-from evolq.graph import aten
+from evolq.graph import aten, extract
 from evolq.layers import Grid, Layer, grid_of, weighted_layers
 from evolq.network import BATCH_SIZE, QuantizedNetwork
 from evolq.points import Point
@@ -36,8 +37,9 @@ def gptq(
     """Return `start` with each layer's weight rounded by GPTQ, layer by layer.
 
     A layer's Hessian comes from its inputs in the quantized network, the layers before it rounded
-    already. Layers run in the order of the graph; weights of other operators than linear layers and
-    2-D convolutions stay as they are.
+    already. Layers run in the order of the graph, each part of it once; of all images, the values
+    that later parts read are kept meanwhile. Weights of other operators than linear layers and 2-D
+    convolutions stay as they are.
 
     Args:
         network: from `quantize`.
@@ -54,11 +56,14 @@ def gptq(
     if damping <= 0:
         raise InputError(f"the damping is {damping:g}; give a positive number such as {DAMPING:g}")
     point = dict(start)
-    for layer in weighted_layers(network):
-        if layer.node.target not in (aten.linear.default, aten.conv2d.default):
-            continue
-        hessian = _hessian(network, point, layer, images.split(batch_size))
+    layers = [
+        layer
+        for layer in weighted_layers(network)
+        if layer.node.target in (aten.linear.default, aten.conv2d.default)
+    ]
+    for layer, inputs in layer_inputs(network, point, layers, images.split(batch_size)):
         weight = point[layer.name]
+        hessian = _hessian(layer, inputs, weight)
         rows_of = partial(_rows, groups=len(hessian))
         grid = grid_of(network, point, layer.name).map(rows_of)
         rounded = [
@@ -67,6 +72,42 @@ def gptq(
         ]
         point[layer.name] = torch.stack(rounded).reshape(weight.shape).to(weight.dtype)
     return point
+
+
+def layer_inputs(
+    network: QuantizedNetwork, point: Point, layers: Sequence[Layer], batches: Sequence[Tensor]
+) -> Iterator[tuple[Layer, list[Tensor]]]:
+    """Yield each layer with its inputs, one for each batch of images; no operator runs twice.
+
+    The network runs on from one layer's input to the next one's at what `point` holds by then: to
+    round a layer's weight, change it there before the next layer is asked for.
+
+    Args:
+        network: from `quantize`.
+        point: complete.
+        layers: in the order in which they run.
+        batches: of images, each (n, channels, height, width).
+    """
+    graph = network.module.graph
+    *entries, images = graph.find_nodes(op="placeholder")
+    done = {images, *entries}
+    kept: list[dict[fx.Node, Tensor]] = [{images: batch} for batch in batches]
+    for layer in layers:
+        source = layer.node.all_input_nodes[0]
+        before = {source}
+        for node in reversed(graph.nodes):
+            if node in before:
+                before.update(node.all_input_nodes)
+        missing = before - done
+        done |= missing
+        read_later = [n for n in graph.nodes if n in done and not done.issuperset(n.users)]
+        part = extract(network.module, missing, [n for n in read_later if n in missing])
+        at = {node: point[name] for node, name in zip(entries, network.names, strict=True)}
+        for index, values in enumerate(kept):
+            with torch.no_grad():
+                values = {**values, **part.run({**at, **values})}
+            kept[index] = {node: values[node] for node in read_later if node in values}
+        yield layer, [values[source] for values in kept]
 
 
 def round_columns(weight: Tensor, hessian: Tensor, grid: Grid, damping: float = DAMPING) -> Tensor:
@@ -100,15 +141,11 @@ def _rows(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, -1).double()
 
 
-def _hessian(
-    network: QuantizedNetwork, point: Point, layer: Layer, batches: tuple[Tensor, ...]
-) -> Tensor:
+def _hessian(layer: Layer, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
     """Return the sum of x x^T over a layer's inputs, (groups, inputs, inputs), float64."""
-    source = layer.node.all_input_nodes[0].name
     total: Tensor | float = 0.0
-    for batch in batches:
-        values = network.record([source], batch, point)[source]
-        rows = _input_rows(layer, values, point[layer.name]).double()
+    for values in inputs:
+        rows = _input_rows(layer, values, weight).double()
         total = total + rows.transpose(1, 2) @ rows
     assert isinstance(total, Tensor)
     return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from evolq.evolve import Iterate, search_scales, visits
 from evolq.mixed_precision import search_bits
 from evolq.network import BATCH_SIZE, QuantizedNetwork, quantize
 from evolq.objective import Objective, predict
-from evolq.points import Point
+from evolq.points import Point, select
 from evolq.problem import OBSERVED_IMAGES
 from evolq.recipes import Recipe, choose_recipe
 from evolq.saved import save
@@ -33,7 +33,7 @@ def improve(
     recipe: Recipe,
     *,
     average_bits: float | None = None,
-    within: str | None = None,
+    names: Collection[str] | None = None,
     selection: Objective | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -48,7 +48,7 @@ def improve(
         start: a complete Point.
         recipe: of both searches.
         average_bits: bits of a weight value on average, or None to leave the bits alone.
-        within: a glob over names of scales; others stay.
+        names: entries that may move in the search of scales; None for all.
         selection: on selection images; they choose among the ends of passes.
         seed: of all that is drawn.
         checkpoint: a file.
@@ -71,7 +71,7 @@ def improve(
         start,
         recipe,
         seed=seed,
-        within=within,
+        names=names,
         selection=selection,
         checkpoint=checkpoint,
     ):
@@ -79,11 +79,14 @@ def improve(
 
 
 def iterates_at_most(
-    network: QuantizedNetwork, recipe: Recipe, average_bits: float | None, within: str | None
+    network: QuantizedNetwork,
+    recipe: Recipe,
+    average_bits: float | None,
+    names: Collection[str] | None,
 ) -> int:
     """Return how many Iterates `improve` yields without selection images, for progress bars."""
     bits = 0 if average_bits is None else 1 + BIT_EVALUATIONS
-    return bits + 1 + recipe.passes * len(visits(network, recipe, within))
+    return bits + 1 + recipe.passes * len(visits(network, recipe, names))
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,9 @@ def search(
     logits = predict(teacher, calibration_images, batch_size)
     objective = Objective.of(network, data, measure, logits, batch_size)
     start_loss = float(objective(start))
+    names = None if within is None else select(start, chosen.roles, within)
     for iterate in improve(
-        objective, start, chosen, average_bits=average_bits, within=within, seed=seed
+        objective, start, chosen, average_bits=average_bits, names=names, seed=seed
     ):
         last = iterate
     shape = tuple(calibration_images.shape[1:])

@@ -31,6 +31,7 @@ RESULTS = ("compare.nc", "compare.png", "compare.html", "transfer.nc", "transfer
 
 
 def compare(
+    context: typer.Context,
     model: options.Model = "fashion_vit",
     weights: options.Weights = None,
     images: options.Images = None,
@@ -113,6 +114,7 @@ def compare(
         raise InputError(f"--budget is {budget:g} forward passes; give 2 or more")
     if test_images < 2:
         raise InputError(f"--test-images is {test_images}; an interval needs 2 or more")
+    options.check_start(context, start)
     options.check_output_folder(out, overwrite)
 
     from rich.console import Console

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from evolq.errors import InputError
 from evolq.points import Point
 from landscape.roughness import paired_standard_error
-from landscape.slices import Line, Plane
+from landscape.slices import Line, Place, Plane
 
 NOT_COMPUTED, FINITE, NOT_FINITE = 0, 1, 2
 
@@ -86,6 +86,7 @@ def sample_plane(
     objective: CalibrationLoss,
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
+    checkpoints: Mapping[str, Point] | None = None,
 ) -> xr.Dataset:
     """Measure the losses at all `plane.at(a, b)` with a in `x` and b in `y`, row by row.
 
@@ -96,7 +97,9 @@ def sample_plane(
 
     `on_point(dataset, done, total)` is called before the first point, when the start has been
     measured, and after each one, with the Dataset that is being filled: whoever keeps it keeps
-    what was measured when the work is interrupted.
+    what was measured when the work is interrupted. Where `checkpoints` (by name) lie relative to
+    the plane is kept as `checkpoint_x`, `checkpoint_y`, `checkpoint_distance` (off the plane) and
+    `checkpoint_distance_from_start`, see `landscape.slices.Place`; nothing is measured there.
 
     Raises:
         InputError: before any work, if a coordinate array is not ascending, finite and of 2 or
@@ -109,7 +112,18 @@ def sample_plane(
         for column, a in enumerate(coordinates["x"])
     )
     names = tuple(sorted(plane.x.keys() | plane.y.keys()))
-    return sample_cells(plane.origin, coordinates, [(names, cells)], objective, test, on_point)
+    places = _places(plane, checkpoints) if checkpoints else None
+    return sample_cells(
+        plane.origin, coordinates, [(names, cells)], objective, test, on_point, places
+    )
+
+
+def _places(plane: Plane, checkpoints: Mapping[str, Point]) -> xr.Dataset:
+    rows = np.array([plane.place(point) for point in checkpoints.values()])
+    return xr.Dataset(
+        {f"checkpoint_{name}": ("checkpoint", rows[:, i]) for i, name in enumerate(Place._fields)},
+        {"checkpoint": list(checkpoints)},
+    )
 
 
 def sample_rays(
@@ -219,6 +233,7 @@ def sample_cells(
     objective: CalibrationLoss,
     test: HeldOutLoss,
     on_point: OnPoint | None,
+    also: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """Fill a Dataset over `coordinates`, one labelled cell after the other.
 
@@ -230,13 +245,14 @@ def sample_cells(
         objective: on calibration images.
         test: on test images.
         on_point: see `sample_plane`.
+        also: what the Dataset holds besides, from the first `on_point` on.
     """
     dataset = None
     done = 0
     for names, cells in groups:
         losses = objective.vary(names, at=origin), test.vary(names, at=origin)
         if dataset is None:
-            dataset = _empty(coordinates, *_measure(*losses, names, origin))
+            dataset = _empty(coordinates, *_measure(*losses, names, origin)).assign(also or {})
             if on_point:
                 on_point(dataset, 0, dataset["status"].size)
         for cell, point in cells:

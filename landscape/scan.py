@@ -40,14 +40,13 @@ OVER = {
 }
 PROBES = ("plane", "rays", "layers")
 RESULTS = ("scan.nc", "scan.png", "scan.html")
-# What a saved network brings with it.
-OF_THE_START = ("scheme", "weight_bits", "activation_bits", "observer")
 # Without --weight-bits; a scan over bits starts where nothing is lost yet.
 WEIGHT_BITS, WEIGHT_BITS_OVER_BITS = 4, 8
 # Over bits, --radius auto: a factor of 2 each way spans what a calibration could have got wrong.
 BITS_RADIUS = math.log(2)
-# Towards checkpoints, --radius auto: past them; 11 points hit the start and each checkpoint.
-TOWARDS_RADIUS = 1.25
+# Led by checkpoints, --radius auto: so many times as far as they are. Towards them, 11 points then
+# hit the start and each checkpoint.
+BEYOND_CHECKPOINTS = 1.25
 
 
 def scan(
@@ -105,7 +104,7 @@ def scan(
         typer.Option(
             help="How far to go, in lengths of the directions: for scales 0.1 changes a typical "
             "scale by 10 %. auto: double it until the test loss has moved by 4 standard errors; a "
-            "factor of 2 over bits, 1.25 towards checkpoints."
+            "factor of 2 over bits, somewhat past the checkpoints with towards and pca."
         ),
     ] = "auto",
     points: Annotated[
@@ -155,11 +154,7 @@ def scan(
         raise InputError(f"--rays is {rays}; give 1 or more")
     if chosen_radius is None and test_images == 1:
         raise InputError("--radius auto needs 2 test images or more; give --radius or more images")
-    for name in OF_THE_START if start is not None else ():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = name.replace("_", "-")
-            raise InputError(f"--start brings its own {option}; leave out --{option}")
+    options.check_start(context, start)
     if weight_bits is None:
         weight_bits = WEIGHT_BITS_OVER_BITS if over == "bits" else WEIGHT_BITS
     options.check_output_folder(out, overwrite)
@@ -219,16 +214,17 @@ def scan(
         how = normalise or ("none" if directions in GUIDED else OVER[over][1])
         configuration |= {"directions": directions, "normalise": how}
         count = 2 if probe == "plane" else rays
+        ends = _load(problem, checkpoints or [])
         if directions in GUIDED:
-            lines = _guided_lines(problem, moving, count, directions, checkpoints or [], probe)
+            lines = _guided_lines(problem, moving, count, directions, ends, probe)
         else:
             lines = _lines(problem, moving, None if probe == "plane" else rays, directions, how)
-        if chosen_radius is None and directions == "towards":
-            chosen_radius = TOWARDS_RADIUS
+        if chosen_radius is None and ends:
+            chosen_radius = BEYOND_CHECKPOINTS * _reach(lines, ends, directions)
         if chosen_radius is None:
             with console.status("Choosing the radius"):
                 chosen_radius, reached = _auto(problem, lines, console)
-        sample = _over_slice(problem, lines, probe, chosen_radius, columns, rows)
+        sample = _over_slice(problem, lines, probe, chosen_radius, columns, rows, ends)
     provenance = problem.provenance
     provenance["configuration"] |= configuration | {
         "radius": chosen_radius,
@@ -285,21 +281,37 @@ def _lines(problem: Problem, moving: Point, rays: int | None, kind: str, how: st
     return [Line(problem.start, direction) for direction in drawn]
 
 
+def _load(problem: Problem, paths: list[Path]) -> dict[str, Point]:
+    """Return checkpoints by the names of their files, without folders if that tells them apart."""
+    from landscape.guided import load_checkpoints
+
+    short = len({path.stem for path in paths}) == len(set(paths))
+    names = [path.stem if short else str(path) for path in paths]
+    return dict(zip(names, load_checkpoints(problem, paths), strict=True))
+
+
 def _guided_lines(
-    problem: Problem, moving: Point, count: int, kind: str, paths: list[Path], probe: str
+    problem: Problem, moving: Point, count: int, kind: str, ends: dict[str, Point], probe: str
 ) -> list[Line]:
     """Return lines along at most `count` directions that checkpoints or curvature lead."""
-    from landscape.guided import GUIDED, Guide, load_checkpoints
+    from landscape.guided import GUIDED, Guide
     from landscape.slices import Line
 
-    guide = Guide(load_checkpoints(problem, paths), problem.objective)
+    guide = Guide(list(ends.values()), problem.objective)
     found = GUIDED[kind](moving, problem.start, count, guide)
     if probe == "plane" and len(found) < 2:
         raise InputError(
-            f"--directions {kind} found {len(found)} with {len(paths)} checkpoints, and a plane "
+            f"--directions {kind} found {len(found)} with {len(ends)} checkpoints, and a plane "
             "needs 2; give more different --checkpoints, or --probe rays"
         )
     return [Line(problem.start, direction) for direction in found]
+
+
+def _reach(lines: list[Line], ends: dict[str, Point], kind: str) -> float:
+    """Return how far the checkpoints are along the lines, in lengths of the directions."""
+    if kind == "towards":  # each at 1 on its own line
+        return 1.0
+    return max(abs(line.project(end)[0]) for line in lines for end in ends.values())
 
 
 def _auto(problem: Problem, lines: list[Line], console: Console) -> tuple[float, bool]:
@@ -319,7 +331,13 @@ def _auto(problem: Problem, lines: list[Line], console: Console) -> tuple[float,
 
 
 def _over_slice(
-    problem: Problem, lines: list[Line], probe: str, radius: float, columns: int, rows: int
+    problem: Problem,
+    lines: list[Line],
+    probe: str,
+    radius: float,
+    columns: int,
+    rows: int,
+    ends: dict[str, Point],
 ) -> Sample:
     """Return what measures a plane or rays, given what to call after each point."""
     from landscape.sampling import axis, sample_plane, sample_rays
@@ -330,7 +348,7 @@ def _over_slice(
         return lambda on_point: sample_rays(lines, axis(radius, columns), *losses, on_point)
     plane = Plane(problem.start, lines[0].direction, lines[1].direction)
     axes = axis(radius, columns), axis(radius, rows)
-    return lambda on_point: sample_plane(plane, *axes, *losses, on_point)
+    return lambda on_point: sample_plane(plane, *axes, *losses, on_point, ends)
 
 
 def _over_bits(problem: Problem, moving: Point, probe: str, radius: float, columns: int) -> Sample:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -40,6 +42,23 @@ class Line:
         return t, distance
 
 
+class Place(NamedTuple):
+    """Where a Point lies relative to a plane.
+
+    Attributes:
+        x: coordinate along the plane's x.
+        y: coordinate along its y.
+        distance: off the plane.
+        distance_from_start: from the plane's origin; both distances are the change of a typical
+            coordinate (root mean square) of those that the plane varies.
+    """
+
+    x: float
+    y: float
+    distance: float
+    distance_from_start: float
+
+
 @dataclass(frozen=True, eq=False)
 class Plane:
     """The Points `origin + a x + b y`; `x` and `y` need not be orthogonal or of equal length.
@@ -71,6 +90,14 @@ class Plane:
         """Return `(a, b, distance)`: the nearest coordinates and the distance from the plane."""
         (a, b), distance = _project(self.origin, (self.x, self.y), point)
         return a, b, distance
+
+    def place(self, point: Point) -> Place:
+        """Return where a Point lies, by the names that the plane varies alone."""
+        names = self.x.keys() | self.y.keys()
+        varied = {name: point[name] for name in names}
+        unit = math.sqrt(sum(value.numel() for value in varied.values()))
+        x, y, distance = self.project(varied)
+        return Place(x, y, distance / unit, norm(displacement(self.origin, varied, names)) / unit)
 
 
 def _check(origin: Point, direction: Direction) -> None:

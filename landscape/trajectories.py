@@ -21,7 +21,7 @@ from evolq.errors import InputError
 from evolq.points import Direction, Point, combine, displacement, inner, norm
 from landscape.directions import gaussian, normalise, orthogonal_to, principal_directions
 from landscape.sampling import HeldOutLoss
-from landscape.slices import Plane
+from landscape.slices import Place, Plane
 
 # Below this share of the largest singular value, a second direction is rounding of the first.
 _ROUNDING = 1e-6
@@ -100,18 +100,12 @@ def project_path(path: Sequence[Iterate], plane: Plane) -> xr.Dataset:
         `distance_from_start`, both as the change of a typical coordinate of the plane (root mean
         square).
     """
-    names = plane.x.keys() | plane.y.keys()
-    found: dict[int, tuple[float, ...]] = {}
+    found: dict[int, Place] = {}
     for iterate in path:
         if id(iterate.point) not in found:
-            point = {name: iterate.point[name] for name in names}
-            a, b, distance = plane.project(point)
-            length = norm(displacement(plane.origin, point, names))
-            unit = math.sqrt(sum(value.numel() for value in point.values()))
-            found[id(iterate.point)] = (a, b, distance / unit, length / unit)
+            found[id(iterate.point)] = plane.place(iterate.point)
     rows = np.array([found[id(iterate.point)] for iterate in path])
-    columns = ("x", "y", "distance", "distance_from_start")
-    return xr.Dataset({name: ("step", rows[:, i]) for i, name in enumerate(columns)})
+    return xr.Dataset({name: ("step", rows[:, i]) for i, name in enumerate(Place._fields)})
 
 
 def plane_through(start: Point, first: Point, second: Point, names: Collection[str]) -> Plane:

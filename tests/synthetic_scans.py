@@ -48,6 +48,17 @@ def bits(images: int = 40) -> xarray.Dataset:
     return _scan(height, ("bits", "multiplier"), coordinates, images, noise=0.05)
 
 
+def with_checkpoints(scan: xarray.Dataset, **places: tuple[float, float, float]) -> xarray.Dataset:
+    """Return a plane with checkpoints: x, y and distance off the plane, all 1 from the start."""
+    x, y, distance = (("checkpoint", list(values)) for values in zip(*places.values(), strict=True))
+    return scan.assign(
+        checkpoint_x=x,
+        checkpoint_y=y,
+        checkpoint_distance=distance,
+        checkpoint_distance_from_start=("checkpoint", np.ones(len(places))),
+    ).assign_coords(checkpoint=list(places))
+
+
 def spoil(scan: xarray.Dataset, value: float = np.nan, **point: int) -> None:
     """Make losses not finite, in place, as a network that overflows would."""
     for name in ("loss", "test_loss", "test_loss_per_image", "loss_per_image"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evolq.command_line import OF_THE_START
 from evolq.optimizers import OPTIMIZERS
 from landscape import compare as compare_module
 from landscape import store
@@ -81,6 +82,11 @@ def test_criteria_by_calibration_sets(compare) -> None:
         (("--criterion", "info_nce,hinge"), "unknown criterion 'hinge'"),
         (("--calibration-images", "10,20"), "several criteria"),
         (("--calibration-images", "many"), "--calibration-images is 'many'"),
+        *(
+            (("--start", "file", f"--{option}", "4"), f"leave out --{option}")
+            for option in (name.replace("_", "-") for name in OF_THE_START)
+        ),
+        (("--start", "nowhere.safetensors"), "nowhere.safetensors"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(compare, arguments, words) -> None:

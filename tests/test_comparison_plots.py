@@ -80,6 +80,37 @@ def test_the_animation_ends_with_what_stands_still(tmp_path):
     assert "plotly" in (tmp_path / "compare.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_the_animation_follows_cost_on_fixed_axes(share):
+    dataset = comparison()
+    dataset["cost"] = 1 + share * (dataset.cost - 1)
+    figure = interactive_comparison(dataset)
+    (slider,) = figure.layout.sliders
+    names = [frame.name for frame in figure.frames]
+    assert len(set(names)) == FRAMES, "of frames with one name, plotly keeps one"
+    assert [step.args[0][0] for step in slider.steps] == names
+    costs = np.linspace(1, float(dataset.cost.max()), FRAMES)
+    lengths = []
+    for frame, cost, step in zip(figure.frames, costs, slider.steps, strict=True):
+        assert frame.layout.to_plotly_json() == {}, "no axis moves"
+        assert step.label == f"{cost:.1f}"
+        routes, curves = frame.data[::3], frame.data[1::3]
+        lengths.append([int(np.isfinite(trace.x).sum()) for trace in routes])
+        taken = (dataset.cost.isel(seed=0) <= cost + 1e-9).sum("step")
+        assert lengths[-1] == taken.values.tolist(), "one route for both seeds"
+        assert all(trace.x.max() <= cost + 1e-9 for trace in curves)
+    assert (np.diff(lengths, axis=0) >= 0).all()
+    assert lengths[0] == [1, 1]
+    assert lengths[-1] == [6, 4]
+    axes = [figure.layout[f"{axis}axis{n}"] for axis in "xy" for n in ("", "2", "3")]
+    assert all(axis.range is not None for axis in axes)
+    play, pause = figure.layout.updatemenus[0].buttons
+    assert play.args[0] is None, "all frames"
+    assert play.args[1]["fromcurrent"]
+    assert tuple(pause.args[0]) == (None,), "no more frames"
+    assert pause.args[1]["mode"] == "immediate"
+
+
 def test_a_hole_in_the_surface_is_a_hole():
     dataset = comparison()
     dataset["surface_loss"][1, 2] = np.inf
@@ -87,6 +118,7 @@ def test_a_hole_in_the_surface_is_a_hole():
     info = comparison_info(dataset)
     assert np.isnan(info.loss.values[1, 2])
     assert np.isfinite(info.loss.values).sum() == info.loss.values.size - 1
+    assert np.isfinite(info.test_loss.values).all(), "each loss is judged by itself"
 
 
 def test_every_optimizer_has_its_own_look():

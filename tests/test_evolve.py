@@ -31,7 +31,7 @@ from evolq.evolve import (
 )
 from evolq.network import QuantizedNetwork, quantize
 from evolq.objective import Objective, TestEvaluation, predict
-from evolq.points import Point
+from evolq.points import Point, select
 from evolq.quantizers import QuantSpec
 from evolq.recipes import RECIPES, Absolute, Recipe, Relative, choose_recipe
 
@@ -220,7 +220,8 @@ def test_the_cost_counts_shares_of_passes(problem: Problem, recipe: Recipe) -> N
 
 @RECIPES_IN_TESTS
 def test_only_what_the_recipe_names_moves(problem: Problem, recipe: Recipe) -> None:
-    last = list(search_scales(problem.objective(), problem.start, recipe, within="blocks.1.*"))[-1]
+    names = select(problem.start, within="blocks.1.*")
+    last = list(search_scales(problem.objective(), problem.start, recipe, names=names))[-1]
     moved = {name for name in last.point if not torch.equal(last.point[name], problem.start[name])}
     allowed = {name for names in visits(problem.network, recipe).values() for name in names}
     assert moved
@@ -364,6 +365,7 @@ def test_a_checkpoint_of_another_search_is_refused(problem: Problem, tmp_path: P
     recipe = replace(DEFAULT, passes=1)
     arguments = problem.objective(), problem.start
     list(search_scales(*arguments, recipe, checkpoint=checkpoint))
+    in_blocks = select(problem.start, within="blocks.*")
     other_start = {**problem.start, "head.weight.scale": problem.start["head.weight.scale"] * 2}
     hotter = replace(
         CRITERIA["info_nce"], per_image=lambda s, t, labels: info_nce(s, t, labels, 9.0)
@@ -371,7 +373,7 @@ def test_a_checkpoint_of_another_search_is_refused(problem: Problem, tmp_path: P
     for other in (
         search_scales(*arguments, replace(recipe, cycles=2), checkpoint=checkpoint),
         search_scales(*arguments, recipe, seed=1, checkpoint=checkpoint),
-        search_scales(*arguments, recipe, within="blocks.*", checkpoint=checkpoint),
+        search_scales(*arguments, recipe, names=in_blocks, checkpoint=checkpoint),
         search_scales(problem.objective(), other_start, recipe, checkpoint=checkpoint),
         search_scales(problem.objective(hotter), problem.start, recipe, checkpoint=checkpoint),
         search_scales(
@@ -407,14 +409,6 @@ def test_blocks_of_a_transformer(network: QuantizedNetwork) -> None:
     assert "blocks.0.attn.matmul_1.right.zero_point" in found["blocks.0.attn"]
     everything = [name for names in found.values() for name in names]
     assert sorted(everything) == sorted(set(network.names) - set(network.weights))
-    within = find_blocks(network, "*.mlp.*.weight.scale")
-    assert within["blocks.0.mlp"] == (
-        "blocks.0.mlp.fc1.weight.scale",
-        "blocks.0.mlp.fc2.weight.scale",
-    )
-    assert list(within) == ["blocks.0.mlp", "blocks.1.mlp"]
-    with pytest.raises(InputError, match="within 'nowhere'"):
-        find_blocks(network, "nowhere")
 
 
 class Residual(nn.Module):
@@ -455,8 +449,18 @@ def test_blocks_of_a_network_of_convolutions(scheme: str) -> None:
 def test_nothing_to_search_is_refused(network: QuantizedNetwork) -> None:
     with pytest.raises(InputError, match="quantizes nothing"):
         find_blocks(quantize(Convolutions(), torch.zeros(2, 1, 8, 8), "none"))
-    with pytest.raises(InputError, match="can move"):
-        visits(network, PUBLISHED, "*.input.scale")
+    inputs = [name for name in network.names if name.endswith(".input.scale")]
+    words = f"no scale of a weight in the {len(inputs)} names given can move; .*--within"
+    with pytest.raises(InputError, match=words):
+        visits(network, PUBLISHED, inputs)
+
+
+def test_visits_of_some_names(network: QuantizedNetwork) -> None:
+    names = [f"blocks.{b}.mlp.fc{i}.weight.scale" for b in (0, 1) for i in (1, 2)]
+    assert visits(network, DEFAULT, names) == {
+        "blocks.0.mlp": tuple(names[:2]),
+        "blocks.1.mlp": tuple(names[2:]),
+    }
 
 
 def test_the_visits_of_both_recipes(network: QuantizedNetwork) -> None:

@@ -108,6 +108,42 @@ def test_markers_lie_at_the_start_and_the_minima():
     assert info.loss.minima == ()  # they are minima of the test loss
 
 
+def test_checkpoints_are_marked_where_they_lie():
+    scan = synthetic_scans.with_checkpoints(
+        synthetic_scans.plane(), on=(0.05, 0.025, 0.0), off=(-0.1, 0.05, 0.3), far=(0.2, 0, 0)
+    )
+    info = plane_info(scan)
+    assert [(c.x, c.y, c.label) for c in info.checkpoints] == [
+        (0.05, 0.025, "1: on"),
+        (-0.1, 0.05, "2: off (30.0% off the plane)"),
+    ]
+    assert info.subtitle.endswith("1 of 3 checkpoints outside the map")
+    figure = draw_plane(scan)
+    for axes, _ in heat_maps(figure):
+        marked = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines]
+        assert marked == [(0.05, 0.025), (-0.1, 0.05), (0.0, 0.0)]
+        assert [text.get_text() for text in axes.texts] == ["1", "2"]
+    (legend,) = figure.subfigs[1].legends
+    words = [text.get_text() for text in legend.texts]
+    assert words == ["start", "1: on", "2: off (30.0% off the plane)"]
+    shown = [t for t in interactive(scan).data if t.visible and t.type == "scatter"]
+    assert [(t.name, t.x, t.y, t.text) for t in shown] == [
+        ("1: on", (0.05,), (0.025,), ("1",)),
+        ("2: off (30.0% off the plane)", (-0.1,), (0.05,), ("2",)),
+        ("start", (0.0,), (0.0,), None),
+    ]
+
+
+def test_a_legend_lists_as_many_checkpoints_as_it_has_room_for():
+    places = {f"epoch{i}": (0.001 * i, 0.0, 0.0) for i in range(12)}
+    scan = synthetic_scans.with_checkpoints(synthetic_scans.plane(), **places)
+    figure = draw_plane(scan)
+    (legend,) = figure.subfigs[1].legends
+    assert len(legend.texts) == 1 + 8 + 1
+    assert legend.texts[-1].get_text() == "… and 4 more checkpoints"
+    assert len(heat_maps(figure)[0][0].texts) == 12
+
+
 def test_words_come_from_the_provenance():
     info = plane_info(synthetic_scans.plane())
     assert info.title == "fashion_vit, 4-bit weights, 8-bit activations, scheme linear"

@@ -8,7 +8,8 @@ from torch.nn import functional
 from evolq.adaround import adaround, inverse_soft_round, soft_round
 from evolq.calibration import calibrate
 from evolq.errors import InputError
-from evolq.gptq import gptq, round_columns
+from evolq.gptq import gptq, layer_inputs, round_columns
+from evolq.graph import extract
 from evolq.layers import Grid, grid_of, weighted_layers
 from evolq.network import quantize
 
@@ -93,6 +94,28 @@ def test_gptq_lowers_the_error_of_every_layer(kind):
             layer_error(network, start, point, layer) <= layer_error(network, start, plain, layer)
         )
     assert all(better)
+
+
+@MODELS
+def test_inputs_of_layers_are_those_of_a_whole_prefix_and_no_operator_runs_twice(kind, monkeypatch):
+    _, network, start = prepared(kind)
+    ran = []
+
+    def counted(module, nodes, outputs):
+        ran.extend(nodes)
+        return extract(module, nodes, outputs)
+
+    monkeypatch.setattr("evolq.gptq.extract", counted)
+    point, batches, layers = dict(start), images(12).split(5), weighted_layers(network)
+    seen = []
+    for layer, inputs in layer_inputs(network, point, layers, batches):
+        source = layer.node.args[0].name
+        for batch, values in zip(batches, inputs, strict=True):
+            assert torch.equal(values, network.record([source], batch, point)[source])
+        point[layer.name] = -2 * point[layer.name]  # later layers see it
+        seen.append(layer)
+    assert seen == layers
+    assert len(ran) == len(set(ran))
 
 
 @MODELS

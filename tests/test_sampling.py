@@ -50,6 +50,29 @@ class Never:
         raise AssertionError("work began before the input was checked")
 
 
+def test_a_plane_keeps_where_checkpoints_lie():
+    skew = Plane(ORIGIN, X, {"w": torch.tensor([1.0, 2.0])})
+    checkpoints = {
+        "on": ORIGIN | {"w": torch.tensor([1 + 0.5 + 0.25, 1 + 2 * 0.25])},
+        "start": ORIGIN,
+    }
+    seen = []
+
+    def on_point(dataset, done, total):
+        seen.append(dataset.checkpoint_x.values.tolist())
+
+    dataset = sample_plane(skew, XS, YS, Toy(), ToyTest(), on_point, checkpoints)
+    assert dataset.checkpoint.values.tolist() == ["on", "start"]
+    np.testing.assert_allclose(dataset.checkpoint_x, [0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(dataset.checkpoint_y, [0.25, 0], atol=1e-6)
+    np.testing.assert_allclose(dataset.checkpoint_distance, 0, atol=1e-6)
+    lengths = [math.sqrt((0.75**2 + 0.5**2) / 2), 0]
+    np.testing.assert_allclose(dataset.checkpoint_distance_from_start, lengths, atol=1e-6)
+    assert len(seen) == 1 + XS.size * YS.size, "what an interrupted scan leaves has them, too"
+    without = sample_plane(skew, XS, YS, Toy(), ToyTest())
+    assert dataset.drop_dims("checkpoint").identical(without)
+
+
 def test_every_value_of_a_plane_is_in_its_cell():
     dataset = sample_plane(PLANE, XS, YS, Toy(), ToyTest())
     assert dict(dataset.sizes) == {"y": 3, "x": 4, "calibration_image": 4, "image": 5}

@@ -1,6 +1,7 @@
 """The command line `python -m landscape.scan`: over bit-widths, and along guided directions."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,42 @@ def test_a_line_to_a_checkpoint_ends_there(scan, tmp_path) -> None:
     code, _, err = scan(*arguments, "--out", "c")
     assert code == 2
     assert "a plane needs 2" in err
+
+
+@pytest.mark.parametrize("kind", ["towards", "pca"])
+def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) -> None:
+    """Three lie on a plane through the start, apart in two weights; the fourth leaves it."""
+    model = load_model("fashion_resnet")
+    steps = {"a": (0.02, 0, 0), "b": (0, 0.01, 0), "c": (0.01, 0.0025, 0), "d": (0.01, 0, 0.001)}
+    arguments = []
+    for name, step in steps.items():
+        weights = {key: value.clone() for key, value in model.state_dict().items()}
+        weights["fc.weight"][0, :3] += torch.tensor(step)
+        save_file(weights, tmp_path / f"{name}.safetensors")
+        if kind == "towards" or name != "d":
+            arguments += ["--checkpoints", f"{name}.safetensors"]
+    code, _, err = scan(
+        *SMALL, "--scheme", "none", "--over", "weights", "--within", "fc.weight",
+        "--directions", kind, *arguments, "--points", "2", "--out", "a",
+    )  # fmt: skip
+    assert code == 0, err
+    found = store.load("a/scan.nc")
+    places = {str(c): found.sel(checkpoint=c) for c in found.checkpoint.values}
+    where = {c: (float(p.checkpoint_x), float(p.checkpoint_y)) for c, p in places.items()}
+    off = {c: float(p.checkpoint_distance / p.checkpoint_distance_from_start)
+           for c, p in places.items()}  # fmt: skip
+    for name in "abc":
+        assert off[name] < 1e-4
+    if kind == "towards":
+        for name, place in {"a": (1, 0), "b": (0, 1), "c": (0.5, 0.25), "d": (0.5, 0)}.items():
+            assert where[name] == pytest.approx(place, abs=1e-4)
+        assert off["d"] == pytest.approx(0.1 / 1.01**0.5, rel=1e-3)
+        assert float(found.x.max()) == 1.25
+    else:
+        assert list(where) == ["a", "b", "c"]
+        farthest = max(abs(coordinate) for place in where.values() for coordinate in place)
+        assert float(found.x.max()) == pytest.approx(1.25 * farthest)
+    assert "1: a" in Path("a/scan.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,16 @@ def test_the_distance_is_what_sticks_out_at_a_right_angle():
     assert Line(ORIGIN, X).project(elsewhere) == pytest.approx((0.0, 5.0))
 
 
+def test_a_place_measures_by_the_typical_coordinate_that_the_plane_varies():
+    plane = Plane(ORIGIN, X, Y)
+    point = displace(displace(ORIGIN, X, 0.5), Y, 0.25) | {"fixed": torch.zeros(2)}
+    length = math.sqrt(0.75**2 + 0.25**2 + 0.5**2)  # two scales and a zero point
+    expected = (0.5, 0.25, 0.0, length / math.sqrt(3))
+    assert plane.place(point) == pytest.approx(expected, abs=1e-6)
+    normal = {"a.scale": torch.tensor([1.0, -1.0]), "a.zero_point": torch.tensor([-1.0])}
+    assert plane.place(displace(ORIGIN, normal, 0.2)) == pytest.approx((0, 0, 0.2, 0.2), abs=1e-6)
+
+
 def test_a_point_of_the_varied_names_alone_can_be_projected():
     point = Line(ORIGIN, X).at(0.25)
     varied = {name: point[name] for name in X}

@@ -96,7 +96,7 @@ def test_the_command_line(run, tmp_path: Path) -> None:
         (("--test-images", "1"), "--test-images is 1"),
         (("--resume",), "--resume goes on in an existing folder"),
         (("--average-bits", "9"), "number from 2 to 8"),
-        (("--within", "nowhere"), "no quantizer is within 'nowhere'"),
+        (("--within", "nowhere"), "is within 'nowhere'; "),
         (("--out", "."), "exists"),
     ],
 )

@@ -51,8 +51,8 @@ def interactive_comparison(dataset: Dataset) -> go.Figure:
     figure.add_trace(_start(), 1, 1)
     costs = np.linspace(1.0, last, FRAMES)
     figure.frames = [
-        go.Frame(data=_traces(info, float(cost)), traces=moving, name=f"{cost:.1f}")
-        for cost in costs
+        go.Frame(data=_traces(info, float(cost)), traces=moving, name=str(number))
+        for number, cost in enumerate(costs)  # of frames with one name, all but one would be lost
     ]
     _lay_out(figure, info, costs)
     return figure
@@ -189,11 +189,11 @@ def _lay_out(figure: go.Figure, info: ComparisonInfo, costs: NDArray[np.float64]
                 "currentvalue": {"prefix": f"{COST_WORDS}: "},
                 "steps": [
                     {
-                        "label": f"{cost:.0f}",
+                        "label": f"{cost:.1f}",
                         "method": "animate",
-                        "args": [[f"{cost:.1f}"], stop],
+                        "args": [[frame.name], stop],
                     }
-                    for cost in costs
+                    for cost, frame in zip(costs, figure.frames, strict=True)
                 ],
             }
         ],

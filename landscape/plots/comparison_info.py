@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from xarray import DataArray, Dataset
+from xarray import Dataset
 
 from landscape.comparison import Outcome, outcomes
 from landscape.plots.info import (
@@ -15,9 +15,9 @@ from landscape.plots.info import (
     Quantity,
     configuration_of,
     criterion_words,
+    quantity_of,
     title_of,
 )
-from landscape.sampling import FINITE, NOT_COMPUTED
 
 COST_WORDS = "Cost (forward passes of the calibration set)"
 DISTANCE_UNIT = "RMS log change of the scales"
@@ -100,6 +100,9 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
             )
         )
     seeds = dataset.sizes["seed"]
+    loss, test_loss, status = (
+        dataset[f"surface_{name}"].transpose("y", "x") for name in ("loss", "test_loss", "status")
+    )
     return ComparisonInfo(
         title=f"{title_of(configuration)}: gradient against evolution at equal cost",
         subtitle=" · ".join(
@@ -118,8 +121,8 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
         start_accuracy=float(dataset.start_test_correct_per_image.mean(dtype=np.float64)),
         x=Axis(dataset.attrs["x_name"], DISTANCE_UNIT, dataset.x.values.astype(np.float64)),
         y=Axis(dataset.attrs["y_name"], DISTANCE_UNIT, dataset.y.values.astype(np.float64)),
-        loss=_surface(dataset, "surface_loss", "Calibration loss on the plane", measure),
-        test_loss=_surface(dataset, "surface_test_loss", "Test loss on the plane", TEST_LOSS_WORDS),
+        loss=quantity_of(loss, status, "Calibration loss on the plane", measure),
+        test_loss=quantity_of(test_loss, status, "Test loss on the plane", TEST_LOSS_WORDS),
         optimizers=tuple(found),
     )
 
@@ -172,14 +175,3 @@ def _route(run: Dataset) -> Route:
     distance = run.distance.values.astype(np.float64)
     known = np.isfinite(columns[0])
     return Route(*(values[known] for values in (*columns, distance)))
-
-
-def _surface(dataset: Dataset, name: str, title: str, measure: str) -> Quantity:
-    values: DataArray = dataset[name].transpose("y", "x")
-    status = dataset.surface_status.transpose("y", "x").values
-    numbers = values.values.astype(np.float64)
-    finite = np.isfinite(numbers) & (status == FINITE)
-    not_computed = status == NOT_COMPUTED
-    return Quantity(
-        title, measure, np.where(finite, numbers, np.nan), ~finite & ~not_computed, not_computed
-    )

@@ -74,6 +74,10 @@ MARK_STYLE: dict[str, Any] = {"linestyle": "", "color": "white", "markeredgecolo
 START_STYLE = MARK_STYLE | {"marker": "*", "markersize": 13}
 MINIMUM_STYLE = MARK_STYLE | {"marker": "o", "markersize": 9}
 EDGE_MINIMUM_STYLE = MINIMUM_STYLE | {"fillstyle": "left", "markerfacecoloralt": "0.2"}
+CHECKPOINT_STYLE = MARK_STYLE | {"marker": "D", "markersize": 11}
+NUMBER_STYLE: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 7}
+LISTED_STYLE = CHECKPOINT_STYLE | {"markersize": 8}
+LISTED = 8  # checkpoints that a legend has room for
 RAY_COLOUR, MEAN_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 NOT_FINITE_STYLE: dict[str, Any] = {"facecolor": "0.75", "edgecolor": "black", "hatch": "xxxx"}
 NOT_COMPUTED_STYLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "...."}
@@ -111,7 +115,7 @@ def draw_map(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
     )
     axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=surface.quantity.measure)
     axes.set_title(surface.quantity.name)
-    _mark(axes, surface)
+    _mark(axes, info, surface)
 
 
 def draw_confidence(axes: Axes, info: PlaneInfo) -> None:
@@ -123,7 +127,7 @@ def draw_confidence(axes: Axes, info: PlaneInfo) -> None:
     bar.set_ticks(range(len(words)), labels=words, fontsize="small", linespacing=1.3)
     bar.ax.tick_params(length=0)
     axes.set_title(info.confidence.name)
-    _mark(axes, info.test_loss)
+    _mark(axes, info, info.test_loss)
 
 
 def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
@@ -260,7 +264,11 @@ def _marks(surface: Surface) -> list[tuple[Marker, dict[str, Any]]]:
     return [*minima, (surface.start, START_STYLE)]
 
 
-def _mark(axes: Axes, surface: Surface) -> None:
+def _mark(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
+    for checkpoint in info.checkpoints:
+        place = checkpoint.x, checkpoint.y
+        axes.plot(*place, clip_on=False, zorder=9, **CHECKPOINT_STYLE)
+        axes.annotate(str(checkpoint.number), place, zorder=9, **NUMBER_STYLE)
     for marker, style in _marks(surface):
         axes.plot(marker.x, marker.y, clip_on=False, zorder=10, **style)
 
@@ -274,6 +282,13 @@ def _legend(info: PlaneInfo) -> list[Artist]:
         entries.append(Line2D([], [], **MINIMUM_STYLE, label=MINIMUM_WORDS))
     if True in on_edge:
         entries.append(Line2D([], [], **EDGE_MINIMUM_STYLE, label=EDGE_MINIMUM_WORDS))
+    entries += [
+        Line2D([], [], **LISTED_STYLE, label=checkpoint.label)
+        for checkpoint in info.checkpoints[:LISTED]
+    ]
+    if len(info.checkpoints) > LISTED:
+        more = f"… and {len(info.checkpoints) - LISTED} more checkpoints"
+        entries.append(Line2D([], [], **LISTED_STYLE, label=more))
     if any(quantity.not_finite.any() for quantity in quantities):
         entries.append(Patch(**NOT_FINITE_STYLE, label=NOT_FINITE_WORDS))
     if any(quantity.not_computed.any() for quantity in quantities):

@@ -191,6 +191,19 @@ def _flat_traces(
                 name=name,
             )
         )
+    traces[-1:-1] = [
+        go.Scatter(
+            x=[checkpoint.x],
+            y=[checkpoint.y],
+            mode="markers+text",
+            marker={"symbol": "diamond", "size": 19, "color": "white", "line": OUTLINE},
+            text=[str(checkpoint.number)],
+            textfont={"color": "black", "size": 10},
+            hovertemplate="%{fullData.name}<br>x = %{x:.4g}, y = %{y:.4g}<extra></extra>",
+            name=escape(checkpoint.label),
+        )
+        for checkpoint in info.checkpoints
+    ]
     return traces
 
 

@@ -67,6 +67,10 @@ MULTIPLIER_WORDS = (
     "Numbers: test accuracy (%). White: not told apart from the start."
 )
 
+# A checkpoint nearer to the plane than this share of its distance from the start lies on it: the
+# rest is rounding.
+ON_THE_PLANE = 1e-3
+
 # The entries of a legend.
 START_WORDS = "start"
 MINIMUM_WORDS = "local minimum of the test loss"
@@ -119,6 +123,21 @@ class Marker:
     on_edge: bool = False
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a checkpoint lies on a plane: its nearest point there."""
+
+    number: int  # in the order in which they were given, from 1
+    x: float
+    y: float
+    words: str  # its name, and how far off the plane it is, as a share of its way from the start
+
+    @property
+    def label(self) -> str:
+        """Its entry in a legend."""
+        return f"{self.number}: {self.words}"
+
+
 @dataclass(frozen=True, eq=False)
 class Surface:
     """One loss of a plane, with what is marked on it."""
@@ -142,6 +161,7 @@ class PlaneInfo:
     change_error: NDArray[np.float64]  # its paired standard error
     confidence: Quantity  # the band that change / change_error lies in: an index of BAND_WORDS
     accuracy: NDArray[np.float64]
+    checkpoints: tuple[Checkpoint, ...]  # those in the range of the axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,17 +226,25 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
     configuration = configuration_of(dataset)
     change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
     change_error = paired_noise(dataset)
+    checkpoints = _checkpoints(dataset)
+    shown = tuple(one for one in checkpoints if _in_range(dataset, one))
+    subtitle = _subtitle(dataset, configuration)
+    if len(shown) < len(checkpoints):
+        outside = len(checkpoints) - len(shown)
+        subtitle += f" · {outside} of {len(checkpoints)} checkpoints outside the map"
     return PlaneInfo(
         title=title_of(configuration),
-        subtitle=_subtitle(dataset, configuration),
+        subtitle=subtitle,
         x=_axis(dataset.x, "Step along x", configuration),
         y=_axis(dataset.y, "Step along y", configuration),
         loss=Surface(
-            _quantity(dataset, dataset.loss, "Calibration loss", criterion_words(configuration)),
+            quantity_of(
+                dataset.loss, dataset.status, "Calibration loss", criterion_words(configuration)
+            ),
             Marker(0.0, 0.0, _start(dataset, "loss_per_image")),
         ),
         test_loss=Surface(
-            _quantity(dataset, dataset.test_loss, "Test loss", TEST_LOSS_WORDS),
+            quantity_of(dataset.test_loss, dataset.status, "Test loss", TEST_LOSS_WORDS),
             Marker(0.0, 0.0, _start(dataset, "test_loss_per_image")),
             tuple(
                 Marker(m.coordinates["x"], m.coordinates["y"], m.value, m.boundary) for m in minima
@@ -224,14 +252,46 @@ def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
         ),
         change=change.values,
         change_error=change_error.values,
-        confidence=_quantity(
-            dataset,
+        confidence=quantity_of(
             change.copy(data=bands(change, change_error)),
+            dataset.status,
             "Test loss against the start",
             "in paired standard errors",
         ),
         accuracy=dataset.test_accuracy.values,
+        checkpoints=shown,
     )
+
+
+def _checkpoints(dataset: Dataset) -> list[Checkpoint]:
+    """Return the checkpoints in a Dataset, if there are any."""
+    if "checkpoint" not in dataset.dims:
+        return []
+    return [
+        Checkpoint(
+            number + 1,
+            float(one.checkpoint_x),
+            float(one.checkpoint_y),
+            _checkpoint_words(
+                str(one.checkpoint.values),
+                float(one.checkpoint_distance),
+                float(one.checkpoint_distance_from_start),
+            ),
+        )
+        for number in range(dataset.sizes["checkpoint"])
+        for one in [dataset.isel(checkpoint=number)]
+    ]
+
+
+def _checkpoint_words(name: str, off: float, from_start: float) -> str:
+    if off <= ON_THE_PLANE * from_start:
+        return name
+    return f"{name} ({off / from_start:.1%} off the plane)"
+
+
+def _in_range(dataset: Dataset, checkpoint: Checkpoint) -> bool:
+    x, y = dataset.x.values, dataset.y.values
+    return bool(x[0] <= checkpoint.x <= x[-1] and y[0] <= checkpoint.y <= y[-1])
 
 
 def rays_info(dataset: Dataset) -> RaysInfo:
@@ -247,14 +307,16 @@ def rays_info(dataset: Dataset) -> RaysInfo:
         subtitle=_subtitle(dataset, configuration),
         distance=_axis(dataset.distance, "Signed distance along a ray", configuration),
         loss=Curves(
-            _quantity(dataset, loss, "Calibration loss", criterion_words(configuration)),
+            quantity_of(loss, dataset.status, "Calibration loss", criterion_words(configuration)),
             None,
             loss.mean("ray", skipna=False).values,
             None,
             _start(dataset, "loss_per_image"),
         ),
         test_loss=Curves(
-            _quantity(dataset, test_loss.mean("image", skipna=False), "Test loss", TEST_LOSS_WORDS),
+            quantity_of(
+                test_loss.mean("image", skipna=False), dataset.status, "Test loss", TEST_LOSS_WORDS
+            ),
             paired_noise(dataset).values,
             mean_test_loss.mean("image", skipna=False).values,
             paired_standard_error(mean_test_loss.values),
@@ -276,7 +338,7 @@ def bits_info(dataset: Dataset) -> BitsInfo:
     )
     configuration = configuration_of(dataset)
     change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
-    quantity = _quantity(dataset, change, "Test loss above the start's", "nats")
+    quantity = quantity_of(change, dataset.status, "Test loss above the start's", "nats")
     highest = max(quantity.limits[1], 1e-6)
     rises = sorted({float(f"{highest * (step / 4) ** 2:.1g}") for step in range(5)})
     error = paired_noise(dataset).values
@@ -336,9 +398,13 @@ def _start(dataset: Dataset, name: str) -> float:
     return float(dataset[f"start_{name}"].mean(dtype=np.float64))
 
 
-def _quantity(dataset: Dataset, values: DataArray, name: str, measure: str) -> Quantity:
+def quantity_of(values: DataArray, status: DataArray, name: str, measure: str) -> Quantity:
+    """Return a quantity over the points of a scan or of a map, given their status.
+
+    Each quantity is judged by itself: a test loss that is not finite hides no calibration loss.
+    """
     numbers = values.values.astype(np.float64)
-    not_computed = dataset.status.values == NOT_COMPUTED
+    not_computed = status.transpose(*values.dims).values == NOT_COMPUTED
     finite = np.isfinite(numbers) & ~not_computed
     return Quantity(
         name, measure, np.where(finite, numbers, np.nan), ~finite & ~not_computed, not_computed
