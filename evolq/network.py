@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +27,10 @@ BATCH_SIZE = 50
 # Logits before and after folding, relative to the largest: rounding gives about 1e-6, more in deep
 # networks, a wrong fold gives other logits altogether.
 FOLDING_TOLERANCE = 1e-2
+
+# What a partial evaluation keeps of all images. The values of images beyond it are computed again
+# at every evaluation.
+CUT_BYTES = 2 * 2**30
 
 
 # How a network can be run, slowest first: its graph to that which does the same. `simulated` is the
@@ -219,7 +223,8 @@ class QuantizedNetwork:
         """Return a function of the entries `names` alone; the others stay as they are in `at`.
 
         Everything that does not depend on `names` is computed now, once, and only the values on the
-        cut are kept. Results equal the full evaluation's bit for bit.
+        cut are kept, for as many images as fit in `CUT_BYTES`. Results equal the full evaluation's
+        bit for bit.
 
         Args:
             names: entries that will vary.
@@ -242,32 +247,61 @@ class QuantizedNetwork:
         }
         with torch.no_grad():
             values.update(stages.constant.run(values))
-            batches = []
-            for batch in images.split(batch_size):
-                values[graph.images] = batch
-                made = stages.prefix.run(values)
-                made[graph.images] = batch
-                kept = (*stages.suffix.inputs, stages.result)
-                batches.append({node: made[node] for node in kept if node in made})
-        del values[graph.images]
-        return PartialEvaluation(
-            stages, {name: graph.entries[name] for name in names}, values, batches
-        )
+            function = PartialEvaluation(
+                stages,
+                {name: graph.entries[name] for name in names},
+                values,
+                graph.images,
+                images.split(batch_size),
+                [],
+            )
+            room = CUT_BYTES
+            for index in range(len(function.images)):
+                kept = function.cut(index)
+                room -= sum(
+                    value.nbytes
+                    for node, value in kept.items()
+                    if isinstance(value, Tensor) and node is not graph.images
+                )
+                if room < 0:
+                    break
+                function.cuts.append(kept)
+        return function
 
 
 @dataclass(frozen=True)
 class PartialEvaluation:
-    """A network as a function of some entries of a Point on fixed images; made by `vary`."""
+    """A network as a function of some entries of a Point on fixed images; made by `vary`.
+
+    Attributes:
+        stages: the graph, cut by what depends on the entries.
+        entries: node of each varying entry.
+        constants: values that depend on neither these entries nor images.
+        image_node: what holds the images.
+        images: in batches.
+        cuts: what the suffix needs of each batch; only of the first ones if memory is short.
+    """
 
     stages: Stages
     entries: Mapping[str, fx.Node]
     constants: Mapping[fx.Node, Any]
-    batches: list[dict[fx.Node, Any]]
+    image_node: fx.Node
+    images: Sequence[Tensor]
+    cuts: list[dict[fx.Node, Any]]
 
     @property
     def share(self) -> float:
         """Multiply-accumulates of one evaluation, as a share of a whole forward pass."""
-        return self.stages.share
+        kept = sum(len(batch) for batch in self.images[: len(self.cuts)])
+        again = 1 - kept / sum(len(batch) for batch in self.images)
+        return self.stages.share + (1 - self.stages.share) * again
+
+    def cut(self, index: int) -> dict[fx.Node, Any]:
+        """Return what the suffix needs of batch `index`; runs all in front of it."""
+        images = {self.image_node: self.images[index]}
+        made = self.stages.prefix.run({**self.constants, **images}) | images
+        needed = (*self.stages.suffix.inputs, self.stages.result)
+        return {node: made[node] for node in needed if node in made}
 
     def prepare(self, point: Point) -> dict[fx.Node, Any]:
         """Return what is the same for all images: quantized weights and the like."""
@@ -281,7 +315,12 @@ class PartialEvaluation:
 
     def batch(self, prepared: Mapping[fx.Node, Any], index: int) -> Tensor:
         """Return the logits of batch `index` of the images, given what `prepare` returned."""
-        values = {**prepared, **self.batches[index]}
+        if index < len(self.cuts):
+            cut = self.cuts[index]
+        else:
+            with torch.no_grad():
+                cut = self.cut(index)
+        values = {**prepared, **cut}
         if self.stages.result in values:  # the logits do not depend on the entries
             return values[self.stages.result]
         return self.stages.suffix.run(values)[self.stages.result]
@@ -289,7 +328,7 @@ class PartialEvaluation:
     def __call__(self, point: Point) -> Tensor:
         """Return the logits (n, classes) of all images; differentiable in the Point's entries."""
         prepared = self.prepare(point)
-        return torch.cat([self.batch(prepared, index) for index in range(len(self.batches))])
+        return torch.cat([self.batch(prepared, index) for index in range(len(self.images))])
 
 
 def quantize(

@@ -208,7 +208,7 @@ def test_cuts_keep_codes() -> None:
     network, start = build("transformer", "full")
     names = [name for name in select(start, {"scale"}) if name.startswith("fc2")]
     part = network.executed("integer").vary(names, start, images())
-    kept = {value.dtype for value in part.batches[0].values()}
+    kept = {value.dtype for value in part.cuts[0].values()}
     assert torch.int8 in kept
 
 

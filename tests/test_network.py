@@ -178,6 +178,24 @@ def test_the_share_counts_products_downstream_only() -> None:
     assert network.vary([], point, images()).share == 0
 
 
+@pytest.mark.parametrize(("batches", "recomputed"), [(0, 1.0), (1, 2 / 6), (2, 0.0)])
+def test_values_on_the_cut_beyond_the_memory_are_computed_again(
+    batches: int, recomputed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 3))
+    network = quantize(model, images())
+    point = calibrate(network, images())
+    # the cut: quantized inputs (n, 10) of the last layer, in batches of 4 and 2 images
+    monkeypatch.setattr("evolq.network.CUT_BYTES", (0, 4 * 40, 6 * 40)[batches])
+    part = network.vary(["3.weight.scale"], point, images(), batch_size=4)
+    assert len(part.cuts) == batches
+    assert part.share == pytest.approx((30 + 640 * recomputed) / 670)
+    moved = {"3.weight.scale": point["3.weight.scale"] * 1.1}
+    with torch.no_grad():
+        whole = [network({**point, **moved}, batch) for batch in images().split(4)]
+    assert torch.equal(part(moved), torch.cat(whole))
+
+
 def test_nothing_downstream_means_the_same_logits() -> None:
     _, network = build("transformer")
     point = calibrate(network, images())
