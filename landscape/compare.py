@@ -120,12 +120,16 @@ def compare(
     from rich.console import Console
 
     from evolq.criteria import choose_criterion
-    from evolq.optimizers import choose_optimizer
+    from evolq.optimizers import GRADIENT, choose_optimizer
     from evolq.problem import Settings
     from landscape.comparison import check_plane
 
     for name in chosen:
         choose_optimizer(name)
+        if name in GRADIENT and execution == "integer":
+            raise InputError(
+                f"{name} needs gradients, which --execution integer has not; compiled has"
+            )
     for name in criteria:
         if choose_criterion(name).uses_labels:
             Console(stderr=True).print(f"Criterion {name} reads the labels of calibration images.")

@@ -150,6 +150,15 @@ def scan(
         raise InputError(
             "--directions hessian needs a loss that can be differentiated twice: --scheme none"
         )
+    if directions == "hessian" and execution != "simulated":
+        raise InputError(
+            "--directions hessian differentiates twice, which compiled code cannot: "
+            "--execution simulated"
+        )
+    if over == "bits" and (directions != "gaussian" or checkpoints):
+        raise InputError(
+            "--over bits has axes of its own; leave out --directions and --checkpoints"
+        )
     if rays < 1:
         raise InputError(f"--rays is {rays}; give 1 or more")
     if chosen_radius is None and test_images == 1:

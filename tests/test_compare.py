@@ -73,6 +73,7 @@ def test_criteria_by_calibration_sets(compare) -> None:
         (("--optimizers", "adam,adam"), "give each once"),
         (("--optimizers", "cma,evol-q"), "add one (adam, evol-q)"),
         (("--plane", "tilted"), "unknown --plane 'tilted'"),
+        (("--execution", "integer"), "adam needs gradients"),
         (("--learning-rates", "0.1,x"), "--learning-rates is '0.1,x'"),
         (("--learning-rates", "-1"), "positive"),
         (("--seeds", "0"), "--seeds is 0"),

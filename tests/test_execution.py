@@ -1,9 +1,11 @@
 """Compiled and integer execution against the simulated graph."""
 
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies
@@ -28,6 +30,7 @@ from evolq.points import Point, role, select
 from evolq.quantizers import PerChannel, PerGroup, PerTensor, Quantizer, QuantSpec, codes_range
 from evolq.quantizers import quantize as to_codes
 from evolq.recipes import choose_recipe
+from landscape import store
 
 MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
 # Sums that are rounded in another order, in a network a few layers deep.
@@ -383,3 +386,18 @@ def test_a_search_runs_on_integers() -> None:
     # a region that holds some of what depends on the moving entries runs whole
     assert results[0].cost <= results[1].cost <= 1.1 * results[0].cost
     assert results[1].loss == pytest.approx(results[0].loss, rel=1e-3)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_scan_says_how_it_ran(scan: Callable[..., tuple[int, str, str]]) -> None:
+    quick = ("--points", "3", "--radius", "0.1", "--calibration-images", "8")
+    found = {}
+    for execution in ("simulated", "integer"):
+        out = ("--test-images", "10", "--out", execution, "--execution", execution)
+        code, _, err = scan(*quick, *out)
+        assert code == 0, err
+        found[execution] = store.load(f"{execution}/scan.nc")
+        provenance = json.loads(found[execution].attrs["provenance"])
+        assert provenance["configuration"]["execution"] == execution
+    # ties among codes, decided by float32 rounding, move single images
+    np.testing.assert_allclose(found["integer"].loss, found["simulated"].loss, atol=1e-2)

@@ -121,6 +121,13 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
             "leave out --normalise",
         ),
         (("--scheme", "none", "--over", "bits"), "scheme none has no bits"),
+        (("--over", "bits", "--directions", "uniform"), "leave out --directions"),
+        (
+            ("--scheme", "none", "--over", "weights", "--directions", "hessian",
+             "--execution", "compiled"),
+            "--execution simulated",
+        ),
+        (("--execution", "fast"), "unknown --execution 'fast'"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(scan, arguments, message) -> None:
