@@ -228,6 +228,7 @@ def optimizer_table(cell: Sequence[Run]) -> str:
     last = str(COSTS[-1])
     head = [
         "optimizer",
+        "seeds",
         *(f"calibration loss at {cost}" for cost in COSTS),
         f"test loss at {last}: change from the start",
         f"the same against {REFERENCE}",
@@ -247,6 +248,7 @@ def optimizer_table(cell: Sequence[Run]) -> str:
         rows.append(
             [
                 name,
+                str(len(mine)),
                 *(mean([run["at"][str(cost)]["loss"] for run in mine]) for cost in COSTS),
                 interval([change(run, "test_loss") for run in mine]),
                 interval(
@@ -257,7 +259,7 @@ def optimizer_table(cell: Sequence[Run]) -> str:
             ]
         )
     start = statistics.fmean(run["values_at_start"]["loss"] for run in cell)
-    count = f"{len(seeds)} seeds, {cell[0]['images']} calibration images"
+    count = f"mean over {len(seeds)} seeds, {cell[0]['images']} calibration images"
     return f"Start: calibration loss {start:.4f}; {count}.\n\n" + markdown(head, rows)
 
 

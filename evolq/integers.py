@@ -169,8 +169,10 @@ def rescale(
     bias: Tensor,
 ) -> Tensor:
     """Return a linear layer's output from sums of stored codes, as `WeightCodes` explains."""
-    exact = sums - zero * rows - offset
-    return exact.to(factor.dtype) * factor + (rows.to(factor.dtype) * slope + bias)
+    # in floats, since a product of int32 takes longer than all else here
+    rows = rows.to(factor.dtype)
+    exact = (sums - offset).to(factor.dtype) - zero * rows
+    return exact * factor + (rows * slope + bias)
 
 
 class WeightCodes(nn.Module):
@@ -182,9 +184,9 @@ class WeightCodes(nn.Module):
 
         y = s f [sum x w - b sum x - a (sum w - K b)] + s g (sum x - K a) + bias
 
-    Returned are w as int8 (K, N), and in the order of `rescale` the offset a (sum w - K b) and b,
-    int32 (N,), s f, s g and bias - s g K a, float (N,); last, whether b or s g differ from zero, so
-    that sums of the rows of x are needed.
+    Returned are w as int8 (K, N), and in the order of `rescale` the offset a (sum w - K b), int32
+    (N,), and b, s f, s g and bias - s g K a, float (N,); last, whether b or s g differ from zero:
+    only then sums of the rows of x are needed.
     """
 
     def __init__(self, quantizer: Quantizer, shift: int) -> None:
@@ -235,7 +237,7 @@ class WeightCodes(nn.Module):
         return (
             stored.to(torch.int8).t().contiguous(),
             offset.to(torch.int32),
-            zero.to(torch.int32),
+            zero,
             input_scale * factor,
             slope,
             constant if bias is None else constant + bias,
