@@ -20,7 +20,15 @@ from evolq.errors import InputError
 from evolq.evolve import search_scales
 from evolq.fusion import PRODUCTS, compiler_works, fuse, regions
 from evolq.graph import dependents
-from evolq.integers import WeightCodes, decode, encode, integer_product, log2_softmax, lower
+from evolq.integers import (
+    WeightCodes,
+    decode,
+    differing_codes,
+    encode,
+    integer_product,
+    log2_softmax,
+    lower,
+)
 from evolq.network import EXECUTIONS, QuantizedNetwork, quantize
 from evolq.objective import Objective, predict
 from evolq.placement import SCHEMES
@@ -152,6 +160,31 @@ def test_executions_agree(execution: str, kind: str, scheme: str, matched: bool,
 
 def linears(network: QuantizedNetwork) -> int:
     return sum(node.target is torch.ops.aten.linear.default for node in network.module.graph.nodes)
+
+
+@pytest.mark.parametrize("scheme", ["linear", "full"])
+def test_differing_codes_are_counted_where_they_arise(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, start = build("transformer", scheme)
+    counts = differing_codes(network._graph, start, images(9))
+    activations = {name for name, site in network.sites.items() if site.kind != "weight"}
+    assert counts.keys() == activations
+    # no code of these is a tie to within float32 rounding
+    assert {differing for differing, _ in counts.values()} == {0}
+    assert counts["qkv.input"] == (0, 9 * 4 * 8)
+
+    def wrong(value: Tensor, scale: Tensor, *others: Tensor | int) -> Tensor:
+        codes = encode(value, scale, *others).contiguous()
+        codes.view(-1)[:2] ^= 1  # two other codes
+        return codes
+
+    wrong.__name__ = "encode"
+    monkeypatch.setattr(integers, "encode", wrong)
+    counts = differing_codes(network._graph, start, images(9))
+    products = {name for name in activations if name.startswith(("matmul", "softmax"))}
+    assert {name for name, (differing, _) in counts.items() if differing == 0} == products
+    assert {counts[name][0] for name in activations - products} == {2}
 
 
 @pytest.mark.parametrize("scheme", ["linear", "full"])
