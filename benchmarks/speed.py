@@ -381,8 +381,10 @@ def table(found: dict[str, Any]) -> str:
 
 def notes(found: dict[str, Any]) -> str:
     """Return what else there is to say about each number."""
+    details = {key: found["details"][key] for key in TARGETS if key in found}
     return "\n".join(
-        f"- `{key}`: {found['details'][key]['note']}." for key in TARGETS if key in found
+        f"- `{key}`: {len(detail['values'])} repeats; {detail['note']}."
+        for key, detail in details.items()
     )
 
 

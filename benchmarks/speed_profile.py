@@ -35,19 +35,21 @@ REST = "all else (copies, weights, dispatch)"
 
 
 def time_shares(problem: Problem) -> Result:
-    """Profile one full evaluation: seconds, and the share of each of `PARTS`."""
+    """Measure one full evaluation and profile another: seconds, and the share of each part."""
     scales = tuple(select(problem.start, {"scale"}))
     varied = problem.objective.vary(scales, problem.start)
     varied(moved(problem.start, scales, 0))
     point = moved(problem.start, scales, 1)
+    total = seconds(lambda: varied(point))
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        total = seconds(lambda: varied(point))
+        varied(moved(problem.start, scales, 2))
     spent = dict.fromkeys([*PARTS, REST], 0.0)
     for event in profiler.key_averages():
         part = next((part for part, names in PARTS.items() if event.key.startswith(names)), REST)
         spent[part] += event.self_cpu_time_total
     whole = sum(spent.values())
-    prepared = seconds(lambda: varied.forward.function.prepare(point))
+    with torch.no_grad():
+        prepared = seconds(lambda: varied.forward.function.prepare(point))
     return {
         "seconds": total,
         "prepare_seconds": prepared,
@@ -241,8 +243,7 @@ def time_section(found: Result) -> str:
     rows = "\n".join(f"| {part} | {100 * share:.0f} % |" for part, share in found["shares"].items())
     return f"""## Where the time goes
 
-One full evaluation of {found["images"]} images, by torch's profiler ({found["seconds"]:.2f} s with
-it):
+One full evaluation of {found["images"]} images, {found["seconds"]:.2f} s, by torch's profiler:
 
 | part | share |
 |---|---|
@@ -301,7 +302,7 @@ def codes_section(found: Result) -> str:
 
 {found["differing"]} of {found["count"]} codes of activations differ from the simulated path's
 ({found["images"]} images; a share of {found["differing"] / found["count"]:.1e}), each compared
-with all codes before it equal: these are ties that float32 rounding decides. The largest share is
+with all codes before it equal, so that only float32 rounding sets them apart. The largest share is
 that of `{worst}`, {differing / count:.1e}.
 
 In a network such a code goes on to others, and these to more. How far that leads, on
