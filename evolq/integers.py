@@ -33,6 +33,7 @@ from torch import Tensor, fx, nn
 from evolq.correction import MomentMatchedQuantizer, moments
 from evolq.errors import InputError
 from evolq.graph import MATRIX_PRODUCTS, Graph, aten, dependents, source
+from evolq.points import Point
 from evolq.quantizers import (
     PerChannel,
     PerTensor,
@@ -102,8 +103,8 @@ def log2_softmax(logits: Tensor, scale: Tensor, bits: Tensor, axis: int) -> Tens
     t = (logits - logits.amax(axis, keepdim=True)) * math.log2(math.e)
     log2_sum = torch.log2(torch.exp2(t).sum(axis, keepdim=True))
     codes = (torch.log2(scale) + log2_sum - t).clamp_min(0.0).clamp_max(upper).round()
-    # 2^-code as the bits of a float32, which has 127 as the code of exponent 0
-    powers = ((127 - codes.to(torch.int32)) << 23).view(torch.float32)
+    # 2^-code as the bits of a float32, where exponent 0 is 127, and 0 what lies below 2^-126
+    powers = ((127 - codes.to(torch.int32)).clamp_min(0) << 23).view(torch.float32)
     return torch.where(codes < upper, powers, 0.0)
 
 
@@ -252,6 +253,89 @@ def _check_zero_point(zero: Tensor) -> None:
             f"a zero point of {largest:g} is too far off for integer execution; wanted at most "
             f"{LARGEST_ZERO_POINT} in magnitude, or execution simulated"
         )
+
+
+# Against the simulated graph ----------------------------------------------------------------------
+
+
+def differing_codes(graph: Graph, point: Point, images: Tensor) -> dict[str, tuple[int, int]]:
+    """Count the codes that are others in the lowered graph than in `graph` itself.
+
+    Each activation of the lowered graph is compared with the simulated one's and goes on as that:
+    a difference counts where float32 rounding makes it, and no other follows from it. Nothing is
+    compiled here. An activation that stands in a linear layer and in another product is compared,
+    and counted, for each.
+
+    Args:
+        graph: a simulated graph, as for `lower`.
+        point: complete.
+        images: (n, channels, height, width), one pass.
+
+    Returns:
+        For each activation that the lowered graph encodes, by the quantizer's name: how many codes
+        differ, and how many there are.
+    """
+    simulated = _SimulatedCodes(graph)
+    entries = [point[name] for name in graph.entries]
+    with torch.no_grad():
+        simulated.run(*entries, images)
+        comparison = _Comparison(lower(graph), simulated.found)
+        comparison.run(*entries, images)
+    return comparison.counts
+
+
+def _quantizer_name(graph: Graph, scale: Any) -> str:
+    """Return the name of the quantizer that the entry `scale` belongs to."""
+    return str(graph.name_of(scale)).rpartition(".")[0]
+
+
+class _SimulatedCodes(fx.Interpreter):
+    """Runs a simulated graph and keeps codes (int16), zero points and bits of all quantizers."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.module)
+        self.described = graph
+        self.found: dict[str, tuple[Tensor, Tensor | None, Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if isinstance(module, Quantizer):
+            (value, scale, zero_point, bits), _ = self.fetch_args_kwargs_from_env(n)
+            codes = quantize(value, scale, zero_point, bits, module.spec).to(torch.int16)
+            self.found[_quantizer_name(self.described, n.args[1])] = codes, zero_point, bits
+        return super().run_node(n)
+
+
+class _Comparison(fx.Interpreter):
+    """Runs a lowered graph on the codes of the simulated one, and counts where its own differ."""
+
+    def __init__(
+        self, graph: Graph, simulated: dict[str, tuple[Tensor, Tensor | None, Tensor]]
+    ) -> None:
+        super().__init__(graph.module)
+        self.described = graph
+        self.simulated = simulated
+        self.counts: dict[str, tuple[int, int]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.target not in (encode, steps, log2_softmax):
+            return value
+        name = _quantizer_name(self.described, n.args[1])
+        codes, zero_point, bits = self.simulated[name]
+        if n.target is encode:
+            shift: Any = n.args[5]
+            expected = codes - shift
+        elif n.target is steps:
+            expected = codes if zero_point is None else codes - zero_point.round()
+        else:
+            _, upper = codes_range(bits, QuantSpec(kind="log2"))
+            expected = torch.where(codes < upper, torch.exp2(-codes.to(value.dtype)), 0.0)
+        expected = expected.to(value.dtype)
+        differing, count = self.counts.get(name, (0, 0))
+        differing += int((value != expected).sum())
+        self.counts[name] = differing, count + value.numel()
+        return expected
 
 
 # The rewriting ------------------------------------------------------------------------------------

@@ -22,7 +22,15 @@ from evolq.errors import InputError
 from evolq.evolve import search_scales
 from evolq.fusion import PRODUCTS, compiler_works, fuse, regions
 from evolq.graph import dependents
-from evolq.integers import WeightCodes, decode, encode, integer_product, log2_softmax, lower
+from evolq.integers import (
+    WeightCodes,
+    decode,
+    differing_codes,
+    encode,
+    integer_product,
+    log2_softmax,
+    lower,
+)
 from evolq.network import EXECUTIONS, QuantizedNetwork, quantize
 from evolq.objective import Objective, predict
 from evolq.placement import SCHEMES
@@ -117,13 +125,14 @@ def test_an_integer_layer_is_the_layer_on_dequantized_values(
 def test_log2_softmax_has_the_codes_of_a_softmax(bits: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 4 * torch.randn(3, 7, 50, generator=generator, dtype=torch.float64)
+    logits[0, 0, 0] -= 95  # at 8 bits a code below the exponents of float32
     scale, width = torch.tensor(0.5), torch.tensor(float(bits))
     spec = QuantSpec(max(bits, 2), kind="log2")
     codes = to_codes(logits.softmax(-1), scale.double(), None, bits, spec)
     expected = torch.where(codes < codes_range(bits, spec)[1], torch.exp2(-codes), 0.0)
     found = log2_softmax(logits.float(), scale, width, -1)
     # no probability of these is a tie to within float32 rounding
-    assert torch.equal(found.double(), expected)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2.0**-126)
 
 
 def test_a_zero_point_out_of_reach_is_named() -> None:
@@ -155,6 +164,31 @@ def test_executions_agree(execution: str, kind: str, scheme: str, matched: bool,
 
 def linears(network: QuantizedNetwork) -> int:
     return sum(node.target is torch.ops.aten.linear.default for node in network.module.graph.nodes)
+
+
+@pytest.mark.parametrize("scheme", ["linear", "full"])
+def test_differing_codes_are_counted_where_they_arise(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, start = build("transformer", scheme)
+    counts = differing_codes(network._graph, start, images(9))
+    activations = {name for name, site in network.sites.items() if site.kind != "weight"}
+    assert counts.keys() == activations
+    # no code of these is a tie to within float32 rounding
+    assert {differing for differing, _ in counts.values()} == {0}
+    assert counts["qkv.input"] == (0, 9 * 4 * 8)
+
+    def wrong(value: Tensor, scale: Tensor, *others: Tensor | int) -> Tensor:
+        codes = encode(value, scale, *others).contiguous()
+        codes.view(-1)[:2] ^= 1  # two other codes
+        return codes
+
+    wrong.__name__ = "encode"
+    monkeypatch.setattr(integers, "encode", wrong)
+    counts = differing_codes(network._graph, start, images(9))
+    products = {name for name in activations if name.startswith(("matmul", "softmax"))}
+    assert {name for name, (differing, _) in counts.items() if differing == 0} == products
+    assert {counts[name][0] for name in activations - products} == {2}
 
 
 @pytest.mark.parametrize("scheme", ["linear", "full"])
