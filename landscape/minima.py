@@ -154,8 +154,12 @@ def _minimum(
 ) -> Minimum:
     """Describe the plateau around `bottom`; `values` are those of `grid`, with walls at +inf."""
     neighbours = ndimage.generate_binary_structure(values.ndim, 1 if connectivity == 4 else 2)
-    labels, _ = ndimage.label(values == values[bottom], neighbours)
-    members = np.argwhere(labels == labels[bottom])
+    near = tuple(slice(max(0, i - 1), i + 2) for i in bottom)
+    if np.count_nonzero(values[near] == values[bottom]) == 1:
+        members = np.array([bottom])  # no plateau, as nearly always: no search of the whole grid
+    else:
+        labels, _ = ndimage.label(values == values[bottom], neighbours)
+        members = np.argwhere(labels == labels[bottom])
     centre = members[((members - members.mean(axis=0)) ** 2).sum(axis=1).argmin()]
     walls = np.pad(np.isinf(values), 1, constant_values=True)  # the edge of the grid is one too
     around = members[:, None] + np.argwhere(neighbours)  # indices of `walls`, which start at -1
@@ -190,11 +194,14 @@ def _pairs(
         grid.compute_persistence()
         finite, essential = grid.cofaces_of_persistence_pairs()
 
-    def index(number: int) -> tuple[int, ...]:
-        return tuple(int(i) for i in np.unravel_index(number, values.shape, order="F"))
+    def indices(numbers: np.ndarray) -> list[tuple[int, ...]]:
+        return list(
+            zip(*(i.tolist() for i in np.unravel_index(numbers, values.shape, "F")), strict=True)
+        )
 
-    pairs: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = [
-        (index(bottom), index(saddle)) for bottom, saddle in (finite[0] if finite else ())
-    ]
-    pairs += [(index(bottom), None) for bottom in essential[0]]
+    pairs: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = []
+    if finite:
+        bottoms, saddles = np.asarray(finite[0]).reshape(-1, 2).T
+        pairs += zip(indices(bottoms), indices(saddles), strict=True)
+    pairs += [(bottom, None) for bottom in indices(np.asarray(essential[0]))]
     return [(bottom, saddle) for bottom, saddle in pairs if np.isfinite(values[bottom])]
