@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from tiny_models import TinyResidual, TinyTransformer, randomised
 from torch import Tensor, nn
 
 import evolq.evolve
 from evolq.blocks import attention_modules, find_blocks
 from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA, Criterion, info_nce
+from evolq.criteria import CRITERIA, Criterion, info_nce, no_bound
 from evolq.data import LabelledImages
 from evolq.errors import InputError
 from evolq.evolve import (
@@ -274,6 +275,56 @@ def test_a_loss_that_is_not_a_number_is_the_worst(problem: Problem, recipe: Reci
     ]
     assert last.loss == 1.0
     assert same(last.point, problem.start)
+
+
+@RECIPES_IN_TESTS
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_dropping_children_saves_passes_and_changes_nothing_else(
+    criterion: str, recipe: Recipe
+) -> None:
+    """On a transformer and a residual network, with steps large enough for children to fail."""
+    recipe = replace(recipe, perturbation=Relative(0.5), population=2, sample=1, cycles=6)
+    saved = 0.0
+    for make in (TinyTransformer, TinyResidual):
+        model, data = randomised(make()), labelled(24, seed=1)
+        network = quantize(model, data.images[:2], weight_bits=3)
+        start = calibrate(network, data.images, "mse")
+        teacher = predict(model, data.images)
+        plain, dropping = (
+            list(search_scales(Objective.of(network, data, kind, teacher, 4), start, recipe))
+            for kind in (replace(CRITERIA[criterion], bound=no_bound), CRITERIA[criterion])
+        )
+        for a, b in zip(plain, dropping, strict=True):
+            assert (a.step, a.loss, a.label) == (b.step, b.loss, b.label)
+            assert same(a.point, b.point)
+            assert b.cost <= a.cost + 1e-6
+        saved += plain[-1].cost - dropping[-1].cost
+    assert saved > 1
+
+
+def test_dropping_leaves_the_population_and_the_step_alone() -> None:
+    """Losses drawn from few values, so that many tie; a drop gives infinity as early as allowed."""
+    values = (0.0, 1.0, 1.0, 2.0, 3.0, float("inf"))
+
+    def evolve(dropping: bool, seed: int) -> tuple[list[Candidate], float, list[float]]:
+        generator = torch.Generator().manual_seed(seed)
+        steps = []
+
+        def fitness(entries: Point, limit: float) -> float:
+            loss = values[int(entries["x"])]
+            return float("inf") if dropping and loss > limit else loss
+
+        def mutate(entries: Point, step: float) -> dict[str, Tensor]:
+            steps.append(step)
+            return {"x": torch.randint(len(values), (), generator=generator)}
+
+        recipe = replace(PUBLISHED, population=3, sample=2, cycles=12, adaptation=1.5)
+        start = Candidate({"x": torch.tensor(seed % len(values))}, values[seed % len(values)])
+        population, step = evolve_block(fitness, mutate, start, recipe, 1.0, generator)
+        return population, step, steps
+
+    for seed in range(30):
+        assert evolve(True, seed) == evolve(False, seed)
 
 
 def test_test_images_are_refused_at_once(problem: Problem) -> None:
