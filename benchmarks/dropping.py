@@ -3,9 +3,9 @@
     python benchmarks/dropping.py SEED ...
 
 One pass of the default recipe on the bundled networks with 300 calibration images, as a table in
-forward passes of them. That dropping does not change the result is for the tests to show; without
-dropping every visit runs its part of the network once for each child, whatever the losses are. Takes
-about 4 minutes on one core for each seed.
+forward passes of them. The tests show that dropping does not change the result; without it, every
+visit runs its part of the network once for each child, whatever the losses are. Takes about 4
+minutes on one core for each seed.
 """
 
 from __future__ import annotations

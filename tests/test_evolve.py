@@ -277,19 +277,28 @@ def test_a_loss_that_is_not_a_number_is_the_worst(problem: Problem, recipe: Reci
     assert same(last.point, problem.start)
 
 
+@cache
+def confident_problem(
+    make: type[nn.Module],
+) -> tuple[QuantizedNetwork, Point, LabelledImages, Tensor]:
+    """Return network, start, images and teacher, for losses near their bounds: all is predicted."""
+    model, data = randomised(make()), labelled(24, seed=1)
+    with torch.no_grad():
+        model.head.weight *= 20
+        model.head.bias -= predict(model, data.images).mean(0)
+    teacher = predict(model, data.images)
+    network = quantize(model, data.images[:2], weight_bits=4)
+    start = calibrate(network, data.images, "mse")
+    return network, start, replace(data, labels=teacher.argmax(1)), teacher
+
+
 @RECIPES_IN_TESTS
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_dropping_children_saves_passes_and_changes_nothing_else(
-    criterion: str, recipe: Recipe
-) -> None:
-    """On a transformer and a residual network, with steps large enough for children to fail."""
-    recipe = replace(recipe, perturbation=Relative(0.5), population=2, sample=1, cycles=6)
+def test_dropping_saves_passes_and_changes_nothing_else(criterion: str, recipe: Recipe) -> None:
+    recipe = replace(recipe, passes=1, population=2, sample=1, perturbation=Relative(0.5))
     saved = 0.0
     for make in (TinyTransformer, TinyResidual):
-        model, data = randomised(make()), labelled(24, seed=1)
-        network = quantize(model, data.images[:2], weight_bits=3)
-        start = calibrate(network, data.images, "mse")
-        teacher = predict(model, data.images)
+        network, start, data, teacher = confident_problem(make)
         plain, dropping = (
             list(search_scales(Objective.of(network, data, kind, teacher, 4), start, recipe))
             for kind in (replace(CRITERIA[criterion], bound=no_bound), CRITERIA[criterion])
@@ -300,6 +309,19 @@ def test_dropping_children_saves_passes_and_changes_nothing_else(
             assert b.cost <= a.cost + 1e-6
         saved += plain[-1].cost - dropping[-1].cost
     assert saved > 1
+
+
+def test_a_search_that_drops_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    network, start, data, teacher = confident_problem(TinyResidual)
+    objective = Objective.of(network, data, CRITERIA["kl"], teacher, 4)
+    recipe = replace(DEFAULT, perturbation=Relative(0.5))
+    whole = list(search_scales(objective, start, recipe))
+    resumed = []
+    for budget in range(1, 99, 5):
+        run = search_scales(objective, start, recipe, budget=budget, checkpoint=tmp_path / "file")
+        resumed.extend(list(run)[bool(resumed) :])
+        assert resumed[-1].cost <= budget
+    assert all_same(resumed, whole)
 
 
 def test_dropping_leaves_the_population_and_the_step_alone() -> None:
@@ -533,7 +555,7 @@ def constant_children(losses: list[float]):
         steps.append(step)
         return {"number": torch.tensor(next(numbers))}
 
-    return (lambda entries: next(remaining)), mutate, steps
+    return (lambda entries, limit: next(remaining)), mutate, steps
 
 
 def test_one_child_at_a_time_joins_and_the_worst_leaves() -> None:

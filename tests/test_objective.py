@@ -87,11 +87,11 @@ def test_a_loss_beyond_its_limit_costs_only_the_images_that_show_it(
     scales = select(point, {"scale"}, within="fc2.*")
     part = measured.vary(list(scales), point)
     share = part.forward.function.share
-    for index, images in enumerate((4, 8, 10)):
+    for index, done in enumerate((4, 8, 10)):
         limit = (least[index] + least[index + 1]) / 2
         before = part.cost
         assert float(part.loss_within(scales, limit)) == math.inf
-        assert part.cost - before == pytest.approx(share * images / 10)
+        assert part.cost - before == pytest.approx(share * done / 10)
 
 
 def test_rounding_does_not_drop_a_loss_that_equals_its_bound(network, point, data):
