@@ -5,7 +5,9 @@ Transformers". P passes visit the blocks one after the other. In a block, a popu
 candidates starts as copies of where the search stands; C times, the fittest of a sample of S
 candidates is the parent of a perturbed child, the child joins the population and the worst
 candidate leaves it. The fittest of the block is where the search goes on. Fitness is the loss of an
-`Objective` on calibration images, lower is fitter; NaN counts as the worst of all.
+`Objective` on calibration images, lower is fitter; NaN counts as the worst of all. A child's
+evaluation ends as soon as it is certain that the child would leave at once: that changes what a
+search costs, and nothing else.
 """
 
 from __future__ import annotations
@@ -142,14 +144,18 @@ def visits(
 
 
 def evolve_block(
-    fitness: Callable[[Point], float],
+    fitness: Callable[[Point, float], float],
     mutate: Callable[[Point, float], Point],
     start: Candidate,
     recipe: Recipe,
     step: float,
     generator: torch.Generator,
 ) -> tuple[list[Candidate], float]:
-    """Return the population of K candidates after C cycles, and the adapted step factor."""
+    """Return the population of K candidates after C cycles, and the adapted step factor.
+
+    `fitness(entries, limit)` may be infinite for a loss above `limit`: a child worse than all
+    others leaves at once, and how much worse it is makes no difference.
+    """
     population = [start] * recipe.population
     for _ in range(recipe.cycles):
         parent = tournament(population, recipe, generator)
@@ -158,7 +164,7 @@ def evolve_block(
             partner = tournament(population, recipe, generator)
             entries = recombine(entries, partner.entries, recipe.recombination, generator)
         entries = mutate(entries, step)
-        child = Candidate(entries, fitness(entries))
+        child = Candidate(entries, fitness(entries, worst_loss(population)))
         # A tie is a success: the step was too small to change anything.
         success = child.loss <= parent.loss and math.isfinite(child.loss)
         step = min(step * recipe.adaptation ** (1 if success else -1 / 4), LARGEST_STEP)
@@ -180,6 +186,11 @@ def tournament(
 def fittest(population: Sequence[Candidate]) -> Candidate:
     """Return the candidate with the least loss, the first if several have it."""
     return min(population, key=lambda candidate: candidate.loss)
+
+
+def worst_loss(population: Sequence[Candidate]) -> float:
+    """Return the loss that a child must not exceed to stay."""
+    return max(candidate.loss for candidate in population)
 
 
 def survivors(population: Sequence[Candidate]) -> list[Candidate]:
@@ -266,6 +277,7 @@ def _search(
 
     while state.visited < recipe.passes * len(order) and state.idle != recipe.patience:
         block = list(order)[state.visited % len(order)]
+        # what the visit costs if no child is dropped
         share = network.share(order[block]) if budget < math.inf else 0.0
         ends_pass = state.visited % len(order) == len(order) - 1
         visit = 1 - share + (recipe.cycles + recipe.reevaluate) * share
@@ -303,10 +315,10 @@ def _visit(
     part = objective.vary(names, at={**start, **state.entries})
     evaluations = state.evaluations
 
-    def fitness(entries: Point) -> float:
+    def fitness(entries: Point, limit: float = math.inf) -> float:
         nonlocal evaluations
         evaluations += 1
-        return comparable(part(entries))
+        return comparable(part.loss_within(entries, limit))
 
     def mutate(entries: Point, step: float) -> dict[str, Tensor]:
         child = {}

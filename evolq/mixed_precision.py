@@ -16,7 +16,15 @@ from torch import Tensor
 
 from evolq.calibration import start_of
 from evolq.errors import InputError
-from evolq.evolve import Candidate, Iterate, comparable, fittest, survivors, tournament
+from evolq.evolve import (
+    Candidate,
+    Iterate,
+    comparable,
+    fittest,
+    survivors,
+    tournament,
+    worst_loss,
+)
 from evolq.network import QuantizedNetwork
 from evolq.objective import Objective
 from evolq.points import Point, role
@@ -41,7 +49,8 @@ def search_bits(
 
     The first Iterate has the same bits in all layers, the largest whole number within the budget;
     then one follows for each child, the last is the result. Activations stay as they are.
-    Deterministic in `seed`. Every evaluation is a whole forward pass.
+    Deterministic in `seed`. Every evaluation is a whole forward pass, or
+    less for a child that is certain to leave at once.
 
     Args:
         objective: on calibration images.
@@ -87,10 +96,10 @@ def _search(
     uniform = entries_at(dict.fromkeys(sizes, math.floor(average)), table)
     part = objective.vary(list(uniform), at=start)
 
-    def candidate(entries: Point) -> Candidate:
-        return Candidate(entries, comparable(part(entries)))
+    def candidate(entries: Point, limit: float) -> Candidate:
+        return Candidate(entries, comparable(part.loss_within(entries, limit)))
 
-    population = [candidate(uniform)] * recipe.population
+    population = [candidate(uniform, math.inf)] * recipe.population
     for step in range(1, evaluations + 2):
         best = fittest(population)
         point = {**start, **best.entries}
@@ -99,7 +108,8 @@ def _search(
         if step <= evaluations:
             parent = tournament(population, recipe, generator)
             bits = move_bits(bits_in(parent.entries), sizes, average, generator)
-            population = survivors([*population, candidate(entries_at(bits, table))])
+            child = candidate(entries_at(bits, table), worst_loss(population))
+            population = survivors([*population, child])
 
 
 def move_bits(

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from tiny_models import TinyResidual, TinyTransformer, randomised
 from torch import Tensor, nn
 
 import evolq.evolve
 from evolq.blocks import attention_modules, find_blocks
 from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA, Criterion, info_nce
+from evolq.criteria import CRITERIA, Criterion, info_nce, no_bound
 from evolq.data import LabelledImages
 from evolq.errors import InputError
 from evolq.evolve import (
@@ -277,6 +278,78 @@ def test_a_loss_that_is_not_a_number_is_the_worst(problem: Problem, recipe: Reci
     assert same(last.point, problem.start)
 
 
+@cache
+def confident_problem(
+    make: type[nn.Module],
+) -> tuple[QuantizedNetwork, Point, LabelledImages, Tensor]:
+    """Return network, start, images and teacher, for losses near their bounds: all is predicted."""
+    model, data = randomised(make()), labelled(24, seed=1)
+    with torch.no_grad():
+        model.head.weight *= 20
+        model.head.bias -= predict(model, data.images).mean(0)
+    teacher = predict(model, data.images)
+    network = quantize(model, data.images[:2], weight_bits=4)
+    start = calibrate(network, data.images, "mse")
+    return network, start, replace(data, labels=teacher.argmax(1)), teacher
+
+
+@RECIPES_IN_TESTS
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_dropping_saves_passes_and_changes_nothing_else(criterion: str, recipe: Recipe) -> None:
+    recipe = replace(recipe, passes=1, population=2, sample=1, perturbation=Relative(0.5))
+    saved = 0.0
+    for make in (TinyTransformer, TinyResidual):
+        network, start, data, teacher = confident_problem(make)
+        plain, dropping = (
+            list(search_scales(Objective.of(network, data, kind, teacher, 4), start, recipe))
+            for kind in (replace(CRITERIA[criterion], bound=no_bound), CRITERIA[criterion])
+        )
+        for a, b in zip(plain, dropping, strict=True):
+            assert (a.step, a.loss, a.label) == (b.step, b.loss, b.label)
+            assert same(a.point, b.point)
+            assert b.cost <= a.cost + 1e-6
+        saved += plain[-1].cost - dropping[-1].cost
+    assert saved > 1
+
+
+def test_a_search_that_drops_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    network, start, data, teacher = confident_problem(TinyResidual)
+    objective = Objective.of(network, data, CRITERIA["kl"], teacher, 4)
+    recipe = replace(DEFAULT, perturbation=Relative(0.5))
+    whole = list(search_scales(objective, start, recipe))
+    resumed = []
+    for budget in range(1, 99, 5):
+        run = search_scales(objective, start, recipe, budget=budget, checkpoint=tmp_path / "file")
+        resumed.extend(list(run)[bool(resumed) :])
+        assert resumed[-1].cost <= budget
+    assert all_same(resumed, whole)
+
+
+def test_dropping_leaves_the_population_and_the_step_alone() -> None:
+    """Losses drawn from few values, so that many tie; a drop gives infinity as early as allowed."""
+    values = (0.0, 1.0, 1.0, 2.0, 3.0, float("inf"))
+
+    def evolve(dropping: bool, seed: int) -> tuple[list[Candidate], float, list[float]]:
+        generator = torch.Generator().manual_seed(seed)
+        steps = []
+
+        def fitness(entries: Point, limit: float) -> float:
+            loss = values[int(entries["x"])]
+            return float("inf") if dropping and loss > limit else loss
+
+        def mutate(entries: Point, step: float) -> dict[str, Tensor]:
+            steps.append(step)
+            return {"x": torch.randint(len(values), (), generator=generator)}
+
+        recipe = replace(PUBLISHED, population=3, sample=2, cycles=12, adaptation=1.5)
+        start = Candidate({"x": torch.tensor(seed % len(values))}, values[seed % len(values)])
+        population, step = evolve_block(fitness, mutate, start, recipe, 1.0, generator)
+        return population, step, steps
+
+    for seed in range(30):
+        assert evolve(True, seed) == evolve(False, seed)
+
+
 def test_test_images_are_refused_at_once(problem: Problem) -> None:
     test = TestEvaluation.of(problem.network, problem.data)
     with pytest.raises(TypeError, match="TestEvaluation"):
@@ -486,7 +559,7 @@ def constant_children(losses: list[float]):
         steps.append(step)
         return {"number": torch.tensor(next(numbers))}
 
-    return (lambda entries: next(remaining)), mutate, steps
+    return (lambda entries, limit: next(remaining)), mutate, steps
 
 
 def test_one_child_at_a_time_joins_and_the_worst_leaves() -> None:
