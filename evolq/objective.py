@@ -144,7 +144,7 @@ class Objective:
         done = 0
         with torch.no_grad():
             prepared = function.prepare(point)
-            for index in range(len(function.batches)):
+            for index in range(len(function.images)):
                 made = function.batch(prepared, index)
                 logits[done : done + len(made)] = made
                 done += len(made)
