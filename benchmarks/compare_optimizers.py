@@ -269,11 +269,13 @@ def start_table(runs: Iterable[Run]) -> str:
     if len({run["start"] for run in wanted}) < 2:
         return ""
     last = str(COSTS[-1])
-    head = ["network, bits", "start", "test loss", "test accuracy (%)"]
+    head = ["network, bits", "start", "seeds", "test loss", "test accuracy (%)"]
     for name in START_OPTIMIZERS:
         head += [f"change of test loss by {name}", f"of accuracy by {name} (points)"]
     rows = []
-    for network, bits in sorted({(run["network"], -run["bits"]) for run in wanted}):
+    for network, bits in sorted(
+        {(run["network"], -run["bits"]) for run in wanted if run["start"] != "MSE"}
+    ):
         for start in STARTS:
             cell = [
                 run
@@ -282,7 +284,7 @@ def start_table(runs: Iterable[Run]) -> str:
             ]
             if not cell:
                 continue
-            row = [f"{network}, {-bits}", start]
+            row = [f"{network}, {-bits}", start, str(len({run["seed"] for run in cell}))]
             for key, factor, digits in (("test_loss", 1, 4), ("test_accuracy", 100, 2)):
                 values = {run["seed"]: factor * run["values_at_start"][key] for run in cell}
                 row.append(f"{statistics.fmean(values.values()):.{digits}f}")
