@@ -114,9 +114,9 @@ def page(rows: list[Row]) -> str:
         f"data config of each model; {CALIBRATION_IMAGES} other images calibrate. Activations have "
         f"{ACTIVATION_BITS} bits. The images are for drops, not for published ImageNet numbers.\n",
         "Intervals are paired, 95 %: differences are taken image by image. Evol-Q is the recipe "
-        "`default` without moment matching, from the MSE start, with fitness infoNCE; passes over all "
-        f"blocks: {', '.join(sorted({str(row['passes']) for row in rows if 'passes' in row}))}. A row "
-        "that is missing has not been measured.\n",
+        "`default` without moment matching, from the MSE start, with fitness infoNCE; passes over "
+        f"all blocks: {', '.join(sorted({str(row['passes']) for row in rows if 'passes' in row}))}. "
+        "A row that is missing has not been measured.\n",
     ]
     for network, name in NETWORKS.items():
         found = {
