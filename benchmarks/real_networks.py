@@ -107,6 +107,7 @@ def full_precision(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def page(rows: list[Row]) -> str:
     """Render docs/real_networks.md."""
+    passes = sorted({str(row["passes"]) for row in rows if "passes" in row})
     lines = [
         "# Real networks\n",
         "Written by `benchmarks/real_networks.py`. Top-1 on the test images of the folder in "
@@ -115,7 +116,7 @@ def page(rows: list[Row]) -> str:
         f"{ACTIVATION_BITS} bits. The images are for drops, not for published ImageNet numbers.\n",
         "Intervals are paired, 95 %: differences are taken image by image. Evol-Q is the recipe "
         "`default` without moment matching, from the MSE start, with fitness infoNCE; passes over "
-        f"all blocks: {', '.join(sorted({str(row['passes']) for row in rows if 'passes' in row}))}. "
+        f"all blocks: {', '.join(passes)}. "
         "A row that is missing has not been measured.\n",
     ]
     for network, name in NETWORKS.items():
