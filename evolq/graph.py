@@ -111,8 +111,13 @@ class Graph:
                 graph.erase_node(node)
                 del self.entries[name]
                 self.weights.pop(name, None)
+        self.recompile()
+
+    def recompile(self) -> None:
+        """Drop unused nodes and modules, but no entry; check the graph and compile its code."""
+        self.module.graph.eliminate_dead_code()
         self.module.delete_all_unused_submodules()
-        graph.lint()
+        self.module.graph.lint()
         self.module.recompile()
 
 

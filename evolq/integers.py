@@ -380,10 +380,7 @@ class _Lowering:
                     codes, scale, zero, shift = self.codes(node)
                     value = self.call(user, decode, (codes, scale, zero, shift), node)
                     user.replace_input_with(node, value)
-        self.fx_graph.eliminate_dead_code()
-        self.graph.module.delete_all_unused_submodules()
-        self.fx_graph.lint()
-        self.graph.module.recompile()
+        self.graph.recompile()
 
     def call(
         self,
