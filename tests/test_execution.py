@@ -81,6 +81,36 @@ def test_integer_products_are_exact(
     assert torch.equal(integer_product(left, right).long(), expected)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_integer_products_of_many_matrices_are_exact(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exact:
+        monkeypatch.setattr(integers, "_int8_is_exact", lambda: False)
+    left, right = int8(2, 3, 5, 7), int8(2, 3, 9, 7, seed=1).transpose(-2, -1)
+    assert torch.equal(integer_product(left, right).long(), left.long() @ right.long())
+
+
+@given(
+    zeros=strategies.tuples(strategies.integers(-2048, 2048), strategies.integers(0, 255)),
+    shifts=strategies.tuples(strategies.sampled_from([0, 128]), strategies.sampled_from([0, 128])),
+    terms=strategies.integers(1, integers.LARGEST_SUM),
+    seed=strategies.integers(0, 2**16),
+)
+def test_zero_points_go_into_a_product_of_codes_exactly(
+    zeros: tuple[int, int], shifts: tuple[int, int], terms: int, seed: int
+) -> None:
+    left, right = int8(2, 4, terms, seed=seed), int8(2, terms, 3, seed=seed + 1)
+    (a, b), (s, r) = map(torch.tensor, zeros), shifts
+    found = (
+        integer_product(left, right)
+        - integers.zero_point_term(left, -1, a.float(), s, b.float(), r)
+        - integers.zero_point_term(right, -2, None, 0, a.float(), s)
+    )
+    expected = (left.long() + s - a) @ (right.long() + r - b)
+    assert torch.equal(found.long(), expected)
+
+
 @given(
     bits=strategies.integers(2, 8),
     signed=strategies.booleans(),
@@ -149,9 +179,21 @@ def test_a_zero_point_out_of_reach_is_named() -> None:
 @pytest.mark.parametrize("matched", [False, True], ids=["plain", "matched"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_executions_agree(execution: str, kind: str, scheme: str, matched: bool, bits: int) -> None:
+# the products of attention on codes, or in floats
+@pytest.mark.parametrize(
+    ("execution", "size"), [*((name, 2**19) for name in EXECUTIONS), ("integer", 1)]
+)
+def test_executions_agree(
+    execution: str,
+    size: int,
+    kind: str,
+    scheme: str,
+    matched: bool,
+    bits: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network, point = build(kind, scheme, weight_bits=bits, moment_matching=matched)
+    monkeypatch.setattr(integers, "CODE_PRODUCT_SIZE", size)
     other = network.executed(execution)
     with torch.no_grad():
         # no code of these is a tie to within float32 rounding
@@ -203,6 +245,24 @@ def test_lowering_leaves_no_linear_layer_and_no_float_product(scheme: str) -> No
     assert targets.count(integers.times_scales) == 2  # the products of attention
     # what is left of quantizers belongs to weights that stand in no product
     assert not [node for node in graph.nodes if node.op == "call_module" and node in on_images]
+
+
+@pytest.mark.parametrize(("scheme", "products"), [("linear", 2), ("full", 1)])
+def test_large_products_of_attention_run_on_codes(
+    scheme: str, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, _ = build("transformer", scheme)
+
+    def integer_products() -> int:
+        return [node.target for node in lower(network._graph).nodes].count(integer_product)
+
+    before = integer_products()
+    size = 4 * 4 * 4  # tokens and width of a head
+    monkeypatch.setattr(integers, "CODE_PRODUCT_SIZE", size)
+    # attention maps in powers of two stay floats
+    assert integer_products() == before + products
+    monkeypatch.setattr(integers, "CODE_PRODUCT_SIZE", size + 1)
+    assert integer_products() == before
 
 
 def test_lowering_does_not_change_the_network() -> None:
@@ -370,9 +430,13 @@ def test_compiled_functions_agree_and_compile_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2**19], ids=["codes", "floats"])
 def test_integer_results_depend_on_neither_threads_nor_batch_size(
+    size: int,
     compiled_transformer: tuple[QuantizedNetwork, Point],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(integers, "CODE_PRODUCT_SIZE", size)
     network, start = compiled_transformer
     network = network.executed("integer")
     results = []
