@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor, fx, nn
 
-from evolq.graph import CONVOLUTIONS, MATRIX_PRODUCTS, Graph, aten, dependents
+from evolq.graph import CONVOLUTIONS, MATRIX_PRODUCTS, Graph, aten, dependents, source
 from evolq.integers import decode, integer_product, row_sums
 
 PRODUCTS = (
@@ -54,12 +54,49 @@ def compiler_works() -> bool:
     return True
 
 
+def arrange(graph: Graph) -> Graph:
+    """Return the graph with less work in its products and more between them, where it is free.
+
+    Biases of linear layers are added after the product, which otherwise begins by copying them into
+    all rows of its result. The operands of products of two activations are stored as the product
+    reads them, which otherwise copies them. Sums are rounded in another order.
+    """
+    graph = graph.duplicate()
+    fx_graph = graph.module.graph
+    on_images = dependents(fx_graph, [graph.images])
+    for node in list(fx_graph.nodes):
+        if node.target is aten.linear.default and len(node.args) > 2 and node in on_images:
+            value, weight, bias = node.args
+            node.args = (value, weight)
+            with fx_graph.inserting_after(node):
+                biased = fx_graph.call_function(aten.add.Tensor, (node, bias))
+            _pass_on(node, biased)
+    for origin in dict.fromkeys(
+        source(operand)
+        for node in fx_graph.nodes
+        if node.target in MATRIX_PRODUCTS
+        for operand in node.all_input_nodes
+        if operand in on_images
+    ):
+        with fx_graph.inserting_after(origin):
+            stored = fx_graph.call_function(aten.contiguous.default, (origin,))
+        _pass_on(origin, stored)
+    graph.recompile()
+    return graph
+
+
+def _pass_on(node: fx.Node, made: fx.Node) -> None:
+    """Let all but `made` itself, a function of `node` with its shape, read `made` instead."""
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made, lambda user: user is not made)
+
+
 def fuse(graph: Graph) -> Graph:
     """Return a graph of products and compiled regions, a function of the same entries and images.
 
     Without a working compiler the graph itself is returned, with a warning.
     """
-    return _fuse(graph) if compiler_works() else graph
+    return _fuse(arrange(graph)) if compiler_works() else graph
 
 
 def _fuse(graph: Graph) -> Graph:

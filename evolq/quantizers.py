@@ -16,7 +16,7 @@ once, where a Point enters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -281,8 +281,39 @@ def fake_quantize(
     """
     if spec.kind == "uniform" and not torch.is_grad_enabled():
         return _fake_quantize_in_one_buffer(value, scale, zero_point, bits, spec)
+    if spec.kind == "log2" and torch.is_grad_enabled():
+        return _Log2.apply(value, spec.granularity.align(scale, value), bits)
     codes = quantize(value, scale, zero_point, bits, spec)
     return dequantize(codes, scale, zero_point, bits, spec)
+
+
+_LOG2 = QuantSpec(kind="log2")
+
+
+class _Log2(torch.autograd.Function):
+    """A log2 quantizer, its scale aligned with the value, and the gradient of `fake_quantize`.
+
+    Left to autograd, it takes four times as long: a logarithm, a power and three masks are kept or
+    computed again for a gradient that output, value and scale are enough for.
+    """
+
+    @staticmethod
+    def forward(value: Tensor, scale: Tensor, bits: Tensor | float) -> Tensor:
+        return dequantize(quantize(value, scale, None, bits, _LOG2), scale, None, bits, _LOG2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, scale, _ = inputs
+        ctx.save_for_backward(value, scale, output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        value, scale, output = ctx.saved_tensors
+        above = value > scale
+        inside = (output > 0) & ~above
+        of_value = torch.where(inside, gradients[0] * (output / value), 0.0)
+        of_scale = torch.where(above, gradients[0], 0.0).sum_to_size(scale.shape)
+        return of_value, of_scale, None
 
 
 def _fake_quantize_in_one_buffer(

@@ -342,6 +342,21 @@ def test_regions_hold_every_elementwise_node_once_and_no_product(kind: str, sche
     assert all(node.target in PRODUCTS for node in outside)
 
 
+def test_products_leave_biases_and_copies_to_regions() -> None:
+    network, point = build("transformer", "full")
+    graph = fusion.arrange(network._graph)
+    products = [node for node in graph.nodes if node.name in graph.operations]
+    assert sorted(graph.operations.items()) == sorted(network._graph.operations.items())
+    for node in products:
+        if node.target is torch.ops.aten.linear.default:
+            assert len(node.args) == 2
+        for operand in node.all_input_nodes if node.target in fusion.MATRIX_PRODUCTS else ():
+            assert fusion.source(operand).target is torch.ops.aten.contiguous.default
+    with torch.no_grad():
+        found = graph.module(*[point[name] for name in graph.entries], images())
+        torch.testing.assert_close(found, network(point, images()), **CLOSE)
+
+
 def test_no_path_leaves_a_region_and_comes_back() -> None:
     graph = lower(build("transformer", "full")[0]._graph)
     for nodes in regions(graph):
