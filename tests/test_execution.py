@@ -351,7 +351,8 @@ def test_products_leave_biases_and_copies_to_regions() -> None:
         if node.target is torch.ops.aten.linear.default:
             assert len(node.args) == 2
         for operand in node.all_input_nodes if node.target in fusion.MATRIX_PRODUCTS else ():
-            assert fusion.source(operand).target is torch.ops.aten.contiguous.default
+            (stored,) = fusion.source(operand).users
+            assert stored.target is torch.ops.aten.contiguous.default
     with torch.no_grad():
         found = graph.module(*[point[name] for name in graph.entries], images())
         torch.testing.assert_close(found, network(point, images()), **CLOSE)
