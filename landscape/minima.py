@@ -21,8 +21,9 @@ What the count depends on is explicit:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import gudhi
 import numpy as np
@@ -127,63 +128,69 @@ def _find(
     for piece in pieces:
         grid = surface.isel(piece)
         values = np.where(np.isfinite(grid.values), grid.values, np.inf)
+        bottoms, saddles = _pairs(values, connectivity)
+        joining = bottoms[: len(saddles)]  # the others have no saddle
+        persistences = np.full(len(bottoms), np.inf)
+        persistences[: len(saddles)] = values[tuple(saddles.T)] - values[tuple(joining.T)]
+        noises = np.full(len(bottoms), np.nan)
         if per_image is not None:
             images = per_image.isel(piece).transpose(*grid.dims, "image").values
-        for bottom, saddle in _pairs(values, connectivity):
-            persistence = np.inf if saddle is None else float(values[saddle] - values[bottom])
-            noise = np.nan
-            if per_image is not None and saddle is not None:
-                noise = float(paired_standard_error(images[saddle] - images[bottom]))
-            bar = sigmas * noise if threshold is None else threshold
-            if np.isinf(persistence) or persistence > bar:
-                found.append(_minimum(grid, values, bottom, persistence, noise, connectivity))
-            else:
-                below += 1
+            noises[: len(saddles)] = [
+                paired_standard_error(images[tuple(saddle)] - images[tuple(bottom)])
+                for bottom, saddle in zip(joining, saddles, strict=True)
+            ]
+        bars = sigmas * noises if threshold is None else np.full(len(bottoms), threshold)
+        above = np.isinf(persistences) | (persistences > bars)
+        below += int((~above).sum())
+        described = _described(grid, values, bottoms[above], connectivity)
+        found += [
+            Minimum(persistence=float(persistence), noise=float(noise), **fields)
+            for persistence, noise, fields in zip(
+                persistences[above], noises[above], described, strict=True
+            )
+        ]
     found.sort(key=lambda minimum: (-minimum.persistence, minimum.value))
     excluded = int((~np.isfinite(surface)).sum())
     return Minima(tuple(found), below, excluded, connectivity, threshold, sigmas)
 
 
-def _minimum(
-    grid: xr.DataArray,
-    values: np.ndarray,
-    bottom: tuple[int, ...],
-    persistence: float,
-    noise: float,
-    connectivity: int,
-) -> Minimum:
-    """Describe the plateau around `bottom`; `values` are those of `grid`, with walls at +inf."""
+def _described(
+    grid: xr.DataArray, values: np.ndarray, bottoms: np.ndarray, connectivity: int
+) -> Iterator[dict[str, Any]]:
+    """Describe the plateau around each of `bottoms`: all fields of a Minimum that are its own.
+
+    `values` are those of `grid`, with walls at +inf.
+    """
     neighbours = ndimage.generate_binary_structure(values.ndim, 1 if connectivity == 4 else 2)
-    near = tuple(slice(max(0, i - 1), i + 2) for i in bottom)
-    if np.count_nonzero(values[near] == values[bottom]) == 1:
-        members = np.array([bottom])  # no plateau, as nearly always: no search of the whole grid
-    else:
-        labels, _ = ndimage.label(values == values[bottom], neighbours)
-        members = np.argwhere(labels == labels[bottom])
-    centre = members[((members - members.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    offsets = np.argwhere(neighbours)  # indices in `walls`, whose indices are higher by one
     walls = np.pad(np.isinf(values), 1, constant_values=True)  # the edge of the grid is one too
-    around = members[:, None] + np.argwhere(neighbours)  # indices of `walls`, which start at -1
-    place = grid[dict(zip(grid.dims, centre, strict=True))]
-    return Minimum(
-        coordinates={
-            str(name): float(place[name]) for name in ("ray", *grid.dims) if name in place.coords
-        },
-        value=float(values[bottom]),
-        persistence=persistence,
-        noise=noise,
-        points=len(members),
-        boundary=bool(walls[tuple(around.reshape(-1, values.ndim).T)].any()),
-    )
+    shared = {"ray": float(grid["ray"])} if "ray" in grid.coords else {}
+    axes = [(str(name), grid[name].values) for name in grid.dims]
+    for bottom in map(tuple, bottoms):
+        near = tuple(slice(max(0, i - 1), i + 2) for i in bottom)
+        if np.count_nonzero(values[near] == values[bottom]) == 1:
+            members = np.array([bottom])  # no plateau, as nearly always: no search of the grid
+        else:
+            labels, _ = ndimage.label(values == values[bottom], neighbours)
+            members = np.argwhere(labels == labels[bottom])
+        centre = members[((members - members.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        around = (members[:, None] + offsets).reshape(-1, values.ndim)
+        yield {
+            "coordinates": shared
+            | {name: float(axis[index]) for (name, axis), index in zip(axes, centre, strict=True)},
+            "value": float(values[bottom]),
+            "points": len(members),
+            "boundary": bool(walls[tuple(around.T)].any()),
+        }
 
 
-def _pairs(
-    values: np.ndarray, connectivity: int
-) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
-    """Return the grid indices of each minimum and of its saddle (None if it never joins a lower).
+def _pairs(values: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the grid indices of the minima, and those of the saddles of the first ones.
 
-    gudhi leaves out pairs of persistence 0 (steps within a plateau) and numbers points in Fortran
-    order. `values` must not hold NaN, which crashes gudhi; walls are +inf, and the minima that they
-    part join at +inf.
+    The minima that have no saddle, since they never join a lower one, are the last. gudhi leaves
+    out pairs of persistence 0 (steps within a plateau) and numbers points in Fortran order.
+    `values` must not hold NaN, which crashes gudhi; walls are +inf, and the minima that they part
+    join at +inf.
     """
     if connectivity == 4:
         grid = gudhi.CubicalComplex(vertices=values)
@@ -194,14 +201,11 @@ def _pairs(
         grid.compute_persistence()
         finite, essential = grid.cofaces_of_persistence_pairs()
 
-    def indices(numbers: np.ndarray) -> list[tuple[int, ...]]:
-        return list(
-            zip(*(i.tolist() for i in np.unravel_index(numbers, values.shape, "F")), strict=True)
-        )
+    def indices(numbers: np.ndarray) -> np.ndarray:
+        return np.stack(np.unravel_index(numbers, values.shape, "F"), axis=-1)
 
-    pairs: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = []
-    if finite:
-        bottoms, saddles = np.asarray(finite[0]).reshape(-1, 2).T
-        pairs += zip(indices(bottoms), indices(saddles), strict=True)
-    pairs += [(bottom, None) for bottom in indices(np.asarray(essential[0]))]
-    return [(bottom, saddle) for bottom, saddle in pairs if np.isfinite(values[bottom])]
+    pairs = np.asarray(finite[0] if finite else [], dtype=int).reshape(-1, 2)
+    alone = np.asarray(essential[0], dtype=int)
+    pairs = pairs[np.isfinite(values.flatten("F")[pairs[:, 0]])]
+    alone = alone[np.isfinite(values.flatten("F")[alone])]
+    return indices(np.concatenate([pairs[:, 0], alone])), indices(pairs[:, 1])
