@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evolq import command_line as options
-from evolq.errors import InputError
+from evolq.errors import InputError, require
 
 if TYPE_CHECKING:
     from evolq.evolve import Iterate
@@ -89,8 +88,7 @@ def main(
     if resume and (out is None or not out.is_dir()):
         raise InputError(f"--resume goes on in an existing folder and --out is {out}; name it")
     for package in ("onnx", "onnxruntime") if onnx else ():
-        if find_spec(package) is None:  # now, not after the search
-            raise InputError(f"--onnx needs {package}, not installed: pip install 'evolq[onnx]'")
+        require(package, "onnx", "--onnx")  # now, not after the search
     options.check_output_folder(out, overwrite or resume)
 
     from rich.console import Console

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
-from evolq.errors import InputError
+from evolq.errors import InputError, require
 from evolq.files import write_whole
 from evolq.network import BATCH_SIZE, QuantizedNetwork
 from evolq.onnx_operators import OnnxGraph, translate
@@ -70,7 +69,7 @@ def export_onnx(
             the network, an operator without a translation (named with its module), log2 weights, or
             a file that cannot be written.
     """
-    _require("onnx")
+    require("onnx", "onnx", "ONNX")
     if opset < OLDEST_OPSET:
         raise InputError(f"opset {opset} has no Gelu; give {OLDEST_OPSET} or newer")
     network.check(point)
@@ -101,7 +100,7 @@ def top1_agreement(
     Raises:
         InputError: if onnxruntime is not installed, or cannot run the file.
     """
-    _require("onnxruntime")
+    require("onnxruntime", "onnx", "ONNX")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -119,11 +118,6 @@ def top1_agreement(
             expected = network(point, batch).cpu()
         agree += int((torch.from_numpy(logits).argmax(1) == expected.argmax(1)).sum())
     return agree / len(images)
-
-
-def _require(package: str) -> None:
-    if find_spec(package) is None:
-        raise InputError(f"ONNX needs {package}, which is not installed: pip install 'evolq[onnx]'")
 
 
 # The graph ----------------------------------------------------------------------------------------
