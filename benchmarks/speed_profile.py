@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import xarray as xr
 from timing import moved, seconds
 from torch.profiler import ProfilerActivity, profile
 
@@ -22,6 +28,8 @@ from evolq.network import BATCH_SIZE, quantize
 from evolq.objective import Objective, predict
 from evolq.points import Point, select
 from evolq.problem import Problem
+from landscape.minima import find_minima
+from landscape.roughness import split_half_reliability, total_variation
 
 Result = dict[str, Any]
 
@@ -220,10 +228,62 @@ def draw_growth(found: Mapping[str, Sequence[Sequence[float]]], path: Path) -> N
     pyplot.close(figure)
 
 
+# Whole scans and large analyses -------------------------------------------------------------------
+
+
+def default_scan(_: Problem) -> Result:
+    """Measure `python -m landscape.scan` as a whole process, in seconds, by how it executes.
+
+    Compiled functions are kept on disk: the first run has an empty folder for them, the other one
+    finds them there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "cache"))}
+
+        def run(execution: str) -> float:
+            command = [sys.executable, "-m", "landscape.scan", "--execution", execution]
+            command += ["--out", str(Path(folder, "scan")), "--overwrite"]
+            return seconds(
+                lambda: subprocess.run(command, check=True, capture_output=True, env=environment)
+            )
+
+        run("simulated")  # byte code, and files in the system's cache
+        return {
+            "simulated": run("simulated"),
+            "integer, functions compiled anew": run("integer"),
+            "integer, functions from disk": run("integer"),
+        }
+
+
+def analyses(_: Problem) -> Result:
+    """Measure analyses of a surface of pure noise, 1001 x 1001 points, in seconds of CPU time."""
+    size, images = 1001, 20
+    generator = np.random.default_rng(0)
+    axis = np.arange(size, dtype=float)
+    per_image = xr.DataArray(
+        generator.standard_normal((size, size, images), dtype=np.float32),
+        dims=("y", "x", "image"),
+        coords={"y": axis, "x": axis},
+    )
+    surface = per_image.mean("image")
+    parts: dict[str, Callable[[], object]] = {
+        "minima by persistence": lambda: find_minima(surface, float(surface.std()) * 4),
+        "total variation": lambda: total_variation(surface),
+        f"split-half reliability, {images} images": lambda: split_half_reliability(per_image),
+    }
+    found = {}
+    for name, function in parts.items():
+        began = time.process_time()
+        function()
+        found[name] = time.process_time() - began
+    return found
+
+
 # The page -----------------------------------------------------------------------------------------
 
 PROFILES: dict[str, Callable[[Problem], Result]] = {
-    function.__name__: function for function in (time_shares, peaks, codes, growth)
+    function.__name__: function
+    for function in (time_shares, peaks, codes, growth, default_scan, analyses)
 }
 
 
@@ -234,6 +294,7 @@ def sections(found: Result) -> list[str]:
         time_section(parts["time_shares"]),
         peak_section(parts["peaks"], parts["time_shares"]),
         growth_section(parts["growth"]),
+        whole_section(parts["default_scan"], parts["analyses"]),
         codes_section(parts["codes"]),
     ]
 
@@ -288,6 +349,29 @@ def growth_section(found: Result) -> str:
 
 Small vision transformers with random weights, 65 tokens, integer execution; along each axis the
 others stay at {base}. Exponents of fitted powers: {exponents}.
+"""
+
+
+def whole_section(scan: Mapping[str, float], analysed: Mapping[str, float]) -> str:
+    """Render how long a user waits."""
+
+    def rows(found: Mapping[str, float]) -> str:
+        return "\n".join(f"| {name} | {value:.1f} |" for name, value in found.items())
+
+    return f"""## The default scan, and large analyses
+
+`python -m landscape.scan` without options measures a small network, in which an evaluation costs
+little more than the fp32 pass anyway; imports, `torch.export` and pictures take as long:
+
+| execution | seconds |
+|---|---|
+{rows(scan)}
+
+Analyses of 1001 x 1001 points, pure noise:
+
+| analysis | CPU seconds |
+|---|---|
+{rows(analysed)}
 """
 
 
