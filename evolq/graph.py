@@ -138,6 +138,29 @@ def source(node: fx.Node) -> fx.Node:
     return node
 
 
+def follow(
+    value: fx.Node,
+    origin: fx.Node,
+    new: fx.Node,
+    copies: dict[tuple[fx.Node, fx.Node], fx.Node],
+    on_images: set[fx.Node],
+) -> fx.Node:
+    """Return `value`, a view of `origin`, as the same view of `new`, which stands in front of it.
+
+    Views that were made before are found in `copies`; new ones are added there and to `on_images`.
+    """
+    if value is origin:
+        return new
+    if (value, new) not in copies:
+        inner = follow(value.args[0], origin, new, copies, on_images)  # type: ignore[arg-type]
+        with value.graph.inserting_before(value):
+            copy = value.graph.node_copy(value)
+        copy.update_arg(0, inner)
+        copies[value, new] = copy
+        on_images.add(copy)
+    return copies[value, new]
+
+
 def module_path(node: fx.Node) -> str:
     """Return the path of the module whose code made `node` (`blocks.3.attn.qkv`), '' if none."""
     stack = node.meta.get("nn_module_stack") or {}

@@ -37,7 +37,7 @@ from torch import Tensor, fx, nn
 
 from evolq.correction import MomentMatchedQuantizer, moments
 from evolq.errors import InputError
-from evolq.graph import MATRIX_PRODUCTS, Graph, aten, dependents, source
+from evolq.graph import MATRIX_PRODUCTS, Graph, aten, dependents, follow, source
 from evolq.points import Point
 from evolq.quantizers import (
     PerChannel,
@@ -403,7 +403,8 @@ class _Lowering:
                 module = graph.module.get_submodule(str(node.target))
                 if isinstance(module, Quantizer):
                     self.quantizers[node] = module
-        self.made: dict[tuple[fx.Node, object], Any] = {}
+        self.made: dict[tuple[fx.Node, str], Any] = {}
+        self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
@@ -490,16 +491,7 @@ class _Lowering:
 
     def follow(self, value: fx.Node, origin: fx.Node, new: fx.Node) -> fx.Node:
         """Return `value`, a view of `origin`, as the same view of `new`."""
-        if value is origin:
-            return new
-        if (value, new) not in self.made:
-            inner = self.follow(value.args[0], origin, new)  # type: ignore[arg-type]
-            with self.fx_graph.inserting_before(value):
-                copy = self.fx_graph.node_copy(value)
-            copy.update_arg(0, inner)
-            self.on_images.add(copy)
-            self.made[value, new] = copy
-        return self.made[value, new]
+        return follow(value, origin, new, self.copies, self.on_images)
 
     def linear(self, node: fx.Node) -> None:
         """Replace a linear layer, or a convolution whose windows tile the image."""

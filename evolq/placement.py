@@ -18,6 +18,7 @@ from evolq.graph import (
     Graph,
     aten,
     dependents,
+    follow,
     identifier,
     module_path,
     source,
@@ -284,16 +285,7 @@ class _Placement:
 
     def follow(self, value: fx.Node, origin: fx.Node, quantized: fx.Node) -> fx.Node:
         """Return `value`, a view of `origin`, as the same view of `quantized`."""
-        if value is origin:
-            return quantized
-        key = (value, quantized)
-        if key not in self.copies:
-            with self.graph.module.graph.inserting_after(value):
-                copy = self.graph.module.graph.node_copy(value)
-            copy.update_arg(0, self.follow(value.args[0], origin, quantized))  # type: ignore[arg-type]
-            self.copies[key] = copy
-            self.on_images.add(copy)
-        return self.copies[key]
+        return follow(value, origin, quantized, self.copies, self.on_images)
 
     def insert(self, value: fx.Node, kind: Kind, spec: QuantSpec, name: str) -> None:
         """Add a quantizer behind `value`; outputs are rewired, inputs are left to the caller."""
