@@ -161,6 +161,13 @@ def follow(
     return copies[value, new]
 
 
+def reshape_views(graph: Graph) -> None:
+    """Let views copy where they must: other operators in front of them store values otherwise."""
+    for node in graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+
+
 def module_path(node: fx.Node) -> str:
     """Return the path of the module whose code made `node` (`blocks.3.attn.qkv`), '' if none."""
     stack = node.meta.get("nn_module_stack") or {}

@@ -37,7 +37,7 @@ from torch import Tensor, fx, nn
 
 from evolq.correction import MomentMatchedQuantizer, moments
 from evolq.errors import InputError
-from evolq.graph import MATRIX_PRODUCTS, Graph, aten, dependents, follow, source
+from evolq.graph import MATRIX_PRODUCTS, Graph, aten, dependents, follow, reshape_views, source
 from evolq.points import Point
 from evolq.quantizers import (
     PerChannel,
@@ -407,6 +407,7 @@ class _Lowering:
         self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
     def run(self) -> None:
+        reshape_views(self.graph)
         for node in list(self.graph.nodes):
             if node.target in (aten.linear.default, aten.conv2d.default):
                 self.linear(node)
