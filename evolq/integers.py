@@ -10,8 +10,8 @@ so that these sums are computed exactly, whatever the order of their terms:
 
       sum (x - a)(w - b) = sum x w - b sum x - a (sum w - K b)
 
-- So does the product of queries and keys in attention, matrix by matrix, with x and w both
-  activations, where the matrices are large enough:
+- So do products of two activations in attention, matrix by matrix, where neither has a log2
+  quantizer and the matrices are large enough:
 
       sum (x - a)(w - b) = sum x w - b sum (x - a) - a sum w
 
@@ -169,6 +169,7 @@ def integer_product(left: Tensor, right: Tensor) -> Tensor:
     """
     if left.device.type != "cpu" or not _int8_is_exact():
         return _product_in_floats(left, right)
+    left, right = _with_plain_strides(left), _with_plain_strides(right)
     if right.dim() == 2:
         product = torch._int_mm(left.reshape(-1, left.shape[-1]), right)
     else:
@@ -177,6 +178,17 @@ def integer_product(left: Tensor, right: Tensor) -> Tensor:
         for index in range(len(product)):
             torch._int_mm(lefts[index], rights[index], out=product[index])
     return product.view(*left.shape[:-1], right.shape[-1])
+
+
+def _with_plain_strides(matrices: Tensor) -> Tensor:
+    """Return matrices as `torch._int_mm` reads them rightly.
+
+    It trusts the stride of an axis of length 1, which may be anything, even in what torch calls
+    contiguous.
+    """
+    if 1 not in matrices.shape[-2:]:
+        return matrices
+    return matrices.clone(memory_format=torch.contiguous_format)
 
 
 def _product_in_floats(left: Tensor, right: Tensor) -> Tensor:
@@ -301,8 +313,8 @@ def differing_codes(graph: Graph, point: Point, images: Tensor) -> dict[str, tup
 
     Each activation of the lowered graph is compared with the simulated one's and goes on as that:
     a difference counts where float32 rounding makes it, and no other follows from it. Nothing is
-    compiled here. An activation that stands in a linear layer and in another product is compared,
-    and counted, for each.
+    compiled here. An activation that stands both in a product on codes and in one on floats is
+    compared, and counted, for each.
 
     Args:
         graph: a simulated graph, as for `lower`.

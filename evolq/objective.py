@@ -155,15 +155,6 @@ class Objective:
                     return torch.tensor(math.inf)
         return values.mean()
 
-    @property
-    def group(self) -> int:
-        """The images whose losses can be computed apart from the others, in whole compute batches.
-
-        A criterion may couple images; no other group of so many is coupled with these.
-        """
-        size = self.forward.batch_size
-        return math.lcm(self.criterion.batch or size, size)
-
     def vary(self, names: Collection[str], at: Point) -> Objective:
         """Return the same objective as a function of the entries `names` alone."""
         return replace(self, forward=self.forward.vary(names, at))
@@ -191,7 +182,8 @@ class Objective:
         }
         total = {name: torch.zeros_like(value) for name, value in entries.items()}
         values = []
-        size, group = self.forward.batch_size, self.group
+        size = self.forward.batch_size
+        group = math.lcm(self.criterion.batch or size, size)
         count = len(self.labels)
         for first in range(0, count, group):
             # prepared again for each group, since its backward pass frees the weights' graph

@@ -311,7 +311,8 @@ class _Log2(torch.autograd.Function):
         value, scale, output = ctx.saved_tensors
         above = value > scale
         inside = (output > 0) & ~above
-        of_value = torch.where(inside, gradients[0] * (output / value), 0.0)
+        ratio = output / torch.where(inside, value, 1.0)  # no 0 / 0, whose own gradient is NaN
+        of_value = torch.where(inside, gradients[0] * ratio, 0.0)
         of_scale = torch.where(above, gradients[0], 0.0).sum_to_size(scale.shape)
         return of_value, of_scale, None
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import eigsh
-from torch import Tensor, nn
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
 
-from evolq.errors import InputError, require
+from evolq.errors import InputError
 from evolq.models import load_model, reparameterize
-from evolq.network import QuantizedNetwork
 from evolq.objective import Objective
 from evolq.points import Direction, Point, displacement
 from evolq.problem import Problem
@@ -79,74 +78,46 @@ def pca(moving: Point, origin: Point, count: int, guide: Guide) -> list[Directio
     return [direction for square, direction in found if square > _ROUNDING * found[0][0]]
 
 
-class _Network(nn.Module):
-    """The network as curvlinops wants it: a module whose parameters are the values that move."""
-
-    def __init__(self, network: QuantizedNetwork, origin: Point, moving: Point) -> None:
-        super().__init__()
-        self.network = network
-        self.origin = dict(origin)
-        self.names = list(moving)
-        self.moving = nn.ParameterList(value.detach().clone() for value in moving.values())
-
-    def forward(self, images: Tensor) -> Tensor:
-        point = self.origin | dict(zip(self.names, self.moving, strict=True))
-        return self.network(point, images)
-
-
-class _Loss(nn.Module):
-    """The criterion as curvlinops wants it: a function of logits and of their images' numbers."""
-
-    reduction = "mean"  # over the images of a batch
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
-        teacher, labels = self.objective.teacher[images], self.objective.labels[images]
-        return self.objective.criterion.per_image(logits, teacher, labels).mean()
-
-
 def hessian(moving: Point, origin: Point, count: int, guide: Guide) -> list[Direction]:
     """Return the eigenvectors of the loss's Hessian with the largest eigenvalues, at RMS 1.
 
-    Lanczos iteration (ARPACK) on Hessian-vector products of curvlinops.
+    Lanczos iteration (ARPACK) on Hessian-vector products by double backpropagation. All images go
+    through one graph, since a criterion may couple them: memory grows with their number. Not by
+    curvlinops (3.0.1), whose products go forward through a backward pass: with torch 2.14 that is
+    wrong by 2 % for a network with LayerNorms, and not implemented for SiLU or GroupNorm.
 
     Raises:
-        InputError: if fewer than `count + 1` values move, or curvlinops is not installed.
+        InputError: if fewer than `count + 1` values move.
     """
     sizes = [value.numel() for value in moving.values()]
     if sum(sizes) <= count:
         raise InputError(
             f"{count} eigenvectors need more than {count} values that move, not {sum(sizes)}"
         )
-    require("curvlinops", "curvature", "the Hessian")
-    from curvlinops import HessianLinearOperator
+    objective = guide.objective.vary(list(moving), at=origin)
+    values = [value.detach().clone().requires_grad_() for value in moving.values()]
+    logits = objective.forward.function(dict(zip(moving, values, strict=True)))
+    loss = objective.criterion.per_image(logits, objective.teacher, objective.labels).mean()
+    gradient = torch.autograd.grad(loss, values, create_graph=True)
 
-    forward = guide.objective.forward
-    network = _Network(forward.network, origin, moving)
-    images = torch.arange(len(forward.images))
-    operator = HessianLinearOperator(
-        network,
-        _Loss(guide.objective),
-        list(network.moving.parameters()),
-        [(forward.images[batch], batch) for batch in images.split(guide.objective.group)],
-        check_deterministic=False,
-    ).to_scipy(dtype=np.float32)
+    def direction(flat: np.ndarray) -> dict[str, Tensor]:
+        parts = torch.from_numpy(np.ascontiguousarray(flat)).split(sizes)
+        return {
+            name: part.reshape(value.shape).to(value)
+            for part, (name, value) in zip(parts, moving.items(), strict=True)
+        }
+
+    def product(flat: np.ndarray) -> np.ndarray:
+        vector = list(direction(flat.ravel()).values())
+        rows = torch.autograd.grad(
+            gradient, values, vector, retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([row.flatten() for row in rows]).cpu().numpy()
+
     start = np.random.default_rng(0).standard_normal(sum(sizes), dtype=np.float32)
+    operator = LinearOperator((sum(sizes),) * 2, matvec=product, dtype=np.float32)
     _, vectors = eigsh(operator, count, which="LA", v0=start, tol=EIGENVALUE_TOLERANCE)
-    return [normalise(_direction(vector, moving), moving) for vector in vectors.T[::-1]]
-
-
-def _direction(flat: np.ndarray, moving: Point) -> Direction:
-    """Return all values, one behind the other, as a direction."""
-    sizes = [value.numel() for value in moving.values()]
-    parts = torch.from_numpy(np.ascontiguousarray(flat)).split(sizes)
-    return {
-        name: part.reshape(value.shape).to(value)
-        for part, (name, value) in zip(parts, moving.items(), strict=True)
-    }
+    return [normalise(direction(vector), moving) for vector in vectors.T[::-1]]
 
 
 GUIDED: dict[str, Callable[[Point, Point, int, Guide], list[Direction]]] = {

@@ -165,7 +165,7 @@ def _described(
     offsets = np.argwhere(neighbours)  # indices in `walls`, whose indices are higher by one
     walls = np.pad(np.isinf(values), 1, constant_values=True)  # the edge of the grid is one too
     shared = {"ray": float(grid["ray"])} if "ray" in grid.coords else {}
-    axes = [(str(name), grid[name].values) for name in grid.dims]
+    axes = {str(name): grid[name].values for name in grid.dims if name in grid.coords}
     for bottom in map(tuple, bottoms):
         near = tuple(slice(max(0, i - 1), i + 2) for i in bottom)
         if np.count_nonzero(values[near] == values[bottom]) == 1:
@@ -177,7 +177,11 @@ def _described(
         around = (members[:, None] + offsets).reshape(-1, values.ndim)
         yield {
             "coordinates": shared
-            | {name: float(axis[index]) for (name, axis), index in zip(axes, centre, strict=True)},
+            | {
+                str(name): float(axes[name][index])
+                for name, index in zip(grid.dims, centre, strict=True)
+                if name in axes
+            },
             "value": float(values[bottom]),
             "points": len(members),
             "boundary": bool(walls[tuple(around.T)].any()),

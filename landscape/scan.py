@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evolq import command_line as options
-from evolq.errors import InputError, require
+from evolq.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -155,8 +155,6 @@ def scan(
             "--directions hessian differentiates twice, which compiled code cannot: "
             "--execution simulated"
         )
-    if directions == "hessian":
-        require("curvlinops", "curvature", "--directions hessian")  # now, not after calibration
     if over == "bits" and (directions != "gaussian" or checkpoints):
         raise InputError(
             "--over bits has axes of its own; leave out --directions and --checkpoints"

@@ -91,6 +91,20 @@ def test_integer_products_of_many_matrices_are_exact(
     assert torch.equal(integer_product(left, right).long(), left.long() @ right.long())
 
 
+@pytest.mark.parametrize("sizes", [(4, 1, 5), (1, 7, 5), (4, 7, 1), (1, 1, 1)])
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "many"])
+def test_integer_products_with_an_axis_of_length_1_are_exact(
+    batch: tuple[int, ...], sizes: tuple[int, int, int]
+) -> None:
+    """Strides of such an axis can be anything, also in what is called contiguous."""
+    rows, terms, columns = sizes
+    left = int8(*batch, terms, rows).transpose(-2, -1)
+    right = int8(*batch, columns, terms, seed=1).transpose(-2, -1)
+    expected = left.long() @ right.long()
+    for a, b in ((left, right), (left.contiguous(), right.contiguous())):
+        assert torch.equal(integer_product(a, b).long(), expected)
+
+
 @given(
     zeros=strategies.tuples(strategies.integers(-2048, 2048), strategies.integers(0, 255)),
     shifts=strategies.tuples(strategies.sampled_from([0, 128]), strategies.sampled_from([0, 128])),

@@ -10,7 +10,6 @@ from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evolq import export
 from evolq.calibration import calibrate
 from evolq.data import bundled_split, folder_split
 from evolq.errors import InputError
@@ -270,7 +269,7 @@ def test_agreement_is_the_share_of_equal_decisions(tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr("evolq.errors.find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"needs onnx, which is not .*: pip install 'evolq\[onnx\]'"
     ):

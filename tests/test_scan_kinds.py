@@ -137,14 +137,6 @@ def test_what_does_not_go_together(scan, arguments, message) -> None:
     assert err.count("\n") == 1
 
 
-def test_a_hessian_without_its_extra_says_what_to_install(scan, monkeypatch) -> None:
-    monkeypatch.setattr("evolq.errors.find_spec", lambda package: None)
-    code, _, err = scan("--scheme", "none", "--over", "weights", "--directions", "hessian")
-    assert code == 2
-    assert "--directions hessian needs curvlinops" in err
-    assert "pip install 'evolq[curvature]'" in err
-
-
 def test_help_names_guided_directions(scan) -> None:
     _, out, _ = scan("--help")
     assert all(name in out for name in GUIDED)
