@@ -37,6 +37,8 @@ ROUNDING = 1e-4
 # What 8 bits may change, as a share of the norm of the logits. Unrelated logits are at 1.4. Most
 # models stay below 0.1; random weights magnify rounding more than trained ones do.
 CLOSE = 0.3
+# What codes with flipped ties may change, likewise: 0.18 was the largest seen, of many.
+REROUNDED = 0.5
 SCHEMES = ("linear", "full")
 
 
@@ -288,7 +290,7 @@ def test_other_executions_are_as_close_as_rounding_lets_them(
     with torch.no_grad():
         expected = network(point, case.images)
         change = other(point, case.images) - expected
-    assert change.norm() < CLOSE * expected.norm()
+    assert change.norm() < REROUNDED * expected.norm()
 
 
 def test_blocks_have_the_names_of_modules(case: Case) -> None:
