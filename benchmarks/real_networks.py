@@ -149,12 +149,12 @@ def page(rows: list[Row]) -> str:
             row = found.get((bits, scheme, start))
             if row is None:
                 continue
-            others = [found.get((bits, scheme, other)) for other in ("minmax", "matched")]
-            lowest, searched = others[0], others[1] if start == "evol-q" else None
+            lowest = found.get((bits, scheme, "minmax")) if start != "minmax" else None
+            searched = found.get((bits, scheme, "matched")) if start == "evol-q" else None
             lines.append(
                 f"| W{bits}A{ACTIVATION_BITS} | {scheme} | {STARTS[start]} | "
                 f"{row['loss']:.3f} | {100 * row['accuracy']:.1f} | {points(full, row)} | "
-                f"{points(lowest, row) if lowest and start != 'minmax' else ''} | "
+                f"{points(lowest, row) if lowest else ''} | "
                 f"{loss_change(searched, row) if searched else ''} |"
             )
         lines.append("")

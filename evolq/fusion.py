@@ -15,15 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor, fx, nn
 
-from evolq.graph import (
-    CONVOLUTIONS,
-    MATRIX_PRODUCTS,
-    Graph,
-    aten,
-    dependents,
-    reshape_views,
-    source,
-)
+from evolq.graph import CONVOLUTIONS, MATRIX_PRODUCTS, Graph, aten, dependents, source
 from evolq.integers import decode, integer_product, row_sums
 
 PRODUCTS = (
@@ -70,7 +62,6 @@ def arrange(graph: Graph) -> Graph:
     reads them, which otherwise copies them. Sums are rounded in another order.
     """
     graph = graph.duplicate()
-    reshape_views(graph)
     fx_graph = graph.module.graph
     on_images = dependents(fx_graph, [graph.images])
     for node in list(fx_graph.nodes):

@@ -19,11 +19,10 @@ from evolq.errors import InputError
 
 aten = torch.ops.aten
 
-# Operators that only rearrange values: a quantizer commutes with them.
+# Operators that only rearrange values: a quantizer commutes with them. `export` leaves no view that
+# cannot copy.
 VIEWS = frozenset(
     {
-        aten.view.default,
-        aten._unsafe_view.default,
         aten.reshape.default,
         aten.permute.default,
         aten.transpose.int,
@@ -161,13 +160,6 @@ def follow(
     return copies[value, new]
 
 
-def reshape_views(graph: Graph) -> None:
-    """Let views copy where they must: other operators in front of them store values otherwise."""
-    for node in graph.nodes:
-        if node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
-
-
 def module_path(node: fx.Node) -> str:
     """Return the path of the module whose code made `node` (`blocks.3.attn.qkv`), '' if none."""
     stack = node.meta.get("nn_module_stack") or {}
@@ -276,6 +268,9 @@ def _as_graph(program: torch.export.ExportedProgram, images: Tensor) -> Graph:
             if node.op == "get_attr":
                 raise InputError(f"control flow ({node.target}) in the model cannot be quantized")
             copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.target in (aten.view.default, aten._unsafe_view.default):
+                # copies where it must: a rewritten operator may store its values another way
+                copies[node].target = aten.reshape.default
     result = Graph(fx.GraphModule(root, graph), entries, image_node, weights, {})
     result.finish()
     result.operations = count_operations(result, images)

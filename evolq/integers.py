@@ -37,7 +37,7 @@ from torch import Tensor, fx, nn
 
 from evolq.correction import MomentMatchedQuantizer, moments
 from evolq.errors import InputError
-from evolq.graph import MATRIX_PRODUCTS, Graph, aten, dependents, follow, reshape_views, source
+from evolq.graph import MATRIX_PRODUCTS, Graph, aten, dependents, follow, source
 from evolq.points import Point
 from evolq.quantizers import (
     PerChannel,
@@ -102,9 +102,9 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor, shift: int) -> Tensor:
 
 
 def steps(value: Tensor, scale: Tensor, zero: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Return codes minus zero point, as floats in memory that a product reads without a copy."""
+    """Return codes minus zero point, as floats."""
     codes = (value / scale + zero).clamp_min(lower).clamp_max(upper).round()
-    return (codes - zero).contiguous()
+    return codes - zero
 
 
 def log2_softmax(logits: Tensor, scale: Tensor, bits: Tensor, axis: int) -> Tensor:
@@ -419,7 +419,6 @@ class _Lowering:
         self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
     def run(self) -> None:
-        reshape_views(self.graph)
         for node in list(self.graph.nodes):
             if node.target in (aten.linear.default, aten.conv2d.default):
                 self.linear(node)

@@ -139,7 +139,7 @@ def _find(
                 paired_standard_error(images[tuple(saddle)] - images[tuple(bottom)])
                 for bottom, saddle in zip(joining, saddles, strict=True)
             ]
-        bars = sigmas * noises if threshold is None else np.full(len(bottoms), threshold)
+        bars = sigmas * noises if threshold is None else threshold
         above = np.isinf(persistences) | (persistences > bars)
         below += int((~above).sum())
         described = _described(grid, values, bottoms[above], connectivity)
@@ -208,8 +208,9 @@ def _pairs(values: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarra
     def indices(numbers: np.ndarray) -> np.ndarray:
         return np.stack(np.unravel_index(numbers, values.shape, "F"), axis=-1)
 
+    inside = np.isfinite(values).flatten("F")
     pairs = np.asarray(finite[0] if finite else [], dtype=int).reshape(-1, 2)
+    pairs = pairs[inside[pairs[:, 0]]]
     alone = np.asarray(essential[0], dtype=int)
-    pairs = pairs[np.isfinite(values.flatten("F")[pairs[:, 0]])]
-    alone = alone[np.isfinite(values.flatten("F")[alone])]
+    alone = alone[inside[alone]]
     return indices(np.concatenate([pairs[:, 0], alone])), indices(pairs[:, 1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from evolq import command_line
+from evolq import command_line, fusion
 from landscape import scan as scan_module
 
 settings.register_profile("patient", deadline=None)  # how busy the machine is proves nothing
@@ -56,6 +56,15 @@ def command_line_of(
 def scan(command_line_of):
     """Run `python -m landscape.scan` in this process."""
     return command_line_of(scan_module.scan)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run regions as they are: quick, and the arithmetic is the same."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    fusion.compiler_works.cache_clear()
+    yield
+    fusion.compiler_works.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,15 +45,6 @@ MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run regions as they are: quick, and the arithmetic is the same."""
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    fusion.compiler_works.cache_clear()
-    yield
-    fusion.compiler_works.cache_clear()
-
-
 @cache
 def build(kind: str, scheme: str, **options: object) -> tuple[QuantizedNetwork, Point]:
     network = quantize(randomised(MODELS[kind]()), images(), scheme, **options)

@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from evolq.blocks import find_blocks
 from evolq.calibration import calibrate
-from evolq.fusion import compiler_works
 from evolq.graph import export
 from evolq.models import reparameterize
 from evolq.network import QuantizedNetwork, quantize_graph
@@ -273,20 +272,18 @@ class Through(nn.Module):
         return value
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("execution", ["compiled", "integer"])
 def test_other_executions_are_as_close_as_rounding_lets_them(
-    case: Case, execution: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+    case: Case, execution: str, scheme: str
 ) -> None:
     """Codes whose tie float32 rounding decides set others off; random weights magnify them.
 
     The graphs are rewritten as always, but what is between products is not compiled.
     """
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    compiler_works.cache_clear()
     network, point = case.networks[scheme], case.points[scheme]
     other = network.executed(execution)
-    compiler_works.cache_clear()
     with torch.no_grad():
         expected = network(point, case.images)
         change = other(point, case.images) - expected
