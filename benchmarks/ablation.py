@@ -28,13 +28,13 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
-from evolq.comparison import paired_difference
-from evolq.evolve import search_scales, visits
-from evolq.mixed_precision import search_bits
-from evolq.objective import Objective, predict, score
+from evolq.losses.objective import Objective, predict, score
+from evolq.losses.paired import paired_difference
+from evolq.optimizers.evolve import search_scales, visits
+from evolq.optimizers.mixed_precision import search_bits
+from evolq.optimizers.recipes import RECIPES, Absolute, Recipe, Relative
 from evolq.points import Point
 from evolq.problem import Problem, Settings, prepare
-from evolq.recipes import RECIPES, Absolute, Recipe, Relative
 
 NETWORKS = ("fashion_vit", "fashion_resnet")
 DEIT = "deit_tiny_patch16_224"  # only on demand: on the real images and weights in EVOLQ_DATA

@@ -27,11 +27,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evolq.calibration import calibrate
-from evolq.data import LabelledImages, bundled_split
-from evolq.fashion import CLASSES, MEAN, STD, fashion_resnet, fashion_vit
-from evolq.models import load_model, weights_hash
-from evolq.network import BATCH_SIZE, quantize
+from evolq.data.fashion import CLASSES, MEAN, STD, fashion_resnet, fashion_vit
+from evolq.data.images import LabelledImages, bundled_split
+from evolq.data.models import load_model, weights_hash
+from evolq.network.quantized import BATCH_SIZE, quantize
+from evolq.starts.calibration import calibrate
 
 BUNDLED = Path(__file__).resolve().parent.parent / "evolq" / "bundled"
 SEED = 0

@@ -23,13 +23,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from evolq.adaround import adaround
-from evolq.evolve import Iterate
-from evolq.gptq import gptq
-from evolq.optimizers import OPTIMIZERS
+from evolq.optimizers.evolve import Iterate
+from evolq.optimizers.registry import OPTIMIZERS
 from evolq.points import Point, select
 from evolq.problem import Problem, Settings, prepare
-from landscape.comparison import run_optimizers
+from evolq.starts.adaround import adaround
+from evolq.starts.gptq import gptq
+from landscape.paths.comparison import run_optimizers
 
 NETWORKS = "fashion_vit,fashion_resnet"
 PAGE = Path(__file__).parent.parent / "docs" / "optimizers.md"

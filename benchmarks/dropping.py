@@ -14,9 +14,9 @@ import statistics
 import sys
 from itertools import product
 
-from evolq.evolve import search_scales, visits
+from evolq.optimizers.evolve import search_scales, visits
+from evolq.optimizers.recipes import choose_recipe
 from evolq.problem import Settings, prepare
-from evolq.recipes import choose_recipe
 
 NETWORKS = ("fashion_vit", "fashion_resnet")
 BITS = (3, 2)

@@ -29,11 +29,11 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evolq.comparison import paired_difference
-from evolq.evolve import search_scales
-from evolq.objective import TestEvaluation, predict, score
+from evolq.losses.objective import TestEvaluation, predict, score
+from evolq.losses.paired import paired_difference
+from evolq.optimizers.evolve import search_scales
+from evolq.optimizers.recipes import choose_recipe
 from evolq.problem import Problem, Settings, prepare
-from evolq.recipes import choose_recipe
 
 NETWORKS = {
     "deit_tiny_patch16_224": "DeiT-Tiny",

@@ -49,17 +49,17 @@ from speed_profile import PROFILES, draw_growth, sections
 from timing import moved, seconds
 from torch import Tensor, nn
 
-from evolq.blocks import attention_modules
-from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA
-from evolq.data import LabelledImages
-from evolq.evolve import visits
-from evolq.models import load_model
-from evolq.network import BATCH_SIZE, quantize
-from evolq.objective import Objective
+from evolq.data.images import LabelledImages
+from evolq.data.models import load_model
+from evolq.losses.criteria import CRITERIA
+from evolq.losses.objective import Objective
+from evolq.network.blocks import attention_modules
+from evolq.network.quantized import BATCH_SIZE, quantize
+from evolq.optimizers.evolve import visits
+from evolq.optimizers.recipes import choose_recipe
 from evolq.points import Point, select
 from evolq.problem import Problem, Settings, prepare
-from evolq.recipes import choose_recipe
+from evolq.starts.calibration import calibrate
 
 MODEL = "deit_tiny_patch16_224"
 THREADS = 2

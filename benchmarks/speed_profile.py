@@ -20,16 +20,16 @@ import xarray as xr
 from timing import moved, seconds
 from torch.profiler import ProfilerActivity, profile
 
-from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA
-from evolq.data import LabelledImages
-from evolq.integers import differing_codes
-from evolq.network import BATCH_SIZE, quantize
-from evolq.objective import Objective, predict
+from evolq.data.images import LabelledImages
+from evolq.losses.criteria import CRITERIA
+from evolq.losses.objective import Objective, predict
+from evolq.network.lowering import differing_codes
+from evolq.network.quantized import BATCH_SIZE, quantize
 from evolq.points import Point, select
 from evolq.problem import Problem
-from landscape.minima import find_minima
-from landscape.roughness import split_half_reliability, total_variation
+from evolq.starts.calibration import calibrate
+from landscape.statistics.minima import find_minima
+from landscape.statistics.roughness import split_half_reliability, total_variation
 
 Result = dict[str, Any]
 

@@ -9,45 +9,45 @@ from typing import TYPE_CHECKING
 from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from evolq.blocks import find_blocks
-    from evolq.calibration import calibrate
-    from evolq.comparison import paired_difference
-    from evolq.criteria import CRITERIA, Criterion, choose_criterion
-    from evolq.data import LabelledImages, Split, bundled_split, folder_split
+    from evolq.data.images import LabelledImages, Split, bundled_split, folder_split
+    from evolq.data.models import load_model
     from evolq.errors import InputError
-    from evolq.evolve import Iterate, search_scales
-    from evolq.mixed_precision import search_bits
-    from evolq.models import load_model
-    from evolq.network import QuantizedNetwork, quantize
-    from evolq.objective import Objective, TestEvaluation, predict
-    from evolq.observers import OBSERVERS
-    from evolq.optimizers import OPTIMIZERS, choose_optimizer
+    from evolq.files.saved import load, load_point, save
+    from evolq.losses.criteria import CRITERIA, Criterion, choose_criterion
+    from evolq.losses.objective import Objective, TestEvaluation, predict
+    from evolq.losses.paired import paired_difference
+    from evolq.network.blocks import find_blocks
+    from evolq.network.quantized import QuantizedNetwork, quantize
+    from evolq.optimizers.evolve import Iterate, search_scales
+    from evolq.optimizers.mixed_precision import search_bits
+    from evolq.optimizers.recipes import RECIPES, Recipe, choose_recipe
+    from evolq.optimizers.registry import OPTIMIZERS, choose_optimizer
     from evolq.points import Direction, Point, displace, displacement, select
     from evolq.problem import Problem, Settings, prepare
-    from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
-    from evolq.recipes import RECIPES, Recipe, choose_recipe
-    from evolq.saved import load, load_point, save
+    from evolq.starts.calibration import calibrate
+    from evolq.tensor.observers import OBSERVERS
+    from evolq.tensor.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
     from evolq.workflow import SearchResult, search
 
 _MODULES = {
-    "blocks": ("find_blocks",),
-    "calibration": ("calibrate",),
-    "criteria": ("CRITERIA", "Criterion", "choose_criterion"),
-    "comparison": ("paired_difference",),
-    "data": ("LabelledImages", "Split", "bundled_split", "folder_split"),
+    "network.blocks": ("find_blocks",),
+    "starts.calibration": ("calibrate",),
+    "losses.criteria": ("CRITERIA", "Criterion", "choose_criterion"),
+    "losses.paired": ("paired_difference",),
+    "data.images": ("LabelledImages", "Split", "bundled_split", "folder_split"),
     "errors": ("InputError",),
-    "evolve": ("Iterate", "search_scales"),
-    "mixed_precision": ("search_bits",),
-    "models": ("load_model",),
-    "network": ("QuantizedNetwork", "quantize"),
-    "objective": ("Objective", "TestEvaluation", "predict"),
-    "observers": ("OBSERVERS",),
-    "optimizers": ("OPTIMIZERS", "choose_optimizer"),
+    "optimizers.evolve": ("Iterate", "search_scales"),
+    "optimizers.mixed_precision": ("search_bits",),
+    "data.models": ("load_model",),
+    "network.quantized": ("QuantizedNetwork", "quantize"),
+    "losses.objective": ("Objective", "TestEvaluation", "predict"),
+    "tensor.observers": ("OBSERVERS",),
+    "optimizers.registry": ("OPTIMIZERS", "choose_optimizer"),
     "points": ("Direction", "Point", "displace", "displacement", "select"),
     "problem": ("Problem", "Settings", "prepare"),
-    "quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
-    "recipes": ("RECIPES", "Recipe", "choose_recipe"),
-    "saved": ("load", "load_point", "save"),
+    "tensor.quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
+    "optimizers.recipes": ("RECIPES", "Recipe", "choose_recipe"),
+    "files.saved": ("load", "load_point", "save"),
     "workflow": ("SearchResult", "search"),
 }
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

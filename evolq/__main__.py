@@ -16,9 +16,9 @@ from evolq import command_line as options
 from evolq.errors import InputError, require
 
 if TYPE_CHECKING:
-    from evolq.evolve import Iterate
+    from evolq.optimizers.evolve import Iterate
+    from evolq.optimizers.recipes import Recipe
     from evolq.problem import Problem
-    from evolq.recipes import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
 RESULTS = ("model.safetensors", "model.onnx", "report.json", CHECKPOINT)
@@ -93,8 +93,8 @@ def main(
 
     from rich.console import Console
 
+    from evolq.optimizers.recipes import choose_recipe
     from evolq.problem import Settings, prepare
-    from evolq.recipes import choose_recipe
 
     chosen = choose_recipe(recipe, passes=passes, population=population, cycles=cycles)
     settings = Settings(
@@ -199,8 +199,8 @@ def _search(
 
 def _test(problem: Problem, result: Iterate) -> dict[str, Any]:
     """Evaluate full precision, start and result on the test images, once."""
-    from evolq.comparison import paired_difference
-    from evolq.objective import predict, score
+    from evolq.losses.objective import predict, score
+    from evolq.losses.paired import paired_difference
 
     data = problem.split.test
     plain = predict(problem.model, data.images, problem.settings.batch_size)
@@ -225,8 +225,8 @@ def _write(
     problem: Problem, result: Iterate, report: dict[str, Any], folder: Path, onnx: bool
 ) -> None:
     """Write the model, as safetensors and ONNX, and the report."""
-    from evolq.files import write_whole
-    from evolq.saved import save
+    from evolq.atomic import write_whole
+    from evolq.files.saved import save
 
     save(
         problem.network,
@@ -238,7 +238,7 @@ def _write(
         problem.provenance,
     )
     if onnx:
-        from evolq.export import export_onnx, top1_agreement
+        from evolq.files.onnx import export_onnx, top1_agreement
 
         export_onnx(
             problem.network,

@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from evolq.calibration import calibrate
-from evolq.criteria import choose_criterion
-from evolq.data import Split, bundled_split, folder_split
-from evolq.errors import InputError
-from evolq.models import (
+from evolq.data.images import Split, bundled_split, folder_split
+from evolq.data.models import (
     BUNDLED,
     check_name,
     class_count,
@@ -28,13 +25,16 @@ from evolq.models import (
     preprocessing,
     weights_hash,
 )
-from evolq.network import BATCH_SIZE, EXECUTIONS, QuantizedNetwork, quantize
-from evolq.objective import Objective, TestEvaluation, predict
-from evolq.observers import OBSERVERS
-from evolq.placement import SCHEMES
+from evolq.errors import InputError
+from evolq.files.saved import load_point, quantization, read
+from evolq.losses.criteria import choose_criterion
+from evolq.losses.objective import Objective, TestEvaluation, predict
+from evolq.network.placement import SCHEMES
+from evolq.network.quantized import BATCH_SIZE, EXECUTIONS, QuantizedNetwork, quantize
 from evolq.points import Point, fingerprint
-from evolq.quantizers import MAX_BITS, MIN_BITS
-from evolq.saved import load_point, quantization, read
+from evolq.starts.calibration import calibrate
+from evolq.tensor.observers import OBSERVERS
+from evolq.tensor.quantizers import MAX_BITS, MIN_BITS
 
 # Calibration images that observers look at: ranges settle long before searches do, and observed
 # values are large. Nagel et al. 2021 ("A White Paper on Neural Network Quantization", section 3.1)

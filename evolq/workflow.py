@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evolq.calibration import calibrate
-from evolq.criteria import choose_criterion
-from evolq.data import LabelledImages
+from evolq.data.images import LabelledImages
 from evolq.errors import InputError
-from evolq.evolve import Iterate, search_scales, visits
-from evolq.mixed_precision import search_bits
-from evolq.network import BATCH_SIZE, QuantizedNetwork, quantize
-from evolq.objective import Objective, predict
+from evolq.files.saved import save
+from evolq.losses.criteria import choose_criterion
+from evolq.losses.objective import Objective, predict
+from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork, quantize
+from evolq.optimizers.evolve import Iterate, search_scales, visits
+from evolq.optimizers.mixed_precision import search_bits
+from evolq.optimizers.recipes import Recipe, choose_recipe
 from evolq.points import Point, select
 from evolq.problem import OBSERVED_IMAGES
-from evolq.recipes import Recipe, choose_recipe
-from evolq.saved import save
+from evolq.starts.calibration import calibrate
 
 # Children of the search of bits. On the bundled networks the loss hardly falls after that.
 BIT_EVALUATIONS = 100

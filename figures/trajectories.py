@@ -18,7 +18,7 @@ import xarray as xr
 from rich.console import Console
 
 from evolq import Settings, prepare, select
-from landscape.comparison import (
+from landscape.paths.comparison import (
     common_plane,
     compare,
     run_optimizers,

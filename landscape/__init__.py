@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from landscape.bit_widths import sample_bits, sample_layers
-    from landscape.directions import (
+    from landscape.paths.trajectories import (
+        measure_path,
+        pca_plane,
+        plane_through,
+        project_path,
+        random_plane,
+    )
+    from landscape.probes.bit_widths import sample_bits, sample_layers
+    from landscape.probes.directions import (
         DIRECTIONS,
         NORMALISATIONS,
         between,
@@ -18,27 +25,20 @@ if TYPE_CHECKING:
         orthogonal_pair,
         orthogonal_to,
     )
-    from landscape.minima import Minima, Minimum, find_minima, significant_minima
-    from landscape.roughness import (
+    from landscape.probes.sampling import Radius, auto_radius, axis, sample_plane, sample_rays
+    from landscape.probes.slices import Line, Plane
+    from landscape.statistics.minima import Minima, Minimum, find_minima, significant_minima
+    from landscape.statistics.roughness import (
         Reliability,
         paired_noise,
         split_half_reliability,
         total_variation,
     )
-    from landscape.sampling import Radius, auto_radius, axis, sample_plane, sample_rays
-    from landscape.slices import Line, Plane
     from landscape.store import load, save
-    from landscape.trajectories import (
-        measure_path,
-        pca_plane,
-        plane_through,
-        project_path,
-        random_plane,
-    )
 
 _MODULES = {
-    "bit_widths": ("sample_bits", "sample_layers"),
-    "directions": (
+    "probes.bit_widths": ("sample_bits", "sample_layers"),
+    "probes.directions": (
         "DIRECTIONS",
         "NORMALISATIONS",
         "between",
@@ -46,12 +46,17 @@ _MODULES = {
         "orthogonal_pair",
         "orthogonal_to",
     ),
-    "minima": ("Minima", "Minimum", "find_minima", "significant_minima"),
-    "roughness": ("Reliability", "paired_noise", "split_half_reliability", "total_variation"),
-    "sampling": ("Radius", "auto_radius", "axis", "sample_plane", "sample_rays"),
-    "slices": ("Line", "Plane"),
+    "statistics.minima": ("Minima", "Minimum", "find_minima", "significant_minima"),
+    "statistics.roughness": (
+        "Reliability",
+        "paired_noise",
+        "split_half_reliability",
+        "total_variation",
+    ),
+    "probes.sampling": ("Radius", "auto_radius", "axis", "sample_plane", "sample_rays"),
+    "probes.slices": ("Line", "Plane"),
     "store": ("load", "save"),
-    "trajectories": (
+    "paths.trajectories": (
         "measure_path",
         "pca_plane",
         "plane_through",

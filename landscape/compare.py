@@ -119,10 +119,10 @@ def compare(
 
     from rich.console import Console
 
-    from evolq.criteria import choose_criterion
-    from evolq.optimizers import GRADIENT, choose_optimizer
+    from evolq.losses.criteria import choose_criterion
+    from evolq.optimizers.registry import GRADIENT, choose_optimizer
     from evolq.problem import Settings
-    from landscape.comparison import check_plane
+    from landscape.paths.comparison import check_plane
 
     for name in chosen:
         choose_optimizer(name)
@@ -202,7 +202,7 @@ def _compare(
     from rich.console import Console
 
     from evolq.points import select
-    from landscape.comparison import (
+    from landscape.paths.comparison import (
         common_plane,
         compare,
         run_optimizers,
@@ -259,9 +259,9 @@ def _transfer(
     from rich.console import Console
 
     from evolq.points import select
+    from landscape.paths.transfer import transfer
     from landscape.plots import draw_transfer, save_figure
     from landscape.store import save
-    from landscape.transfer import transfer
 
     console = Console(stderr=True)
     parts: list[xr.Dataset] = []
@@ -299,7 +299,7 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from landscape.comparison import outcomes
+    from landscape.paths.comparison import outcomes
     from landscape.plots.comparison_info import against_words, cost_words, interval_words
 
     found = outcomes(dataset)
@@ -329,8 +329,8 @@ def _print_transfer(dataset: xr.Dataset, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from landscape.paths.transfer import transfer_rows
     from landscape.plots.comparison_info import interval_words
-    from landscape.transfer import transfer_rows
 
     table = Table(
         "Criterion", "Images", "Optimizer", "Calibration gap\nclosed", "Change of test loss, nats"

@@ -22,9 +22,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from xarray import DataArray, Dataset
 
-from landscape.minima import Minima
-from landscape.roughness import Reliability, paired_standard_error
-from landscape.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
+from landscape.probes.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
+from landscape.statistics.minima import Minima
+from landscape.statistics.roughness import Reliability, paired_standard_error
 
 BAND_EDGES = (-4.0, -2.0, 2.0, 4.0)
 NOT_TOLD_APART = "not told apart"

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from evolq.points import Point
     from evolq.problem import Problem
-    from landscape.sampling import OnPoint
-    from landscape.slices import Line
+    from landscape.probes.sampling import OnPoint
+    from landscape.probes.slices import Line
 
     Sample = Callable[[OnPoint], xr.Dataset]
 
@@ -172,8 +172,8 @@ def scan(
 
     from evolq.points import select
     from evolq.problem import Settings
-    from landscape.directions import DIRECTIONS, NORMALISATIONS
-    from landscape.guided import GUIDED
+    from landscape.probes.directions import DIRECTIONS, NORMALISATIONS
+    from landscape.probes.guided import GUIDED
 
     for option, value, known in (
         ("directions", directions, [*DIRECTIONS, *GUIDED]),
@@ -278,8 +278,8 @@ def _lines(problem: Problem, moving: Point, rays: int | None, kind: str, how: st
     """Draw the directions: an orthogonal pair for a plane, independent ones for `rays` rays."""
     import torch
 
-    from landscape.directions import DIRECTIONS, normalise, orthogonal_pair
-    from landscape.slices import Line
+    from landscape.probes.directions import DIRECTIONS, normalise, orthogonal_pair
+    from landscape.probes.slices import Line
 
     generator = torch.Generator().manual_seed(problem.settings.seed)
     drawn = (
@@ -292,7 +292,7 @@ def _lines(problem: Problem, moving: Point, rays: int | None, kind: str, how: st
 
 def _load(problem: Problem, paths: list[Path]) -> dict[str, Point]:
     """Return checkpoints by the names of their files, without folders if that tells them apart."""
-    from landscape.guided import load_checkpoints
+    from landscape.probes.guided import load_checkpoints
 
     short = len({path.stem for path in paths}) == len(set(paths))
     names = [path.stem if short else str(path) for path in paths]
@@ -303,8 +303,8 @@ def _guided_lines(
     problem: Problem, moving: Point, count: int, kind: str, ends: dict[str, Point], probe: str
 ) -> list[Line]:
     """Return lines along at most `count` directions that checkpoints or curvature lead."""
-    from landscape.guided import GUIDED, Guide
-    from landscape.slices import Line
+    from landscape.probes.guided import GUIDED, Guide
+    from landscape.probes.slices import Line
 
     guide = Guide(list(ends.values()), problem.objective)
     found = GUIDED[kind](moving, problem.start, count, guide)
@@ -325,7 +325,7 @@ def _reach(lines: list[Line], ends: dict[str, Point], kind: str) -> float:
 
 def _auto(problem: Problem, lines: list[Line], console: Console) -> tuple[float, bool]:
     """Choose the radius, say what was chosen, and return whether it moves the test loss enough."""
-    from landscape.sampling import auto_radius
+    from landscape.probes.sampling import auto_radius
 
     found = auto_radius(lines, problem.test)
     last = found.tried[-1]
@@ -349,8 +349,8 @@ def _over_slice(
     ends: dict[str, Point],
 ) -> Sample:
     """Return what measures a plane or rays, given what to call after each point."""
-    from landscape.sampling import axis, sample_plane, sample_rays
-    from landscape.slices import Plane
+    from landscape.probes.sampling import axis, sample_plane, sample_rays
+    from landscape.probes.slices import Plane
 
     losses = problem.objective, problem.test
     if probe == "rays":
@@ -364,9 +364,9 @@ def _over_bits(problem: Problem, moving: Point, probe: str, radius: float, colum
     """Return what measures bit-widths of those weights whose bits are in `moving`."""
     import numpy as np
 
-    from evolq.mixed_precision import calibration_table, weight_values
-    from landscape.bit_widths import sample_bits, sample_layers
-    from landscape.sampling import axis
+    from evolq.optimizers.mixed_precision import calibration_table, weight_values
+    from landscape.probes.bit_widths import sample_bits, sample_layers
+    from landscape.probes.sampling import axis
 
     network, settings = problem.network, problem.settings
     weights = {
@@ -422,7 +422,6 @@ def _conclude(dataset: xr.Dataset, folder: Path) -> None:
     """Analyse, print, draw."""
     from rich.console import Console
 
-    from landscape.minima import significant_minima
     from landscape.plots import (
         draw_bits,
         draw_plane,
@@ -432,7 +431,8 @@ def _conclude(dataset: xr.Dataset, folder: Path) -> None:
         write_html,
     )
     from landscape.report import describe, describe_bits, table
-    from landscape.roughness import split_half_reliability, total_variation
+    from landscape.statistics.minima import significant_minima
+    from landscape.statistics.roughness import split_half_reliability, total_variation
 
     console = Console()
     if "bits" in dataset.dims:

@@ -10,8 +10,8 @@ import h5py
 import xarray as xr
 from xarray.backends import H5NetCDFStore
 
+from evolq.atomic import write_whole
 from evolq.errors import InputError
-from evolq.files import write_whole
 
 # Kind of Dataset -> the variables without which it is none.
 KINDS = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from evolq import command_line, fusion
+from evolq import command_line
+from evolq.network import regions
 from landscape import scan as scan_module
 
 settings.register_profile("patient", deadline=None)  # how busy the machine is proves nothing
@@ -62,9 +63,9 @@ def scan(command_line_of):
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run regions as they are: quick, and the arithmetic is the same."""
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    fusion.compiler_works.cache_clear()
+    regions.compiler_works.cache_clear()
     yield
-    fusion.compiler_works.cache_clear()
+    regions.compiler_works.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

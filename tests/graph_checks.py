@@ -2,9 +2,9 @@
 
 from torch import fx
 
-from evolq.graph import VIEWS, dependents
-from evolq.network import QuantizedNetwork
-from evolq.placement import OPERATORS
+from evolq.network.graph import VIEWS, dependents
+from evolq.network.placement import OPERATORS
+from evolq.network.quantized import QuantizedNetwork
 
 
 def unquantized_inputs(network: QuantizedNetwork) -> list[str]:

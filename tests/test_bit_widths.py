@@ -6,17 +6,17 @@ import synthetic_scans
 import torch
 from tiny_models import TinyTransformer, images, randomised
 
-from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA
-from evolq.data import LabelledImages
+from evolq.data.images import LabelledImages
 from evolq.errors import InputError
-from evolq.mixed_precision import calibration_table, weight_values
-from evolq.network import quantize
-from evolq.objective import Objective, TestEvaluation, predict
+from evolq.losses.criteria import CRITERIA
+from evolq.losses.objective import Objective, TestEvaluation, predict
+from evolq.network.quantized import quantize
+from evolq.optimizers.mixed_precision import calibration_table, weight_values
 from evolq.points import role
+from evolq.starts.calibration import calibrate
 from landscape import store
-from landscape.bit_widths import sample_bits, sample_layers
 from landscape.plots import bits_info, draw_bits, interactive
+from landscape.probes.bit_widths import sample_bits, sample_layers
 from landscape.report import describe_bits
 
 MULTIPLIERS = np.array([0.5, 1.0, 1.5])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evolq import fashion
+from evolq.data import fashion
 
-BUNDLED = Path(fashion.__file__).parent / "bundled"
+BUNDLED = Path(fashion.__file__).parents[1] / "bundled"
 NETWORKS = {"fashion_vit": fashion.fashion_vit, "fashion_resnet": fashion.fashion_resnet}
 LEAST_ACCURACY = {"fashion_vit": 0.905, "fashion_resnet": 0.925}
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from evolq.command_line import OF_THE_START
-from evolq.optimizers import OPTIMIZERS
+from evolq.optimizers.registry import OPTIMIZERS
 from landscape import compare as compare_module
 from landscape import store
-from landscape.comparison import PLANES
+from landscape.paths.comparison import PLANES
 
 QUICK = ("--test-images", "20", "--budget", "8", "--seeds", "2", "--learning-rates", "0.01")
 

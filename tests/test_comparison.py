@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from evolq.comparison import paired_difference
+from evolq.losses.paired import paired_difference
 
 
 def test_the_interval_is_that_of_the_paired_differences() -> None:

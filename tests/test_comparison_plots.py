@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic_comparisons import IMAGES, comparison
 
-from landscape.comparison import outcomes
+from landscape.paths.comparison import outcomes
 from landscape.plots import (
     comparison_info,
     draw_comparison,
@@ -122,7 +122,7 @@ def test_a_hole_in_the_surface_is_a_hole():
 
 
 def test_every_optimizer_has_its_own_look():
-    from evolq.optimizers import OPTIMIZERS
+    from evolq.optimizers.registry import OPTIMIZERS
 
     assert LOOKS.keys() == OPTIMIZERS.keys()
     for part in ("colour", "marker", "symbol"):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from evolq.correction import bias_correction, moment_match
 from evolq.errors import InputError
-from evolq.observers import minmax
-from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec, fake_quantize
+from evolq.tensor.moments import bias_correction, moment_match
+from evolq.tensor.observers import minmax
+from evolq.tensor.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec, fake_quantize
 
 
 def weight_of(*shape: int) -> torch.Tensor:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from evolq.criteria import (
+from evolq.errors import InputError
+from evolq.losses.criteria import (
     CRITERIA,
     Criterion,
     choose_criterion,
@@ -15,7 +16,6 @@ from evolq.criteria import (
     info_nce_bound,
     no_bound,
 )
-from evolq.errors import InputError
 
 IMAGES, CLASSES = 12, 5
 

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from evolq import image_cache, image_decoding
-from evolq.data import LabelledImages, Split, bundled_split, folder_split, stratified_order
+from evolq.data import cache as image_cache
+from evolq.data import decoding as image_decoding
+from evolq.data.decoding import decode_images, normalise
+from evolq.data.folders import list_images
+from evolq.data.images import LabelledImages, Split, bundled_split, folder_split, stratified_order
+from evolq.data.models import load_model, preprocessing
 from evolq.errors import InputError
-from evolq.image_decoding import decode_images, normalise
-from evolq.image_folders import list_images
-from evolq.models import load_model, preprocessing
 
 SMALL = {
     "input_size": (3, 8, 8),

@@ -5,7 +5,7 @@ import torch
 
 from evolq.errors import InputError
 from evolq.points import displace, displacement, inner, norm, role
-from landscape.directions import (
+from landscape.probes.directions import (
     DIRECTIONS,
     NORMALISATIONS,
     between,

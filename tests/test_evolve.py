@@ -14,13 +14,14 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_models import TinyResidual, TinyTransformer, randomised
 from torch import Tensor, nn
 
-import evolq.evolve
-from evolq.blocks import attention_modules, find_blocks
-from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA, Criterion, info_nce, no_bound
-from evolq.data import LabelledImages
+from evolq.data.images import LabelledImages
 from evolq.errors import InputError
-from evolq.evolve import (
+from evolq.losses.criteria import CRITERIA, Criterion, info_nce, no_bound
+from evolq.losses.objective import Objective, TestEvaluation, predict
+from evolq.network.blocks import attention_modules, find_blocks
+from evolq.network.quantized import QuantizedNetwork, quantize
+from evolq.optimizers import evolve
+from evolq.optimizers.evolve import (
     Candidate,
     Iterate,
     evolve_block,
@@ -30,11 +31,10 @@ from evolq.evolve import (
     tournament,
     visits,
 )
-from evolq.network import QuantizedNetwork, quantize
-from evolq.objective import Objective, TestEvaluation, predict
+from evolq.optimizers.recipes import RECIPES, Absolute, Recipe, Relative, choose_recipe
 from evolq.points import Point, select
-from evolq.quantizers import QuantSpec
-from evolq.recipes import RECIPES, Absolute, Recipe, Relative, choose_recipe
+from evolq.starts.calibration import calibrate
+from evolq.tensor.quantizers import QuantSpec
 
 PUBLISHED = replace(RECIPES["published"], passes=2)
 DEFAULT = replace(RECIPES["default"], passes=2)
@@ -163,7 +163,7 @@ def test_published_gives_the_population_of_a_naive_search(monkeypatch: pytest.Mo
         populations.append(result[0])
         return result
 
-    monkeypatch.setattr(evolq.evolve, "evolve_block", recording)
+    monkeypatch.setattr(evolve, "evolve_block", recording)
     last = list(search_scales(problem.objective(), problem.start, PUBLISHED, seed=5))[-1]
     expected = naive_search(problem, passes=2, seed=5)
 
@@ -412,7 +412,7 @@ def search_and_die(checkpoint: Path, visit: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    evolq.evolve.evolve_block = deadly
+    evolve.evolve_block = deadly
     search_for_resume(checkpoint)
 
 

@@ -13,16 +13,14 @@ from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from evolq import fusion, integers
-from evolq.calibration import calibrate
-from evolq.correction import MomentMatchedQuantizer
-from evolq.criteria import CRITERIA
-from evolq.data import LabelledImages
+from evolq.data.images import LabelledImages
 from evolq.errors import InputError
-from evolq.evolve import search_scales
-from evolq.fusion import PRODUCTS, compiler_works, fuse, regions
-from evolq.graph import dependents
-from evolq.integers import (
+from evolq.losses.criteria import CRITERIA
+from evolq.losses.objective import Objective, predict
+from evolq.network import lowering
+from evolq.network import regions as regions_module
+from evolq.network.graph import dependents
+from evolq.network.lowering import (
     WeightCodes,
     decode,
     differing_codes,
@@ -31,13 +29,23 @@ from evolq.integers import (
     log2_softmax,
     lower,
 )
-from evolq.network import EXECUTIONS, QuantizedNetwork, quantize
-from evolq.objective import Objective, predict
-from evolq.placement import SCHEMES
+from evolq.network.placement import SCHEMES
+from evolq.network.quantized import EXECUTIONS, QuantizedNetwork, quantize
+from evolq.network.regions import PRODUCTS, compiler_works, fuse, regions
+from evolq.optimizers.evolve import search_scales
+from evolq.optimizers.recipes import choose_recipe
 from evolq.points import Point, role, select
-from evolq.quantizers import PerChannel, PerGroup, PerTensor, Quantizer, QuantSpec, codes_range
-from evolq.quantizers import quantize as to_codes
-from evolq.recipes import choose_recipe
+from evolq.starts.calibration import calibrate
+from evolq.tensor.moments import MomentMatchedQuantizer
+from evolq.tensor.quantizers import (
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Quantizer,
+    QuantSpec,
+    codes_range,
+)
+from evolq.tensor.quantizers import quantize as to_codes
 from landscape import store
 
 MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
@@ -65,7 +73,7 @@ def test_integer_products_are_exact(
     exact: bool, terms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exact:
-        monkeypatch.setattr(integers, "_int8_is_exact", lambda: False)
+        monkeypatch.setattr(lowering, "_int8_is_exact", lambda: False)
     left, right = int8(2, 20, terms), int8(terms, 5, seed=1)
     right[:, 0], left[0, 0] = -128, -128  # the largest sum
     expected = left.long() @ right.long()
@@ -77,7 +85,7 @@ def test_integer_products_of_many_matrices_are_exact(
     exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exact:
-        monkeypatch.setattr(integers, "_int8_is_exact", lambda: False)
+        monkeypatch.setattr(lowering, "_int8_is_exact", lambda: False)
     left, right = int8(2, 3, 5, 7), int8(2, 3, 9, 7, seed=1).transpose(-2, -1)
     assert torch.equal(integer_product(left, right).long(), left.long() @ right.long())
 
@@ -99,7 +107,7 @@ def test_integer_products_with_an_axis_of_length_1_are_exact(
 @given(
     zeros=strategies.tuples(strategies.integers(-2048, 2048), strategies.integers(0, 255)),
     shifts=strategies.tuples(strategies.sampled_from([0, 128]), strategies.sampled_from([0, 128])),
-    terms=strategies.integers(1, integers.LARGEST_SUM),
+    terms=strategies.integers(1, lowering.LARGEST_SUM),
     seed=strategies.integers(0, 2**16),
 )
 def test_zero_points_go_into_a_product_of_codes_exactly(
@@ -109,8 +117,8 @@ def test_zero_points_go_into_a_product_of_codes_exactly(
     (a, b), (s, r) = map(torch.tensor, zeros), shifts
     found = (
         integer_product(left, right)
-        - integers.zero_point_term(left, -1, a.float(), s, b.float(), r)
-        - integers.zero_point_term(right, -2, None, 0, a.float(), s)
+        - lowering.zero_point_term(left, -1, a.float(), s, b.float(), r)
+        - lowering.zero_point_term(right, -2, None, 0, a.float(), s)
     )
     expected = (left.long() + s - a) @ (right.long() + r - b)
     assert torch.equal(found.long(), expected)
@@ -144,8 +152,8 @@ def test_an_integer_layer_is_the_layer_on_dequantized_values(
     matrix, *constants, needed = WeightCodes(kind(spec), 128)(
         weight, scale, zero, width, bias, input_scale, input_zero
     )
-    rows = integers.row_sums(codes, needed)
-    result = integers.rescale(integer_product(codes, matrix), rows, *constants)
+    rows = lowering.row_sums(codes, needed)
+    result = lowering.rescale(integer_product(codes, matrix), rows, *constants)
 
     dequantized = kind(spec)(weight, scale, zero, width)
     inputs = decode(codes, input_scale, input_zero, 128)
@@ -172,7 +180,7 @@ def test_log2_softmax_has_the_codes_of_a_softmax(bits: int) -> None:
 
 def test_a_zero_point_out_of_reach_is_named() -> None:
     with pytest.raises(InputError, match=r"zero point of 5000 .* execution simulated"):
-        integers.code_bounds(torch.tensor(5000.0), torch.tensor(8.0), False)
+        lowering.code_bounds(torch.tensor(5000.0), torch.tensor(8.0), False)
 
 
 # Whole networks -----------------------------------------------------------------------------------
@@ -198,7 +206,7 @@ def test_executions_agree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network, point = build(kind, scheme, weight_bits=bits, moment_matching=matched)
-    monkeypatch.setattr(integers, "CODE_PRODUCT_SIZE", size)
+    monkeypatch.setattr(lowering, "CODE_PRODUCT_SIZE", size)
     other = network.executed(execution)
     with torch.no_grad():
         # no code of these is a tie to within float32 rounding
@@ -231,7 +239,7 @@ def test_differing_codes_are_counted_where_they_arise(
         return codes
 
     wrong.__name__ = "encode"
-    monkeypatch.setattr(integers, "encode", wrong)
+    monkeypatch.setattr(lowering, "encode", wrong)
     counts = differing_codes(network._graph, start, images(9))
     products = {name for name in activations if name.startswith(("matmul", "softmax"))}
     assert {name for name, (differing, _) in counts.items() if differing == 0} == products
@@ -247,7 +255,7 @@ def test_lowering_leaves_no_linear_layer_and_no_float_product(scheme: str) -> No
     assert targets.count(integer_product) == linears(network) + 1  # and the patch embedding
     assert torch.ops.aten.linear.default not in targets
     assert torch.ops.aten.conv2d.default not in targets
-    assert targets.count(integers.times_scales) == 2  # the products of attention
+    assert targets.count(lowering.times_scales) == 2  # the products of attention
     # what is left of quantizers belongs to weights that stand in no product
     assert not [node for node in graph.nodes if node.op == "call_module" and node in on_images]
 
@@ -263,10 +271,10 @@ def test_large_products_of_attention_run_on_codes(
 
     before = integer_products()
     size = 4 * 4 * 4  # tokens and width of a head
-    monkeypatch.setattr(integers, "CODE_PRODUCT_SIZE", size)
+    monkeypatch.setattr(lowering, "CODE_PRODUCT_SIZE", size)
     # attention maps in powers of two stay floats
     assert integer_products() == before + products
-    monkeypatch.setattr(integers, "CODE_PRODUCT_SIZE", size + 1)
+    monkeypatch.setattr(lowering, "CODE_PRODUCT_SIZE", size + 1)
     assert integer_products() == before
 
 
@@ -349,14 +357,16 @@ def test_regions_hold_every_elementwise_node_once_and_no_product(kind: str, sche
 
 def test_products_leave_biases_and_copies_to_regions() -> None:
     network, point = build("transformer", "full")
-    graph = fusion.arrange(network._graph)
+    graph = regions_module.arrange(network._graph)
     products = [node for node in graph.nodes if node.name in graph.operations]
     assert sorted(graph.operations.items()) == sorted(network._graph.operations.items())
     for node in products:
         if node.target is torch.ops.aten.linear.default:
             assert len(node.args) == 2
-        for operand in node.all_input_nodes if node.target in fusion.MATRIX_PRODUCTS else ():
-            (stored,) = fusion.source(operand).users
+        for operand in (
+            node.all_input_nodes if node.target in regions_module.MATRIX_PRODUCTS else ()
+        ):
+            (stored,) = regions_module.source(operand).users
             assert stored.target is torch.ops.aten.contiguous.default
     with torch.no_grad():
         found = graph.module(*[point[name] for name in graph.entries], images())
@@ -400,7 +410,7 @@ def test_a_deep_network_has_as_few_functions_as_a_shallow_one(execution: str) ->
             for node in network._executed.nodes
             if node.op == "call_module"
         ]
-        shared = {id(module) for module in called if isinstance(module, fusion.Region)}
+        shared = {id(module) for module in called if isinstance(module, regions_module.Region)}
         counts.append(len(shared))
     assert counts[0] == counts[1]
 
@@ -457,7 +467,7 @@ def test_integer_results_depend_on_neither_threads_nor_batch_size(
     compiled_transformer: tuple[QuantizedNetwork, Point],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(integers, "CODE_PRODUCT_SIZE", size)
+    monkeypatch.setattr(lowering, "CODE_PRODUCT_SIZE", size)
     network, start = compiled_transformer
     network = network.executed("integer")
     results = []

@@ -10,15 +10,15 @@ from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evolq.calibration import calibrate
-from evolq.data import bundled_split, folder_split
+from evolq.data.images import bundled_split, folder_split
+from evolq.data.models import BUNDLED, load_model, preprocessing
 from evolq.errors import InputError
-from evolq.export import export_onnx, top1_agreement
-from evolq.models import BUNDLED, load_model, preprocessing
-from evolq.network import QuantizedNetwork, quantize
-from evolq.onnx_operators import TRANSLATIONS
+from evolq.files.onnx import export_onnx, top1_agreement
+from evolq.files.onnx_operators import TRANSLATIONS
+from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
-from evolq.quantizers import PerChannel, PerGroup, QuantSpec
+from evolq.starts.calibration import calibrate
+from evolq.tensor.quantizers import PerChannel, PerGroup, QuantSpec
 
 
 def run(path: Path, x: Tensor) -> Tensor:

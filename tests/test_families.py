@@ -19,14 +19,14 @@ from graph_checks import unquantized_inputs, unquantized_values
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evolq.blocks import find_blocks
-from evolq.calibration import calibrate
-from evolq.graph import export
-from evolq.models import reparameterize
-from evolq.network import QuantizedNetwork, quantize_graph
-from evolq.placement import OPERATORS
+from evolq.data.models import reparameterize
+from evolq.network.blocks import find_blocks
+from evolq.network.graph import export
+from evolq.network.placement import OPERATORS
+from evolq.network.quantized import QuantizedNetwork, quantize_graph
 from evolq.points import role
-from evolq.quantizers import PerChannel, Quantizer, QuantSpec
+from evolq.starts.calibration import calibrate
+from evolq.tensor.quantizers import PerChannel, Quantizer, QuantSpec
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 

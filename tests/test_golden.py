@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolq.correction import moment_match
-from evolq.criteria import info_nce
-from evolq.kernels import integer_layer_norm, log_int_softmax
-from evolq.observers import OBSERVERS, power_of_two_factor
-from evolq.quantizers import PerChannel, QuantSpec, fake_quantize
+from evolq.losses.criteria import info_nce
+from evolq.tensor.integer_layer_norm import integer_layer_norm, log_int_softmax
+from evolq.tensor.moments import moment_match
+from evolq.tensor.observers import OBSERVERS, power_of_two_factor
+from evolq.tensor.quantizers import PerChannel, QuantSpec, fake_quantize
 
 with np.load(Path(__file__).with_name("golden") / "official.npz") as _archive:
     GOLDEN = {key: torch.from_numpy(np.asarray(_archive[key])) for key in _archive.files}

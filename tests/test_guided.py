@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from evolq.criteria import CRITERIA
-from evolq.data import LabelledImages
+from evolq.data.images import LabelledImages
 from evolq.errors import InputError
-from evolq.network import quantize
-from evolq.objective import Objective, predict
+from evolq.losses.criteria import CRITERIA
+from evolq.losses.objective import Objective, predict
+from evolq.network.quantized import quantize
 from evolq.points import displace, inner, norm
-from landscape.directions import DIRECTIONS, normalise
-from landscape.guided import GUIDED, Guide, hessian, pca, towards
-from landscape.slices import Line, Plane
+from landscape.probes.directions import DIRECTIONS, normalise
+from landscape.probes.guided import GUIDED, Guide, hessian, pca, towards
+from landscape.probes.slices import Line, Plane
 
 
 def plain(model: nn.Module) -> tuple[dict[str, Tensor], Objective]:

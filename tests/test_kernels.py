@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from evolq.kernels import integer_layer_norm, log_int_softmax
+from evolq.tensor.integer_layer_norm import integer_layer_norm, log_int_softmax
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evolq.errors import InputError
-from landscape.minima import find_minima, significant_minima
+from landscape.statistics.minima import find_minima, significant_minima
 
 
 def plane(values):

@@ -7,13 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA, Criterion, no_bound
-from evolq.data import LabelledImages
+from evolq.data.images import LabelledImages
 from evolq.errors import InputError
-from evolq.mixed_precision import average_bits, bits_in, move_bits, search_bits, weight_values
-from evolq.network import QuantizedNetwork, quantize
-from evolq.objective import Objective, TestEvaluation, predict
+from evolq.losses.criteria import CRITERIA, Criterion, no_bound
+from evolq.losses.objective import Objective, TestEvaluation, predict
+from evolq.network.quantized import QuantizedNetwork, quantize
+from evolq.optimizers.mixed_precision import (
+    average_bits,
+    bits_in,
+    move_bits,
+    search_bits,
+    weight_values,
+)
+from evolq.starts.calibration import calibrate
 
 SIZES = {"small": 10, "middle": 100, "large": 300}
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evolq import models
-from evolq.data import bundled_split, folder_split
+from evolq.data import models
+from evolq.data.images import bundled_split, folder_split
+from evolq.data.models import class_count, load_model, preprocessing, weights_hash
 from evolq.errors import InputError
-from evolq.models import class_count, load_model, preprocessing, weights_hash
 
 TINY = "test_resnet"  # timm's own model for tests
 

@@ -7,16 +7,16 @@ from graph_checks import unquantized_inputs, unquantized_values
 from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch import Tensor, fx, nn
 
-from evolq import calibration
-from evolq.calibration import calibrate
-from evolq.correction import MomentMatchedQuantizer
 from evolq.errors import InputError
-from evolq.graph import Graph, fold_batch_norm
-from evolq.kernels import integer_layer_norm
-from evolq.network import QuantizedNetwork, quantize
-from evolq.placement import SCHEMES, source
+from evolq.network.graph import Graph, fold_batch_norm
+from evolq.network.placement import SCHEMES, source
+from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point, select
-from evolq.quantizers import PerChannel, Quantizer, QuantSpec, fake_quantize
+from evolq.starts import calibration
+from evolq.starts.calibration import calibrate
+from evolq.tensor.integer_layer_norm import integer_layer_norm
+from evolq.tensor.moments import MomentMatchedQuantizer
+from evolq.tensor.quantizers import PerChannel, Quantizer, QuantSpec, fake_quantize
 
 MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
 
@@ -186,7 +186,7 @@ def test_values_on_the_cut_beyond_the_memory_are_computed_again(
     network = quantize(model, images())
     point = calibrate(network, images())
     # the cut: quantized inputs (n, 10) of the last layer, in batches of 4 and 2 images
-    monkeypatch.setattr("evolq.network.CUT_BYTES", (0, 4 * 40, 6 * 40)[batches])
+    monkeypatch.setattr("evolq.network.quantized.CUT_BYTES", (0, 4 * 40, 6 * 40)[batches])
     part = network.vary(["3.weight.scale"], point, images(), batch_size=4)
     assert len(part.cuts) == batches
     assert part.share == pytest.approx((30 + 640 * recomputed) / 670)
@@ -478,7 +478,7 @@ def test_a_wrong_folding_of_batch_norms_is_noticed(monkeypatch: pytest.MonkeyPat
         fold_batch_norm(graph)
         graph.weights["conv1.bias"] += 1
 
-    monkeypatch.setattr("evolq.network.fold_batch_norm", wrong)
+    monkeypatch.setattr("evolq.network.quantized.fold_batch_norm", wrong)
     with pytest.raises(InputError, match="folding the batch norms of TinyResidual"):
         quantize(randomised(TinyResidual()), images())
     quantize(randomised(TinyResidual()), images(), "none")

@@ -5,15 +5,15 @@ import pytest
 import torch
 from tiny_models import TinyResidual, TinyTransformer, images, randomised
 
-from evolq import calibration
-from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA, no_bound
-from evolq.data import LabelledImages
+from evolq.data.images import LabelledImages
 from evolq.errors import InputError
-from evolq.network import quantize
-from evolq.objective import Objective, TestEvaluation, predict
-from evolq.observers import OBSERVERS
+from evolq.losses.criteria import CRITERIA, no_bound
+from evolq.losses.objective import Objective, TestEvaluation, predict
+from evolq.network.quantized import quantize
 from evolq.points import select
+from evolq.starts import calibration
+from evolq.starts.calibration import calibrate
+from evolq.tensor.observers import OBSERVERS
 
 COUNT = 10
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolq import observers
 from evolq.errors import InputError
-from evolq.observers import OBSERVERS, minmax, mse, omse, power_of_two_factor
-from evolq.quantizers import (
+from evolq.tensor import observers
+from evolq.tensor.observers import OBSERVERS, minmax, mse, omse, power_of_two_factor
+from evolq.tensor.quantizers import (
     PerChannel,
     PerGroup,
     PerTensor,

@@ -12,17 +12,17 @@ from tiny_models import TinyTransformer, images, randomised
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from evolq.black_box import GRID
-from evolq.budgeted import BudgetedLoss, BudgetSpent
-from evolq.calibration import calibrate
-from evolq.criteria import CRITERIA, Criterion
-from evolq.data import LabelledImages
+from evolq.data.images import LabelledImages
 from evolq.errors import InputError
-from evolq.gradient import adam, sweep_learning_rate
-from evolq.network import quantize
-from evolq.objective import Objective, TestEvaluation, predict
-from evolq.optimizers import DETERMINISTIC, GRADIENT, OPTIMIZERS, choose_optimizer
+from evolq.losses.criteria import CRITERIA, Criterion
+from evolq.losses.objective import Objective, TestEvaluation, predict
+from evolq.network.quantized import quantize
+from evolq.optimizers.black_box import GRID
+from evolq.optimizers.budgeted import BudgetedLoss, BudgetSpent
+from evolq.optimizers.gradient import adam, sweep_learning_rate
+from evolq.optimizers.registry import DETERMINISTIC, GRADIENT, OPTIMIZERS, choose_optimizer
 from evolq.points import select
+from evolq.starts.calibration import calibrate
 
 COUNT = 8
 BUDGET = 12

@@ -6,7 +6,6 @@ import pytest
 import synthetic_scans
 from matplotlib.figure import Figure
 
-from landscape.minima import Minimum, significant_minima
 from landscape.plots import (
     draw_plane,
     draw_rays,
@@ -16,6 +15,7 @@ from landscape.plots import (
     save_figure,
     write_html,
 )
+from landscape.statistics.minima import Minimum, significant_minima
 
 INNER = Minimum({"y": 0.0, "x": 0.05}, 0.5, np.inf, np.nan, 1, False)
 ON_EDGE = Minimum({"y": 0.05, "x": -0.1}, 0.6, 0.1, 0.01, 1, True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evolq.errors import InputError
-from evolq.quantizers import (
+from evolq.tensor.quantizers import (
     PerChannel,
     PerGroup,
     PerTensor,

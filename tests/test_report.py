@@ -5,9 +5,9 @@ import pytest
 import synthetic_scans
 from rich.console import Console
 
-from landscape.minima import Minima, Minimum, significant_minima
 from landscape.report import bands, describe, table
-from landscape.roughness import Reliability, split_half_reliability, total_variation
+from landscape.statistics.minima import Minima, Minimum, significant_minima
+from landscape.statistics.roughness import Reliability, split_half_reliability, total_variation
 
 LOWEST = Minimum({"y": 0.0, "x": 0.05}, 0.5, np.inf, np.nan, 1, False)
 ON_EDGE = Minimum({"y": 0.05, "x": -0.1}, 0.6, 0.1, 0.01, 1, True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evolq.errors import InputError
-from landscape.roughness import paired_noise, split_half_reliability, total_variation
+from landscape.statistics.roughness import paired_noise, split_half_reliability, total_variation
 
 
 def ray(*values):

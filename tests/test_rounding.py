@@ -5,13 +5,13 @@ import torch
 from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch.nn import functional
 
-from evolq.adaround import adaround, inverse_soft_round, soft_round
-from evolq.calibration import calibrate
 from evolq.errors import InputError
-from evolq.gptq import gptq, layer_inputs, round_columns
-from evolq.graph import extract
-from evolq.layers import Grid, grid_of, weighted_layers
-from evolq.network import quantize
+from evolq.network.graph import extract
+from evolq.network.layers import Grid, grid_of, weighted_layers
+from evolq.network.quantized import quantize
+from evolq.starts.adaround import adaround, inverse_soft_round, soft_round
+from evolq.starts.calibration import calibrate
+from evolq.starts.gptq import gptq, layer_inputs, round_columns
 
 MODELS = pytest.mark.parametrize("kind", [TinyTransformer, TinyResidual])
 
@@ -105,7 +105,7 @@ def test_inputs_of_layers_are_those_of_a_whole_prefix_and_no_operator_runs_twice
         ran.extend(nodes)
         return extract(module, nodes, outputs)
 
-    monkeypatch.setattr("evolq.gptq.extract", counted)
+    monkeypatch.setattr("evolq.starts.gptq.extract", counted)
     point, batches, layers = dict(start), images(12).split(5), weighted_layers(network)
     seen = []
     for layer, inputs in layer_inputs(network, point, layers, batches):

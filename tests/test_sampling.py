@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from evolq.errors import InputError
-from landscape.sampling import auto_radius, axis, sample_plane, sample_rays
-from landscape.slices import Line, Plane
+from landscape.probes.sampling import auto_radius, axis, sample_plane, sample_rays
+from landscape.probes.slices import Line, Plane
 
 ORIGIN = {"w": torch.tensor([1.0, 1.0]), "fixed": torch.ones(3)}
 X, Y = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}

@@ -14,13 +14,13 @@ from tiny_models import TinyResidual, TinyTransformer, images, randomised
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evolq.calibration import calibrate
-from evolq.data import bundled_split
+from evolq.data.images import bundled_split
+from evolq.data.models import BUNDLED, load_model, weights_hash
 from evolq.errors import InputError
-from evolq.models import BUNDLED, load_model, weights_hash
-from evolq.network import QuantizedNetwork, quantize
-from evolq.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
-from evolq.saved import IntegerWeight, load, load_point, pack, read, save, unpack
+from evolq.files.saved import IntegerWeight, load, load_point, pack, read, save, unpack
+from evolq.network.quantized import QuantizedNetwork, quantize
+from evolq.starts.calibration import calibrate
+from evolq.tensor.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
 
 
 class Standardised(nn.Module):
@@ -183,8 +183,8 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, T
 
 LOAD = """
 import sys, numpy, torch
-from evolq.data import bundled_split
-from evolq.saved import load
+from evolq.data.images import bundled_split
+from evolq.files.saved import load
 torch.set_num_threads(int(sys.argv[1]))
 for path in sys.argv[2:]:
     with torch.no_grad():

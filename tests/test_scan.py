@@ -12,18 +12,22 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from evolq import command_line, criteria, observers, placement
-from evolq.calibration import calibrate
-from evolq.data import bundled_split
+from evolq import command_line
+from evolq.data.images import bundled_split
+from evolq.data.models import load_model
 from evolq.errors import InputError
-from evolq.models import load_model
-from evolq.network import quantize
+from evolq.files.saved import save
+from evolq.losses import criteria
+from evolq.network import placement
+from evolq.network.quantized import quantize
 from evolq.points import fingerprint
 from evolq.problem import Settings, prepare
-from evolq.quantizers import PerGroup, QuantSpec
-from evolq.saved import save
-from landscape import directions, store
+from evolq.starts.calibration import calibrate
+from evolq.tensor import observers
+from evolq.tensor.quantizers import PerGroup, QuantSpec
 from landscape import scan as scan_module
+from landscape import store
+from landscape.probes import directions
 
 QUICK = ("--calibration-images", "20", "--selection-images", "0", "--test-images", "20")
 
@@ -351,7 +355,7 @@ def test_help_lists_every_choice_and_imports_no_torch() -> None:
 def test_a_killed_scan_leaves_what_it_measured(tmp_path, monkeypatch) -> None:
     """The process is killed in the middle; the file on disk holds the points measured so far."""
     code = (
-        "import os, sys, landscape.scan as s, landscape.sampling as m\n"
+        "import os, sys, landscape.scan as s, landscape.probes.sampling as m\n"
         "from evolq import command_line\n"
         "s.SAVE_SECONDS = 0.0\n"
         "record, seen = m._record, []\n"

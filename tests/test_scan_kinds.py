@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from test_scan import QUICK
 
-from evolq.models import load_model
+from evolq.data.models import load_model
 from landscape import store
-from landscape.guided import GUIDED
+from landscape.probes.guided import GUIDED
 
 SMALL = (*QUICK, "--model", "fashion_resnet")
 

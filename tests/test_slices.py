@@ -5,7 +5,7 @@ import torch
 
 from evolq.errors import InputError
 from evolq.points import displace
-from landscape.slices import Line, Plane
+from landscape.probes.slices import Line, Plane
 
 ORIGIN = {
     "a.scale": torch.tensor([0.1, 2.0]),

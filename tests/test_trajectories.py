@@ -9,7 +9,7 @@ import torch
 
 from evolq.errors import InputError
 from evolq.points import displace, inner, norm
-from landscape.trajectories import (
+from landscape.paths.trajectories import (
     measure_path,
     pca_plane,
     plane_through,

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from evolq.__main__ import main
-from evolq.data import bundled_split
+from evolq.data.fashion import fashion_resnet
+from evolq.data.images import bundled_split
+from evolq.data.models import load_model
 from evolq.errors import InputError
-from evolq.fashion import fashion_resnet
-from evolq.mixed_precision import average_bits, bits_in
-from evolq.models import load_model
-from evolq.saved import load
+from evolq.files.saved import load
+from evolq.optimizers.mixed_precision import average_bits, bits_in
 from evolq.workflow import BIT_EVALUATIONS, search
 
 IMAGES = bundled_split(calibration=20).calibration.images

@@ -34,7 +34,7 @@ def draw_comparison(dataset: Dataset) -> Figure:
     """Draw losses against cost, the paths over the surface of one plane, and a table of outcomes.
 
     Args:
-        dataset: a comparison with its surface (`landscape.comparison.with_surface`).
+        dataset: a comparison with its surface (`landscape.paths.comparison.with_surface`).
     """
     info = comparison_info(dataset)
     with matplotlib.rc_context(STYLE):

@@ -29,7 +29,7 @@ def interactive_comparison(dataset: Dataset) -> go.Figure:
     """Draw the paths over the surface beside the losses against cost, with a button to play them.
 
     Args:
-        dataset: a comparison with its surface (`landscape.comparison.with_surface`).
+        dataset: a comparison with its surface (`landscape.paths.comparison.with_surface`).
     """
     info = comparison_info(dataset)
     figure = make_subplots(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xarray import Dataset
 
-from landscape.comparison import Outcome, outcomes
+from landscape.paths.comparison import Outcome, outcomes
 from landscape.plots.info import (
     TEST_LOSS_WORDS,
     Axis,

@@ -24,8 +24,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import NDArray
 from xarray import Dataset
 
-from evolq.files import write_whole
-from landscape.minima import Minimum
+from evolq.atomic import write_whole
 from landscape.plots.info import (
     BAND_LIMITS,
     EDGE_MINIMUM_WORDS,
@@ -47,6 +46,7 @@ from landscape.plots.info import (
     rays_info,
 )
 from landscape.report import BAND_WORDS
+from landscape.statistics.minima import Minimum
 
 DOTS_PER_INCH = 200
 STYLE: Any = {

@@ -14,8 +14,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 from xarray import Dataset
 
-from evolq.files import write_whole
-from landscape.minima import Minimum
+from evolq.atomic import write_whole
 from landscape.plots.info import (
     BAND_LIMITS,
     EDGE_MINIMUM_WORDS,
@@ -38,6 +37,7 @@ from landscape.plots.info import (
     rays_info,
 )
 from landscape.report import BAND_WORDS
+from landscape.statistics.minima import Minimum
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from xarray import DataArray, Dataset
 
-from landscape.minima import Minimum
+from landscape.probes.sampling import NOT_COMPUTED
 from landscape.report import BAND_WORDS, NOT_TOLD_APART, bands
-from landscape.roughness import paired_noise, paired_standard_error
-from landscape.sampling import NOT_COMPUTED
+from landscape.statistics.minima import Minimum
+from landscape.statistics.roughness import paired_noise, paired_standard_error
 
 # Criterion -> how a reader knows it, with its unit.
 CRITERION_WORDS = {

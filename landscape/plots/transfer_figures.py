@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 from xarray import Dataset
 
+from landscape.paths.transfer import transfer_rows
 from landscape.plots.figures import STYLE
 from landscape.plots.info import CRITERION_WORDS, configuration_of, title_of
-from landscape.transfer import transfer_rows
 
 # Criteria are told apart as optimizers are elsewhere: by colour, line and marker.
 CRITERION_LOOKS = {
@@ -27,7 +27,7 @@ def draw_transfer(dataset: Dataset) -> Figure:
     """Draw the gain on calibration images above what it was worth on test images, by optimizer.
 
     Args:
-        dataset: of `landscape.transfer.transfer`, over several `size`s.
+        dataset: of `landscape.paths.transfer.transfer`, over several `size`s.
     """
     rows = transfer_rows(dataset)
     optimizers = [str(name) for name in dataset.optimizer.values]

@@ -1,0 +1,323 @@
+"""The images of an experiment: three disjoint sets, bundled or from folders.
+
+Sets are drawn by one rule, `stratified_order`: a seeded order that spreads every class evenly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evolq.data.decoding import Decoded, decode_images, normalise
+from evolq.data.fashion import MEAN, STD
+from evolq.data.folders import ImageFile, list_images
+from evolq.errors import InputError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LabelledImages:
+    """Images (n, c, h, w) float32, normalised, with labels (n,) int64 and a name each.
+
+    Raises:
+        InputError: if shapes, types or numbers do not agree, or two images have the same name.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check that everything fits together."""
+        count = len(self.names)
+        if (
+            self.images.ndim != 4
+            or self.images.dtype != torch.float32
+            or self.labels.dtype != torch.int64
+            or len(self.images) != count
+            or self.labels.shape != (count,)
+        ):
+            raise InputError(
+                f"images {tuple(self.images.shape)} {self.images.dtype}, labels "
+                f"{tuple(self.labels.shape)} {self.labels.dtype} and {count} names do not go "
+                "together; wanted (n, c, h, w) float32, (n,) int64 and n names"
+            )
+        if len(set(self.names)) != count:
+            raise InputError("two images have the same name; give each its own")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        """Return the number of images and their size."""
+        size = "x".join(map(str, self.images.shape[1:]))
+        return f"LabelledImages({len(self)} images of {size})"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of shape, pixels and labels in their order; names do not count."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.cpu().contiguous().numpy().data)
+        digest.update(self.labels.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def take(self, indices: Sequence[int] | Tensor) -> LabelledImages:
+        """Return the images at `indices`, in that order.
+
+        Raises:
+            InputError: if an index occurs twice.
+        """
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        names = tuple(self.names[index] for index in chosen.tolist())
+        return LabelledImages(self.images[chosen], self.labels[chosen], names)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three sets that share no image: to calibrate, to select among results, to test.
+
+    Raises:
+        InputError: if a name occurs in two of them.
+    """
+
+    calibration: LabelledImages
+    selection: LabelledImages
+    test: LabelledImages
+
+    def __post_init__(self) -> None:
+        """Check that no name occurs in two sets."""
+        for (first, a), (second, b) in itertools.combinations(vars(self).items(), 2):
+            common = set(a.names) & set(b.names)
+            if common:
+                raise InputError(
+                    f"{min(common)!r} is both a {first} and a {second} image; the sets must be "
+                    "disjoint"
+                )
+
+
+def stratified_order(names: Sequence[str], labels: Sequence[int], seed: int) -> list[int]:
+    """Return a seeded order of the indices that spreads every class evenly from first to last.
+
+    The first images, however many, hold one share of all classes, to within one image of each; so
+    do the last. Classes of equal size take turns, in rounds of one image of each in random order.
+    The hash of seed and name decides, not a generator that differs between library versions.
+    """
+    classes = defaultdict(list)
+    for index, (name, label) in enumerate(zip(names, labels, strict=True)):
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        shuffle, jitter = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:12], "big")
+        classes[label].append((shuffle, jitter / 2**32, index))
+    places = [
+        ((rank + jitter) / len(members), index)
+        for members in classes.values()
+        for rank, (_, jitter, index) in enumerate(sorted(members))
+    ]
+    return [index for _, index in sorted(places)]
+
+
+# Bundled images -----------------------------------------------------------------------------------
+
+
+def bundled_split(
+    calibration: int = 100, selection: int = 100, test: int = 200, seed: int = 0
+) -> Split:
+    """Return images of Fashion-MNIST (1, 28, 28), normalised for the bundled networks.
+
+    Calibration and selection images come from 1,000 training images each, test images from the
+    10,000 of the official test set: of each pool the first ones in `stratified_order`.
+
+    Raises:
+        InputError: if a number is negative or larger than its pool, or if there is nothing to
+            calibrate or to test with.
+    """
+    counts = {"calibration": calibration, "selection": selection, "test": test}
+    _check_counts(counts)
+    sets = {}
+    with np.load(Path(__file__).parents[1] / "bundled" / "fashion_mnist.npz") as arrays:
+        for role, count in counts.items():
+            labels = arrays[f"{role}_labels"].astype(np.int64)
+            if count > len(labels):
+                raise InputError(
+                    f"{count} {role} images asked for, but the bundled set has {len(labels)}; "
+                    f"lower --{role}-images or give your own folder with --images"
+                )
+            origin = "test" if role == "test" else "train"
+            numbers = arrays.get(f"{role}_indices", range(len(labels)))
+            names = [f"{origin}/{number:05}" for number in numbers]
+            order = stratified_order(names, labels.tolist(), seed)[:count]
+            pixels = torch.from_numpy(arrays[f"{role}_images"][order]).unsqueeze(1)
+            sets[role] = LabelledImages(
+                normalise(pixels, [MEAN], [STD]),
+                torch.from_numpy(labels[order]),
+                tuple(names[index] for index in order),
+            )
+    return Split(**sets)
+
+
+# Images from folders ------------------------------------------------------------------------------
+
+
+def folder_split(
+    folder: str | Path,
+    test_folder: str | Path | None = None,
+    *,
+    preprocessing: Mapping[str, Any],
+    class_count: int,
+    calibration: int = 100,
+    selection: int = 100,
+    test: int = 200,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Split:
+    """Return images from one folder, or calibration and selection from one and test from another.
+
+    The sets are decided on names and labels before any image is opened. In `stratified_order` the
+    first images calibrate, the next ones select, and the last ones test (of `test_folder`, if
+    given): so the test set does not change with the other two numbers, nor they with it.
+
+    Args:
+        folder: Class folders, or images with a `labels.csv`; see `image_folders`.
+        test_folder: Another such folder.
+        preprocessing: As from `models.preprocessing`.
+        class_count: Number of classes of the model; labels are below it.
+        calibration: Number of calibration images.
+        selection: Number of selection images.
+        test: Number of test images.
+        seed: Decides the order.
+        skip_unreadable: Leave out images that cannot be decoded, as if they were not in the
+            folder, and warn of their number.
+        workers: Processes that decode; see `decode_images`.
+        progress: Called with the number of images read so far and the number to read.
+
+    Raises:
+        InputError: if a folder cannot be used (see `list_images`), has fewer images than asked
+            for, or an image cannot be decoded; or if an image occurs, under whatever name, in two
+            of the three sets.
+    """
+    counts = {"calibration": calibration, "selection": selection, "test": test}
+    _check_counts(counts)
+    pools = _list_pools(folder, test_folder, class_count)
+    total = sum(counts.values())
+    decoded: dict[Path, Decoded] = {}
+    unreadable: set[Path] = set()
+    while True:
+        usable = {
+            folder: [image for image in pool if image.path not in unreadable]
+            for folder, pool in pools.items()
+        }
+        sets = _choose(usable, counts, seed)
+        missing = [image.path for images in sets.values() for image in images]
+        missing = [path for path in missing if path not in decoded]
+        if not missing:
+            break
+        with closing(decode_images(missing, preprocessing, workers)) as results:
+            for done, (path, result) in enumerate(results, start=1):
+                if isinstance(result, Decoded):
+                    decoded[path] = result
+                elif skip_unreadable:
+                    unreadable.add(path)
+                else:
+                    raise result
+                if progress is not None:
+                    progress(total - len(missing) + done, total)
+    _check_contents(sets, decoded)
+    if unreadable:
+        warnings.warn(
+            f"skipped {len(unreadable)} unreadable images, such as {min(unreadable)}", stacklevel=2
+        )
+    return Split(
+        **{role: _labelled(images, decoded, preprocessing) for role, images in sets.items()}
+    )
+
+
+def _check_counts(counts: Mapping[str, int]) -> None:
+    for role, count in counts.items():
+        least = 0 if role == "selection" else 1
+        if count < least:
+            raise InputError(
+                f"{count} {role} images asked for; --{role}-images is at least {least}"
+            )
+
+
+def _list_pools(
+    folder: str | Path, test_folder: str | Path | None, class_count: int
+) -> dict[str, list[ImageFile]]:
+    """Return each folder's images, under names that are different even across folders."""
+    if test_folder is None:
+        return {str(folder): list_images([folder], class_count)[0]}
+    images, test_images = list_images([folder, test_folder], class_count)
+    if {image.path for image in images} & {image.path for image in test_images}:
+        raise InputError(
+            f"calibration folder {folder} and test folder {test_folder} share files; give folders "
+            "apart from each other, or one for all with --images"
+        )
+    return {
+        str(folder): [replace(image, name=f"calibration/{image.name}") for image in images],
+        str(test_folder): [replace(image, name=f"test/{image.name}") for image in test_images],
+    }
+
+
+def _choose(
+    pools: Mapping[str, Sequence[ImageFile]], counts: Mapping[str, int], seed: int
+) -> dict[str, list[ImageFile]]:
+    roles = [list(counts)] if len(pools) == 1 else [["calibration", "selection"], ["test"]]
+    ordered = []
+    for (folder, pool), wanted in zip(pools.items(), roles, strict=True):
+        total = sum(counts[role] for role in wanted)
+        if total > len(pool):
+            request = " + ".join(f"{counts[role]} {role}" for role in wanted)
+            options = ", ".join(f"--{role}-images" for role in wanted)
+            raise InputError(
+                f"{folder} has {len(pool)} usable images, but {request} = {total} are asked for; "
+                f"lower {options}, or add images"
+            )
+        names, labels = [image.name for image in pool], [image.label for image in pool]
+        ordered.append([pool[index] for index in stratified_order(names, labels, seed)])
+    first, last = ordered[0], ordered[-1]
+    start, end = counts["calibration"], counts["calibration"] + counts["selection"]
+    return {
+        "calibration": first[:start],
+        "selection": first[start:end],
+        "test": last[len(last) - counts["test"] :],
+    }
+
+
+def _check_contents(
+    sets: Mapping[str, Sequence[ImageFile]], decoded: Mapping[Path, Decoded]
+) -> None:
+    """Refuse the same file under two names in two sets."""
+    owners: dict[str, tuple[str, Path]] = {}
+    for role, images in sets.items():
+        for image in images:
+            owner, twin = owners.setdefault(decoded[image.path].content, (role, image.path))
+            if owner != role:
+                raise InputError(
+                    f"{twin} ({owner}) and {image.path} ({role}) are the same image; remove one"
+                )
+
+
+def _labelled(
+    images: Sequence[ImageFile], decoded: Mapping[Path, Decoded], preprocessing: Mapping[str, Any]
+) -> LabelledImages:
+    stack = np.empty((len(images), *preprocessing["input_size"]), np.uint8)
+    for row, image in enumerate(images):  # torch would start all its threads for each image
+        stack[row] = decoded[image.path].pixels.numpy()
+    return LabelledImages(
+        normalise(torch.from_numpy(stack), preprocessing["mean"], preprocessing["std"]),
+        torch.tensor([image.label for image in images], dtype=torch.int64),
+        tuple(image.name for image in images),
+    )

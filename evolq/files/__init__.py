@@ -1,0 +1,1 @@
+"""Networks as files: codes in safetensors, ONNX."""

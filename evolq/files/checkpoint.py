@@ -1,0 +1,41 @@
+"""Checkpoints: named tensors and JSON values in one safetensors file, replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from evolq.atomic import write_whole
+from evolq.errors import InputError
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write a checkpoint; a process killed at any moment leaves the old file or the new one.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, to_bytes(content, {"values": json.dumps(values)}))
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the values of a checkpoint.
+
+    Raises:
+        InputError: if the file is not a checkpoint.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            values = json.loads(file.metadata()["values"])
+            return {name: file.get_tensor(name) for name in file.keys()}, values  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a checkpoint of a search ({error}); remove it to start again"
+        ) from error

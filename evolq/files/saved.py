@@ -1,0 +1,501 @@
+"""Quantized networks as files: integer codes in safetensors, and back.
+
+A file holds what the deployed network needs: the weights' codes, bit-packed; scales, zero points
+and bits; the parameters that are not quantized; and, as JSON, how the network was built. It does
+not hold the full-precision weights: whoever wants the Point back (`load_point`) brings them, and
+the file knows their hash.
+
+Tensors have the names that they have in a Point. In place of a quantized weight stand `NAME.codes`
+and, with moment matching, `NAME.moments`; `constant_*` are buffers of the model. A tensor whose
+values are all small whole numbers is stored as integers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, fx, nn
+
+from evolq.atomic import write_whole
+from evolq.data.models import untrained, weights_hash
+from evolq.errors import InputError
+from evolq.network.graph import dependents
+from evolq.network.quantized import QuantizedNetwork, quantize
+from evolq.points import Point
+from evolq.tensor.integer_layer_norm import integer_layer_norm
+from evolq.tensor.moments import MomentMatchedQuantizer, moments
+from evolq.tensor.quantizers import (
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantSpec,
+    codes_range,
+    dequantize,
+)
+from evolq.tensor.quantizers import quantize as to_codes
+
+FORMAT = "evolq quantized network 1"
+
+GRANULARITIES = {kind.__name__: kind for kind in (PerTensor, PerChannel, PerGroup)}
+
+
+# Weights as integers ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """A quantized weight in integers.
+
+    Attributes:
+        codes: uint8, of the weight's shape, from 0 to 2^bits - 1; signed codes are shifted up.
+        scale: shape by `spec.granularity`.
+        zero_point: likewise and not rounded, for codes that are not shifted; None if symmetric.
+        bits: 2 to 8.
+        spec: the quantizer's constants.
+        moments: (3, rows) with moment matching, else None: what is subtracted from each row of
+            dequantized values, then multiplied, then added.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    bits: int
+    spec: QuantSpec
+    moments: Tensor | None
+
+    def value(self) -> Tensor:
+        """Return the weight that the quantizer gives, bit for bit."""
+        lowest, _ = codes_range(self.bits, self.spec)
+        codes = self.codes.to(self.scale.dtype) + lowest
+        value = dequantize(codes, self.scale, self.zero_point, self.bits, self.spec)
+        if self.moments is None:
+            return value
+        granularity = self.spec.granularity
+        own_mean, ratio, mean = self.moments.unsqueeze(-1)
+        rows = (granularity.rows(value) - own_mean) * ratio + mean
+        return granularity.from_rows(rows, value.shape)
+
+
+def integer_weights(network: QuantizedNetwork, point: Point) -> dict[str, IntegerWeight]:
+    """Return the weights that `network` quantizes at `point`, by the names of their quantizers.
+
+    Raises:
+        InputError: for log2 weights, which have no code for negative values.
+    """
+    # a symmetric quantizer's zero point is None
+    values: dict[Any, Any] = {None: None} | constants(network, point)
+    weights = {}
+    for name, node in weight_nodes(network).items():
+        spec = network.sites[name].spec
+        if spec.kind != "uniform":
+            raise InputError(
+                f"{name} is quantized by {spec.kind}; only uniformly quantized weights can be saved"
+            )
+        value, scale, zero_point, bits = (values[argument] for argument in node.args)
+        codes = to_codes(value, scale, zero_point, bits, spec)
+        matched = None
+        if _matches_moments(network, node):
+            dequantized = dequantize(codes, scale, zero_point, bits, spec)
+            matched = moments(dequantized, value, spec)
+        lowest, _ = codes_range(bits, spec)
+        weights[name] = IntegerWeight(
+            (codes - lowest).to(torch.uint8), scale, zero_point, int(bits), spec, matched
+        )
+    return weights
+
+
+def _matches_moments(network: QuantizedNetwork, node: fx.Node) -> bool:
+    return isinstance(network.module.get_submodule(str(node.target)), MomentMatchedQuantizer)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Return codes from 0 to 2^bits - 1, of any shape, as bytes: uint8 (ceil(bits * count / 8),).
+
+    Code i takes the bits from i * bits on, counted from the lowest bit of the first byte; with 4
+    bits the first of two codes is in the lower half of a byte, as in ONNX.
+    """
+    digits = (codes.cpu().numpy().reshape(-1, 1) >> np.arange(bits)) & 1
+    return torch.from_numpy(np.packbits(digits.astype(np.uint8), bitorder="little"))
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Return the `count` codes (count,) uint8 that `pack` made into bytes."""
+    digits = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little")
+    codes = digits.reshape(count, bits) << np.arange(bits, dtype=np.uint8)
+    return torch.from_numpy(codes.sum(1, dtype=np.uint8))
+
+
+# The network without its full-precision weights ---------------------------------------------------
+
+
+def entry_nodes(network: QuantizedNetwork) -> dict[str, fx.Node]:
+    """Return the placeholder of each entry of a Point."""
+    placeholders = (node for node in network.module.graph.nodes if node.op == "placeholder")
+    return dict(zip(network.names, placeholders, strict=False))  # the last one is the images'
+
+
+def quantizer_nodes(network: QuantizedNetwork) -> dict[str, fx.Node]:
+    """Return the node of each quantizer."""
+    entries = entry_nodes(network)
+    return {name: next(iter(entries[f"{name}.scale"].users)) for name in network.sites}
+
+
+def weight_nodes(network: QuantizedNetwork) -> dict[str, fx.Node]:
+    """Return the nodes of the quantizers of weights."""
+    nodes = quantizer_nodes(network)
+    return {name: node for name, node in nodes.items() if network.sites[name].kind == "weight"}
+
+
+def constants(network: QuantizedNetwork, point: Point) -> dict[fx.Node, Any]:
+    """Return the value at `point` of every node that does not depend on the images."""
+    *_, images = (node for node in network.module.graph.nodes if node.op == "placeholder")
+    on_images = dependents(network.module.graph, [images])
+
+    class Constants(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            return None if n in on_images else super().run_node(n)
+
+    interpreter = Constants(network.module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(*[point[name] for name in network.names], None)
+    return {node: value for node, value in interpreter.env.items() if node not in on_images}
+
+
+def deployed_nodes(network: QuantizedNetwork) -> list[fx.Node]:
+    """Return the nodes that run, in order, once the quantized weights are given."""
+    given = set(weight_nodes(network).values())
+    nodes = list(network.module.graph.nodes)
+    needed = {nodes[-1]}
+    for node in reversed(nodes):
+        if node in needed and node not in given:
+            needed.update(node.all_input_nodes)
+    return [node for node in nodes if node in needed]
+
+
+def deployed(network: QuantizedNetwork, given: Mapping[fx.Node, Tensor]) -> fx.GraphModule:
+    """Return `network` as a module from images (n, channels, height, width) to logits (n, classes).
+
+    Args:
+        network: from `quantize`.
+        given: values of nodes, which become buffers: those of `weight_nodes`, and all entries of a
+            Point among the `deployed_nodes`.
+    """
+    root, graph = nn.Module(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in deployed_nodes(network):
+        if node in given:
+            root.register_buffer(node.name, given[node])
+            copies[node] = graph.get_attr(node.name)
+            continue
+        target = str(node.target)
+        if node.op == "call_module":
+            root.add_module(target, network.module.get_submodule(target))
+        elif node.op == "get_attr":
+            root.register_buffer(target, network.module.get_buffer(target))
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(root, graph, "DeployedNetwork").eval()
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself.
+
+    Attributes:
+        model: name of the architecture (see `models.load_model`), None if it has none.
+        classes: number of logits.
+        image_shape: (channels, height, width).
+        quantization: arguments of `quantize` that build the network again.
+        weight_shapes: shape of each quantized weight.
+        weights_hash: `models.weights_hash` of the full-precision model, None if the Point's weights
+            had moved away from it.
+        provenance: what the caller gave.
+    """
+
+    model: str | None
+    classes: int
+    image_shape: tuple[int, ...]
+    quantization: dict[str, Any]
+    weight_shapes: dict[str, tuple[int, ...]]
+    weights_hash: str | None
+    provenance: dict[str, Any]
+
+    def to_json(self) -> str:
+        """Return JSON, with equal text for equal headers."""
+        content = asdict(self) | {"format": FORMAT}
+        for key, value in self.quantization.items():
+            if isinstance(value, QuantSpec):
+                kind = type(value.granularity).__name__
+                content["quantization"][key]["granularity"] = [kind, asdict(value.granularity)]
+        return json.dumps(content, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Header:
+        """Return the header that `to_json` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError or AttributeError: if it is none.
+        """
+        content = json.loads(text)
+        if content.pop("format") != FORMAT:
+            raise ValueError("another format")
+        for key, value in content["quantization"].items():
+            if isinstance(value, dict):
+                kind, arguments = value.pop("granularity")
+                granularity = GRANULARITIES[kind](**arguments)
+                content["quantization"][key] = QuantSpec(**value, granularity=granularity)
+        content["image_shape"] = tuple(content["image_shape"])
+        content["weight_shapes"] = {k: tuple(v) for k, v in content["weight_shapes"].items()}
+        return cls(**content)
+
+
+def quantization(network: QuantizedNetwork) -> dict[str, Any]:
+    """Return arguments of `quantize` that build the same graph from the same model."""
+    weights = [site.spec for site in network.sites.values() if site.kind == "weight"]
+    activations = [
+        site.spec for site in network.sites.values() if site.kind not in ("weight", "softmax")
+    ]
+    return {
+        "scheme": network.scheme,
+        "weight_spec": weights[0] if weights else None,
+        "activation_spec": activations[0] if activations else None,
+        "moment_matching": any(
+            _matches_moments(network, node) for node in weight_nodes(network).values()
+        ),
+        "integers_in_layer_norm": any(
+            node.target is integer_layer_norm for node in network.module.graph.nodes
+        ),
+    }
+
+
+def save(
+    network: QuantizedNetwork,
+    point: Point,
+    path: str | Path,
+    model: nn.Module,
+    images: Tensor,
+    model_name: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `network` at `point` to a safetensors file: whole, or not at all.
+
+    Args:
+        network: from `quantize`.
+        point: a complete Point, float32.
+        path: the file; one that exists is replaced.
+        model: the full-precision model that the network was made from; its hash is recorded.
+        images: (n, channels, height, width), an example of what the network sees; only the shape is
+            recorded.
+        model_name: the name under which `models.untrained` knows the architecture. Without it,
+            `load` needs the module.
+        provenance: whatever else is worth knowing; goes through JSON.
+
+    Raises:
+        InputError: for a Point that does not belong to the network or is not float32, log2 weights,
+            or a file that cannot be written.
+    """
+    network.check(point)
+    for name, value in point.items():
+        if value.dtype != torch.float32:
+            raise InputError(f"{name} is {value.dtype}; only Points in float32 can be saved")
+    weights = integer_weights(network, point)
+    entries, buffers = _kept(network)
+    tensors = {name: point[name] for name in entries}
+    tensors |= {name: network.module.get_buffer(name) for name in buffers}
+    tensors = {name: _smallest(value) for name, value in tensors.items()}
+    for name, weight in weights.items():
+        tensors[f"{name}.codes"] = pack(weight.codes, weight.bits)
+        if weight.moments is not None:
+            tensors[f"{name}.moments"] = weight.moments
+    with torch.no_grad():
+        classes = network(point, images[:1]).shape[-1]
+    unmoved = all(
+        torch.equal(value, network.weights[name])
+        for name, value in point.items()
+        if name not in entries
+    )
+    header = Header(
+        model=model_name,
+        classes=classes,
+        image_shape=tuple(images.shape[1:]),
+        quantization=quantization(network),
+        weight_shapes={name: tuple(weight.codes.shape) for name, weight in weights.items()},
+        weights_hash=weights_hash(model) if unmoved else None,
+        provenance=dict(provenance or {}),
+    )
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    write_whole(path, to_bytes(tensors, {"evolq": header.to_json()}))
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Return the deployed network: a module from images (n, channels, height, width) to logits.
+
+    Its predictions equal those of the saved network at the saved Point bit for bit. Weights are
+    what their codes stand for; activations are quantized as they pass.
+
+    Args:
+        path: a file that `save` wrote.
+        model: the architecture with any weights, on the CPU; needed if the file names none.
+
+    Raises:
+        InputError: if the file cannot be read or is not from `save`, if it names no architecture
+            and none is given, or if the architecture is another one.
+    """
+    header, tensors = read(path)
+    if model is None:
+        if header.model is None:
+            raise InputError(
+                f"{path} names no architecture; load(path, model) with the module it was made from"
+            )
+        model = untrained(header.model, header.classes)
+    network = quantize(model, torch.zeros(2, *header.image_shape), **header.quantization)
+    _check_fit(path, header, tensors, network)
+    entries, buffers = _kept(network)
+    nodes = entry_nodes(network)
+    given = {nodes[name]: tensors[name].float() for name in entries}
+    for node in network.module.graph.nodes:
+        if node.target in buffers:
+            given[node] = tensors[node.target].to(network.module.get_buffer(node.target).dtype)
+    for name, node in weight_nodes(network).items():
+        given[node] = _stored_weight(name, header, tensors, network.sites[name].spec).value()
+    return deployed(network, given)
+
+
+def load_point(path: str | Path, network: QuantizedNetwork, model: nn.Module) -> dict[str, Tensor]:
+    """Return the Point that was saved, bit for bit, with full-precision weights.
+
+    Args:
+        path: a file that `save` wrote.
+        network: made from `model` with the scheme and specs of the saved one; the bits it starts
+            from do not matter.
+        model: the full-precision model, with the weights that the saved network was made from.
+
+    Raises:
+        InputError: if the file cannot be read or is not from `save`, or if it was made from other
+            weights, another model, or with another scheme or specs.
+    """
+    header, tensors = read(path)
+    own_hash = weights_hash(model)
+    if header.weights_hash != own_hash:
+        made_from = (
+            f"weights {header.weights_hash[:12]}" if header.weights_hash else "moved weights"
+        )
+        raise InputError(
+            f"{path} was made from {made_from} of {header.model or 'a model without a name'}, and "
+            f"the model has weights {own_hash[:12]}; give the model and weights it was made from"
+        )
+    for key, value in quantization(network).items():
+        saved = header.quantization[key]
+        if _but_for_bits(saved) != _but_for_bits(value):
+            raise InputError(
+                f"{path} was saved with {key} {saved}, and the network has {value}; build the "
+                "network as the file says"
+            )
+    _check_fit(path, header, tensors, network)
+    device = next(iter(network.weights.values())).device
+    point = {
+        name: tensors[name].float().to(device) if name in tensors else network.weights[name]
+        for name in network.names
+    }
+    network.check(point)
+    return point
+
+
+def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
+    """Return what `save` wrote: the header, and tensors as they are stored.
+
+    Raises:
+        InputError: if the file cannot be read or is not from `save`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; quantized networks are written by evolq")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"cannot read {path} ({error}); save the network again") from error
+    try:
+        return Header.from_json(metadata["evolq"]), tensors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a quantized network of this program ({FORMAT!r}); give a file that "
+            "evolq saved"
+        ) from error
+
+
+def _but_for_bits(option: Any) -> Any:
+    return replace(option, bits=8) if isinstance(option, QuantSpec) else option
+
+
+def _stored_weight(
+    name: str, header: Header, tensors: Mapping[str, Tensor], spec: QuantSpec
+) -> IntegerWeight:
+    shape, bits = header.weight_shapes[name], int(tensors[f"{name}.bits"])
+    zero_point = tensors.get(f"{name}.zero_point")
+    return IntegerWeight(
+        unpack(tensors[f"{name}.codes"], bits, math.prod(shape)).reshape(shape),
+        tensors[f"{name}.scale"].float(),
+        None if zero_point is None else zero_point.float(),
+        bits,
+        spec,
+        tensors.get(f"{name}.moments"),
+    )
+
+
+def _check_fit(
+    path: str | Path, header: Header, tensors: Mapping[str, Tensor], network: QuantizedNetwork
+) -> None:
+    """Raise InputError unless the file has just the tensors that `network` needs, in its shapes."""
+    entries, buffers = _kept(network)
+    weights = weight_nodes(network)
+    endings = ("codes", "moments") if header.quantization["moment_matching"] else ("codes",)
+    wanted = {*entries, *buffers, *(f"{name}.{ending}" for name in weights for ending in endings)}
+    given = {name: tuple(value.shape) for name, value in tensors.items()} | header.weight_shapes
+    wanted_shapes = {name: tuple(value.shape) for name, value in network.weights.items()}
+    different = [
+        *(f"has {name}, which the model lacks" for name in sorted(tensors.keys() - wanted)),
+        *(f"lacks {name}" for name in sorted(wanted - tensors.keys())),
+        *(
+            f"has {name} in shape {given[name]} instead of {shape}"
+            for name, shape in wanted_shapes.items()
+            if given.get(name, shape) != shape
+        ),
+    ]
+    if different:
+        raise InputError(
+            f"{path} does not fit the model: it {different[0]} ({len(different)} such problems); "
+            f"give the architecture that it was made from"
+        )
+
+
+def _kept(network: QuantizedNetwork) -> tuple[list[str], list[str]]:
+    """Return the names of the Point's entries and of the buffers that a file holds."""
+    nodes = deployed_nodes(network)
+    weights = {
+        f"{name}.{role}" for name in weight_nodes(network) for role in network.sites[name].roles()
+    }
+    entries = [
+        name for name, node in entry_nodes(network).items() if node in nodes or name in weights
+    ]
+    return entries, [str(node.target) for node in nodes if node.op == "get_attr"]
+
+
+def _smallest(value: Tensor) -> Tensor:
+    """Return `value` as integers of one or two bytes, if they hold it exactly."""
+    for dtype in (torch.uint8, torch.int8, torch.int16):
+        if torch.equal(value.to(dtype).to(value.dtype), value):
+            return value.to(dtype)
+    return value

@@ -1,0 +1,1 @@
+"""What a Point is worth: criteria, objectives, paired differences."""

@@ -1,0 +1,239 @@
+"""Objectives: where a network meets images and a criterion.
+
+An `Objective` is what optimizers see: a loss on calibration (or selection) images. A
+`TestEvaluation` is another type on purpose: it measures cross entropy and top-1 on test images, and
+no optimizer accepts it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evolq.data.images import LabelledImages
+from evolq.errors import InputError
+from evolq.losses.criteria import Criterion
+from evolq.network.quantized import BATCH_SIZE, PartialEvaluation, QuantizedNetwork
+from evolq.points import Point
+
+# How far rounding may put a computed loss below its lower bound, as a share of 1 and the values'
+# magnitude: float32 sums over classes and images err by about 1e-6 of it.
+ROUNDING = 1e-5
+
+
+def predict(model: nn.Module, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
+    """Return the logits (n, classes) of a plain module, such as the full-precision teacher."""
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in images.split(batch_size)])
+
+
+class Spent:
+    """Forward-pass equivalents of an image set, shared by an objective and its parts."""
+
+    passes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A network on fixed images, as a function of some entries of a Point; counts what it costs."""
+
+    network: QuantizedNetwork
+    images: Tensor
+    batch_size: int
+    function: PartialEvaluation
+    spent: Spent
+
+    @classmethod
+    def whole(
+        cls, network: QuantizedNetwork, images: Tensor, batch_size: int = BATCH_SIZE
+    ) -> Forward:
+        """Return the function of all entries."""
+        function = network.vary(network.names, {}, images, batch_size)
+        return cls(network, images, batch_size, function, Spent())
+
+    def vary(self, names: Collection[str], at: Point) -> Forward:
+        """Return the function of `names` alone; preparing it costs the part that it leaves out."""
+        function = self.network.vary(names, at, self.images, self.batch_size)
+        self.spent.passes += 1 - function.share
+        return replace(self, function=function)
+
+    def logits(self, point: Point) -> Tensor:
+        """Return the logits (n, classes) without gradients."""
+        self.spent.passes += self.function.share
+        with torch.no_grad():
+            return self.function(point)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a Point on images that an optimizer may see.
+
+    Attributes:
+        forward: the network on those images.
+        labels: int64 (n,), read only by criteria that say so.
+        criterion: gives a value per image.
+        teacher: logits (n, classes) of the untouched full-precision model on the same images.
+    """
+
+    forward: Forward
+    labels: Tensor
+    criterion: Criterion
+    teacher: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        network: QuantizedNetwork,
+        data: LabelledImages,
+        criterion: Criterion,
+        teacher: Tensor,
+        batch_size: int = BATCH_SIZE,
+    ) -> Objective:
+        """Return the objective of all entries on calibration or selection images.
+
+        Raises:
+            InputError: if `teacher` is not one finite row of logits per image, or there is a single
+                image for a criterion that contrasts images.
+        """
+        criterion.check(len(data))
+        if teacher.dim() != 2 or len(teacher) != len(data.images):
+            raise InputError(
+                f"teacher logits have shape {tuple(teacher.shape)}; wanted one row for each of the "
+                f"{len(data.images)} images"
+            )
+        if not bool(torch.isfinite(teacher).all()):
+            raise InputError("the full-precision model's logits are not finite; check its weights")
+        forward = Forward.whole(network, data.images, batch_size)
+        return cls(forward, data.labels, criterion, teacher)
+
+    @property
+    def cost(self) -> float:
+        """Forward-pass equivalents of the whole image set spent so far, parts included.
+
+        An evaluation counts its share of the network's multiply-accumulates.
+        """
+        return self.forward.spent.passes
+
+    def __call__(self, point: Point) -> Tensor:
+        """Return the loss, a 0-dim tensor."""
+        return self.per_image(point).mean()
+
+    def per_image(self, point: Point) -> Tensor:
+        """Return each image's value (n,); their mean is the loss."""
+        return self.criterion.per_image(self.forward.logits(point), self.teacher, self.labels)
+
+    @cached_property
+    def bound(self) -> Tensor:
+        """Values (n,) that no Point's are below."""
+        return self.criterion.bound(self.teacher)
+
+    def loss_within(self, point: Point, limit: float) -> Tensor:
+        """Return the loss, or infinity as soon as it is certain to be NaN or above `limit`.
+
+        Compute batches run one after the other; images to come count with their lower bounds. A
+        loss up to `limit` equals that of a call bit for bit. Cost: of the images that ran.
+        """
+        function = self.forward.function
+        logits = self.teacher.clone()  # images to come are as good as any: no value depends on them
+        done = 0
+        with torch.no_grad():
+            prepared = function.prepare(point)
+            for index in range(len(function.images)):
+                made = function.batch(prepared, index)
+                logits[done : done + len(made)] = made
+                done += len(made)
+                self.forward.spent.passes += function.share * len(made) / len(logits)
+                values = self.criterion.per_image(logits, self.teacher, self.labels)
+                least = torch.cat([values[:done], self.bound[done:]])
+                if not least.mean() - ROUNDING * (1 + least.abs().mean()) <= limit:
+                    return torch.tensor(math.inf)
+        return values.mean()
+
+    def vary(self, names: Collection[str], at: Point) -> Objective:
+        """Return the same objective as a function of the entries `names` alone."""
+        return replace(self, forward=self.forward.vary(names, at))
+
+    def gradient(self, point: Point) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its straight-through gradient with respect to the varying entries.
+
+        A forward pass and its backward pass, for one group of compute batches after the other: a
+        criterion may couple images, and a group holds all that are coupled with each other. Cost:
+        three passes of the varying part (the backward pass counts two).
+
+        Raises:
+            InputError: if the network runs on integers.
+        """
+        if self.forward.network.execution == "integer":
+            raise InputError(
+                "execution integer has no gradients; choose compiled or simulated where a gradient "
+                "is needed"
+            )
+        function = self.forward.function
+        entries = {
+            name: point[name].detach().requires_grad_()
+            for name in function.entries
+            if point[name].is_floating_point()
+        }
+        total = {name: torch.zeros_like(value) for name, value in entries.items()}
+        values = []
+        size = self.forward.batch_size
+        group = math.lcm(self.criterion.batch or size, size)
+        count = len(self.labels)
+        for first in range(0, count, group):
+            # prepared again for each group, since its backward pass frees the weights' graph
+            prepared = function.prepare({**point, **entries})
+            batches = range(first // size, math.ceil(min(first + group, count) / size))
+            logits = torch.cat([function.batch(prepared, index) for index in batches])
+            images = slice(first, first + group)
+            made = self.criterion.per_image(logits, self.teacher[images], self.labels[images])
+            values.append(made.detach())
+            if not made.requires_grad:
+                continue  # the criterion does not depend on the logits
+            gradients = torch.autograd.grad(
+                made.sum() / count, list(entries.values()), allow_unused=True
+            )
+            for name, gradient in zip(entries, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
+        self.forward.spent.passes += 3 * function.share
+        return torch.cat(values).mean(), total
+
+
+@dataclass(frozen=True)
+class TestEvaluation:
+    """Cross entropy and top-1 of a Point on test images. Optimizers refuse it."""
+
+    forward: Forward
+    labels: Tensor
+
+    __test__ = False  # for pytest: not a test class
+
+    @classmethod
+    def of(
+        cls, network: QuantizedNetwork, data: LabelledImages, batch_size: int = BATCH_SIZE
+    ) -> TestEvaluation:
+        """Return the evaluation of all entries on test images."""
+        return cls(Forward.whole(network, data.images, batch_size), data.labels)
+
+    def per_image(self, point: Point) -> tuple[Tensor, Tensor]:
+        """Return each image's cross entropy in nats (n,) and whether its top-1 is right (n,)."""
+        return score(self.forward.logits(point), self.labels)
+
+    def vary(self, names: Collection[str], at: Point) -> TestEvaluation:
+        """Return the same evaluation as a function of the entries `names` alone."""
+        return replace(self, forward=self.forward.vary(names, at))
+
+
+def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's cross entropy in nats (n,) and whether its top-1 is right (n,).
+
+    An image with a logit that is NaN is not right, whatever its label is.
+    """
+    correct = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+    return functional.cross_entropy(logits, labels, reduction="none"), correct

@@ -1,0 +1,1 @@
+"""Networks as graphs with quantizers, and the ways to run them."""

@@ -1,0 +1,628 @@
+"""Integer execution: a network's products on integer codes instead of dequantized values.
+
+Between a quantizer and the product that reads it a value is a code q, its scale s and its zero
+point z, and sums of (q - z) are integers (Jacob et al. 2018, eq. 4 and 7). `lower` rewrites a graph
+so that these sums are computed exactly, whatever the order of their terms:
+
+- Linear layers, and convolutions whose windows tile the image, multiply int8 codes and sum in
+  int32. Codes from 0 to 255 are stored as int8 after subtracting `STORED_SHIFT`, and the zero
+  points go in afterwards: with x, w the stored codes and K their number,
+
+      sum (x - a)(w - b) = sum x w - b sum x - a (sum w - K b)
+
+- So do products of two activations in attention, matrix by matrix, where neither has a log2
+  quantizer and the matrices are large enough:
+
+      sum (x - a)(w - b) = sum x w - b sum (x - a) - a sum w
+
+- The operands of other products stay floats that hold the integers q - z. Sums of at most 258
+  products of two 8-bit codes stay below 2^24, where every integer is a float32.
+- A softmax whose output has a log2 quantizer is computed in logarithms: the code is a rounded
+  log2, so that no probability is needed.
+
+What remains between the products is elementwise, in float32, as in the simulated path. The codes
+equal that path's but where float32 rounding decides a tie.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from evolq.errors import InputError
+from evolq.network.graph import MATRIX_PRODUCTS, Graph, aten, dependents, follow, source
+from evolq.points import Point
+from evolq.tensor.moments import MomentMatchedQuantizer, moments
+from evolq.tensor.quantizers import (
+    PerChannel,
+    PerTensor,
+    Quantizer,
+    QuantSpec,
+    codes_range,
+    dequantize,
+    quantize,
+)
+
+# Codes from 0 to 255 minus this fit in int8.
+STORED_SHIFT = 128
+
+# So many products of two int8 codes sum to at most 2^24: every partial sum is a float32.
+EXACT_TERMS = 2**24 // 128**2
+
+# Sums in int32 hold zero points up to this for layers of up to 8,000 inputs. No zero point gets
+# there in earnest: 256 codes off, all values have one code.
+LARGEST_ZERO_POINT = 2**11
+
+# The most terms of which two such activations have sums in int32.
+LARGEST_SUM = 2**31 // (LARGEST_ZERO_POINT + 255) ** 2
+
+# Multiply-accumulates from which a product of two matrices is faster on codes than as one of many
+# float products. Measured with `torch._int_mm`, 2 cores with AVX-512 VNNI: 98 x 64 by 64 x 98 (0.61
+# million) took 7.5 against 10.2 microseconds, 64 x 64 by 64 x 64 (0.26 million) 5.4 against 3.7.
+# Attention maps times values gain nothing: powers of two down to 2^-15 are two int8 matrices.
+CODE_PRODUCT_SIZE = 2**19
+
+
+# What the nodes of a lowered graph compute --------------------------------------------------------
+
+
+def code_bounds(
+    zero_point: Tensor | None, bits: Tensor, signed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rounded zero point, the lowest and the highest code, 0-dim each.
+
+    Raises:
+        InputError: for a zero point too far off for sums in int32.
+    """
+    lower, upper = codes_range(bits, QuantSpec(signed=signed))
+    assert isinstance(lower, Tensor)
+    assert isinstance(upper, Tensor)
+    zero = torch.zeros_like(lower) if zero_point is None else zero_point.round()
+    _check_zero_point(zero)
+    return zero, lower, upper
+
+
+def encode(
+    value: Tensor, scale: Tensor, zero: Tensor, lower: Tensor, upper: Tensor, shift: int
+) -> Tensor:
+    """Return the stored codes of `value`: int8, the code minus `shift`."""
+    codes = (value / scale + zero).clamp_min(lower).clamp_max(upper).round()
+    return (codes - shift).to(torch.int8)
+
+
+def decode(codes: Tensor, scale: Tensor, zero: Tensor, shift: int) -> Tensor:
+    """Return the values that stored codes stand for."""
+    return (codes.to(scale.dtype) + shift - zero) * scale
+
+
+def steps(value: Tensor, scale: Tensor, zero: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return codes minus zero point, as floats."""
+    codes = (value / scale + zero).clamp_min(lower).clamp_max(upper).round()
+    return codes - zero
+
+
+def log2_softmax(logits: Tensor, scale: Tensor, bits: Tensor, axis: int) -> Tensor:
+    """Return the log2-quantized softmax over `axis` in units of `scale`: powers of two, and zero.
+
+    With t = log2(e) (x - max x), log2 of a probability is t - log2 sum 2^t; its code is the rounded
+    log2(scale) minus that, from 0 to 2^bits, of which the last stands for zero.
+    """
+    _, upper = codes_range(bits, QuantSpec(kind="log2"))
+    # The largest logit, but not as amax: the compiler takes that for the beginning of a softmax of
+    # floats and then stores the logits twice, which takes half as long again.
+    largest = -(-logits).amin(axis, keepdim=True)
+    t = (logits - largest) * math.log2(math.e)
+    log2_sum = torch.log2(torch.exp2(t).sum(axis, keepdim=True))
+    codes = (torch.log2(scale) + log2_sum - t).clamp_min(0.0).clamp_max(upper).round()
+    # 2^-code as the bits of a float32, where exponent 0 is 127, and 0 what lies below 2^-126
+    powers = ((127 - codes.to(torch.int32)).clamp_min(0) << 23).view(torch.float32)
+    return torch.where(codes < upper, powers, 0.0)
+
+
+def zero_point_term(
+    codes: Tensor, axis: int, zero: Tensor | None, shift: int, other: Tensor, other_shift: int
+) -> Tensor:
+    """Return sums of stored codes minus their zero point, times the other operand's zero point.
+
+    Int32, with `axis` of length 1. A zero point of None is 0; each is shifted as its codes are.
+    """
+    # in floats, whose sums are exact up to 2^24: sums of int8 are slow
+    sums = codes.to(torch.float32).sum(axis, keepdim=True)
+    if zero is not None:
+        sums = sums - codes.shape[axis] * (zero - shift)
+    return sums.to(torch.int32) * (other - other_shift).to(torch.int32)
+
+
+def times_scales(product: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return a product of steps in the units of the values."""
+    return product.to(left.dtype) * (left * right)
+
+
+def row_sums(codes: Tensor, needed: Tensor) -> Tensor:
+    """Return the sums over the last axis, int32 (..., 1); one zero if they are not needed."""
+    if not bool(needed):
+        return codes.new_zeros([1] * codes.dim(), dtype=torch.int32)
+    # sixteen equal columns: the product is faster than a sum of int8 and no slower than one column
+    ones = codes.new_ones(codes.shape[-1], 16)
+    return integer_product(codes, ones)[..., :1]
+
+
+def tiles(codes: Tensor, height: int, width: int) -> Tensor:
+    """Return the windows of (n, channels, H, W) side by side: (n, rows, columns, values)."""
+    count, channels = codes.shape[:2]
+    rows, columns = codes.shape[2] // height, codes.shape[3] // width
+    codes = codes[:, :, : rows * height, : columns * width]
+    windows = codes.reshape(count, channels, rows, height, columns, width)
+    return windows.permute(0, 2, 4, 1, 3, 5).reshape(count, rows, columns, -1)
+
+
+def integer_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the exact product of int8 matrices as int32.
+
+    (..., n, K) by (K, m), or by (..., K, m) with the same leading axes, gives (..., n, m).
+    """
+    if left.device.type != "cpu" or not _int8_is_exact():
+        return _product_in_floats(left, right)
+    left, right = _with_plain_strides(left), _with_plain_strides(right)
+    if right.dim() == 2:
+        product = torch._int_mm(left.reshape(-1, left.shape[-1]), right)
+    else:
+        lefts, rights = left.flatten(0, -3), right.flatten(0, -3)
+        product = left.new_empty(*lefts.shape[:2], rights.shape[2], dtype=torch.int32)
+        for index in range(len(product)):
+            torch._int_mm(lefts[index], rights[index], out=product[index])
+    return product.view(*left.shape[:-1], right.shape[-1])
+
+
+def _with_plain_strides(matrices: Tensor) -> Tensor:
+    """Return matrices as `torch._int_mm` reads them rightly.
+
+    It trusts the stride of an axis of length 1, which may be anything, even in what torch calls
+    contiguous.
+    """
+    if 1 not in matrices.shape[-2:]:
+        return matrices
+    return matrices.clone(memory_format=torch.contiguous_format)
+
+
+def _product_in_floats(left: Tensor, right: Tensor) -> Tensor:
+    """Do what `torch._int_mm` does, exactly and anywhere."""
+    pairs = zip(left.split(EXACT_TERMS, -1), right.split(EXACT_TERMS, -2), strict=True)
+    parts = [(a.to(torch.float32) @ b.to(torch.float32)).to(torch.int32) for a, b in pairs]
+    return torch.stack(parts).sum(0, dtype=torch.int32)
+
+
+@cache
+def _int8_is_exact() -> bool:
+    """Whether int8 products are exact here: processors without VNNI may saturate sums of two."""
+    left = torch.full((64, 256), -128, dtype=torch.int8)
+    right = torch.full((256, 64), 127, dtype=torch.int8)
+    right[:, ::2] = -128
+    try:
+        return torch.equal(torch._int_mm(left, right), _product_in_floats(left, right))
+    except RuntimeError:
+        return False
+
+
+def rescale(
+    sums: Tensor,
+    rows: Tensor,
+    offset: Tensor,
+    zero: Tensor,
+    factor: Tensor,
+    slope: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """Return a linear layer's output from sums of stored codes, as `WeightCodes` explains."""
+    # in floats, since a product of int32 takes longer than all else here
+    rows = rows.to(factor.dtype)
+    exact = (sums - offset).to(factor.dtype) - zero * rows
+    return exact * factor + (rows * slope + bias)
+
+
+class WeightCodes(nn.Module):
+    """A weight as a node of a lowered graph: codes, and what turns sums of codes into values.
+
+    A weight's value is (code - zero point) * scale; with moment matching that is shifted and scaled
+    once more for each output, to (code - zero point) * f + g. So is the output: with x the input's
+    stored codes, a its stored zero point, s its scale,
+
+        y = s f [sum x w - b sum x - a (sum w - K b)] + s g (sum x - K a) + bias
+
+    Returned are w as int8 (K, N), and in the order of `rescale` the offset a (sum w - K b), int32
+    (N,), and b, s f, s g and bias - s g K a, float (N,); last, whether b or s g differ from zero:
+    only then sums of the rows of x are needed.
+    """
+
+    def __init__(self, quantizer: Quantizer, shift: int) -> None:
+        """Keep the weight's quantizer, and what the input's stored codes were shifted by."""
+        super().__init__()
+        self.spec = quantizer.spec
+        self.matched = isinstance(quantizer, MomentMatchedQuantizer)
+        self.shift = shift
+
+    def forward(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        bits: Tensor,
+        bias: Tensor | None,
+        input_scale: Tensor,
+        input_zero: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Return codes and constants.
+
+        Raises:
+            InputError: for a zero point too far off for sums in int32.
+        """
+        codes = quantize(weight, scale, zero_point, bits, self.spec)
+        zero = weight.new_zeros(()) if zero_point is None else zero_point.round()
+        _check_zero_point(zero)
+        factor, slope = scale, torch.zeros_like(scale)
+        if self.matched:
+            dequantized = dequantize(codes, scale, zero_point, bits, self.spec)
+            mean, ratio, new_mean = moments(dequantized, weight, self.spec)
+            factor, slope = scale * ratio, new_mean - mean * ratio
+        outputs = len(codes)
+        zero, factor, slope = (value.expand(outputs) for value in (zero, factor, slope))
+        codes = codes.flatten(1)
+        centered = codes - zero[:, None]
+        if bool(centered.abs().amax() < STORED_SHIFT):
+            stored, zero = centered, torch.zeros_like(zero)
+        elif self.spec.signed:
+            stored = codes
+        else:
+            stored, zero = codes - STORED_SHIFT, zero - STORED_SHIFT
+        count = stored.shape[1]
+        input_zero = input_zero - self.shift
+        offset = input_zero * (stored.sum(1) - count * zero)
+        slope = input_scale * slope
+        constant = -slope * count * input_zero
+        return (
+            stored.to(torch.int8).t().contiguous(),
+            offset.to(torch.int32),
+            zero,
+            input_scale * factor,
+            slope,
+            constant if bias is None else constant + bias,
+            (zero != 0).any() | (slope != 0).any(),
+        )
+
+
+def _check_zero_point(zero: Tensor) -> None:
+    largest = float(zero.abs().max())
+    if not largest <= LARGEST_ZERO_POINT:
+        raise InputError(
+            f"a zero point of {largest:g} is too far off for integer execution; wanted at most "
+            f"{LARGEST_ZERO_POINT} in magnitude, or execution simulated"
+        )
+
+
+# Against the simulated graph ----------------------------------------------------------------------
+
+
+def differing_codes(graph: Graph, point: Point, images: Tensor) -> dict[str, tuple[int, int]]:
+    """Count the codes that are others in the lowered graph than in `graph` itself.
+
+    Each activation of the lowered graph is compared with the simulated one's and goes on as that:
+    a difference counts where float32 rounding makes it, and no other follows from it. Nothing is
+    compiled here. An activation that stands both in a product on codes and in one on floats is
+    compared, and counted, for each.
+
+    Args:
+        graph: a simulated graph, as for `lower`.
+        point: complete.
+        images: (n, channels, height, width), one pass.
+
+    Returns:
+        For each activation that the lowered graph encodes, by the quantizer's name: how many codes
+        differ, and how many there are.
+    """
+    simulated = _SimulatedCodes(graph)
+    entries = [point[name] for name in graph.entries]
+    with torch.no_grad():
+        simulated.run(*entries, images)
+        comparison = _Comparison(lower(graph), simulated.found)
+        comparison.run(*entries, images)
+    return comparison.counts
+
+
+def _quantizer_name(graph: Graph, scale: Any) -> str:
+    """Return the name of the quantizer that the entry `scale` belongs to."""
+    return str(graph.name_of(scale)).rpartition(".")[0]
+
+
+class _SimulatedCodes(fx.Interpreter):
+    """Runs a simulated graph and keeps codes (int16), zero points and bits of all quantizers."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.module)
+        self.described = graph
+        self.found: dict[str, tuple[Tensor, Tensor | None, Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if isinstance(module, Quantizer):
+            (value, scale, zero_point, bits), _ = self.fetch_args_kwargs_from_env(n)
+            codes = quantize(value, scale, zero_point, bits, module.spec).to(torch.int16)
+            self.found[_quantizer_name(self.described, n.args[1])] = codes, zero_point, bits
+        return super().run_node(n)
+
+
+class _Comparison(fx.Interpreter):
+    """Runs a lowered graph on the codes of the simulated one, and counts where its own differ."""
+
+    def __init__(
+        self, graph: Graph, simulated: dict[str, tuple[Tensor, Tensor | None, Tensor]]
+    ) -> None:
+        super().__init__(graph.module)
+        self.described = graph
+        self.simulated = simulated
+        self.counts: dict[str, tuple[int, int]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.target not in (encode, steps, log2_softmax):
+            return value
+        name = _quantizer_name(self.described, n.args[1])
+        codes, zero_point, bits = self.simulated[name]
+        if n.target is encode:
+            shift: Any = n.args[5]
+            expected = codes - shift
+        elif n.target is steps:
+            expected = codes if zero_point is None else codes - zero_point.round()
+        else:
+            _, upper = codes_range(bits, QuantSpec(kind="log2"))
+            expected = torch.where(codes < upper, torch.exp2(-codes.to(value.dtype)), 0.0)
+        expected = expected.to(value.dtype)
+        differing, count = self.counts.get(name, (0, 0))
+        differing += int((value != expected).sum())
+        self.counts[name] = differing, count + value.numel()
+        return expected
+
+
+# The rewriting ------------------------------------------------------------------------------------
+
+
+def lower(graph: Graph) -> Graph:
+    """Return a graph with integer products, a function of the same entries and images.
+
+    Left as they are: layers whose weights or inputs have several scales along the sum or a log2
+    quantizer, and convolutions with overlapping windows.
+    """
+    lowering = _Lowering(graph.duplicate())
+    lowering.run()
+    return lowering.graph
+
+
+class _Lowering:
+    """The state of one walk over a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.fx_graph = graph.module.graph
+        self.on_images = dependents(self.fx_graph, [graph.images])
+        self.quantizers: dict[fx.Node, Quantizer] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                module = graph.module.get_submodule(str(node.target))
+                if isinstance(module, Quantizer):
+                    self.quantizers[node] = module
+        self.made: dict[tuple[fx.Node, str], Any] = {}
+        self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            if node.target in (aten.linear.default, aten.conv2d.default):
+                self.linear(node)
+            elif node.target in MATRIX_PRODUCTS:
+                self.product(node)
+        # What else reads an activation reads its code, too: a quarter of the memory.
+        for node in self.quantizers:
+            if self.has_codes(node):
+                for user in list(node.users):
+                    codes, scale, zero, shift = self.codes(node)
+                    value = self.call(user, decode, (codes, scale, zero, shift), node)
+                    user.replace_input_with(node, value)
+        self.graph.recompile()
+
+    def call(
+        self,
+        before: fx.Node,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        like: fx.Node,
+    ) -> fx.Node:
+        """Add a node in front of another one; its value has the shape of that of `like`."""
+        name = f"{like.name}_{getattr(function, '__name__', '')}".rstrip("_")
+        with self.fx_graph.inserting_before(before):
+            node = self.fx_graph.create_node("call_function", function, arguments, name=name)
+        node.meta = dict(like.meta)
+        if like in self.on_images:
+            self.on_images.add(node)
+        return node
+
+    def items(self, before: fx.Node, values: fx.Node, count: int) -> tuple[fx.Node, ...]:
+        """Add a node for each item of a tuple."""
+        with self.fx_graph.inserting_before(before):
+            return tuple(
+                self.fx_graph.call_function(operator.getitem, (values, index))
+                for index in range(count)
+            )
+
+    def has_codes(self, node: fx.Node) -> bool:
+        """Whether `node` is an activation's quantizer with one scale for all values."""
+        quantizer = self.quantizers.get(node)
+        return (
+            quantizer is not None
+            and node in self.on_images
+            and quantizer.spec.kind == "uniform"
+            and isinstance(quantizer.spec.granularity, PerTensor)
+        )
+
+    def parameters(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """Return scale, rounded zero point, lowest and highest code of an activation."""
+        if (node, "parameters") not in self.made:
+            _, scale, zero_point, bits = node.args
+            with self.fx_graph.inserting_before(node):
+                bounds = self.fx_graph.call_function(
+                    code_bounds, (zero_point, bits, self.quantizers[node].spec.signed)
+                )
+            self.made[node, "parameters"] = (scale, *self.items(node, bounds, 3))
+        return self.made[node, "parameters"]
+
+    def codes(self, node: fx.Node) -> tuple[Any, ...]:
+        """Return stored codes of an activation, their scale, zero point and shift."""
+        scale, zero, lower, upper = self.parameters(node)
+        shift = 0 if self.quantizers[node].spec.signed else STORED_SHIFT
+        if (node, "codes") not in self.made:
+            arguments = (node.args[0], scale, zero, lower, upper, shift)
+            self.made[node, "codes"] = self.call(node, encode, arguments, node)
+        return self.made[node, "codes"], scale, zero, shift
+
+    def steps(self, node: fx.Node) -> fx.Node:
+        """Return an activation in units of its scale."""
+        if (node, "steps") not in self.made:
+            if self.has_codes(node):
+                arguments = (node.args[0], *self.parameters(node))
+                self.made[node, "steps"] = self.call(node, steps, arguments, node)
+            else:
+                softmax, scale, _, bits = node.args
+                logits, axis, *_ = softmax.args  # type: ignore[union-attr]
+                self.made[node, "steps"] = self.call(
+                    node, log2_softmax, (logits, scale, bits, axis), node
+                )
+        return self.made[node, "steps"]
+
+    def follow(self, value: fx.Node, origin: fx.Node, new: fx.Node) -> fx.Node:
+        """Return `value`, a view of `origin`, as the same view of `new`."""
+        return follow(value, origin, new, self.copies, self.on_images)
+
+    def linear(self, node: fx.Node) -> None:
+        """Replace a linear layer, or a convolution whose windows tile the image."""
+        value, weight, bias, *rest = [*node.args, None][: max(3, len(node.args))]
+        assert isinstance(value, fx.Node)
+        origin = source(value)
+        quantizer = self.quantizers.get(weight)  # type: ignore[arg-type]
+        if not (
+            self.has_codes(origin)
+            and quantizer is not None
+            and weight not in self.on_images
+            and quantizer.spec.kind == "uniform"
+            and quantizer.spec.granularity in (PerTensor(), PerChannel(0))
+        ):
+            return
+        window = None
+        if node.target is aten.conv2d.default:
+            window = self.tiled_window(weight, rest)
+            if window is None:
+                return
+        stored, scale, zero, shift = self.codes(origin)
+        codes = self.follow(value, origin, stored)
+        if window is not None:
+            codes = self.call(node, tiles, (codes, *window), node)
+        name = f"{weight.target}_integer"  # type: ignore[union-attr]
+        while hasattr(self.graph.module, name):  # a weight with several layers
+            name += "_"
+        self.graph.module.add_module(name, WeightCodes(quantizer, shift))
+        with self.fx_graph.inserting_before(node):
+            prepared = self.fx_graph.call_module(name, (*weight.args, bias, scale, zero))  # type: ignore[union-attr]
+        matrix, *constants, needed = self.items(node, prepared, 7)
+        rows = self.call(node, row_sums, (codes, needed), node)
+        sums = self.call(node, integer_product, (codes, matrix), node)
+        result = self.call(node, rescale, (sums, rows, *constants), node)
+        if window is not None:
+            result = self.call(node, aten.permute.default, (result, [0, 3, 1, 2]), node)
+        self.replace(node, sums, result)
+
+    def product(self, node: fx.Node) -> None:
+        """Replace a product of two activations."""
+        operands = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
+        origins = [source(operand) for operand in operands]
+        if len(origins) < 2 or not all(map(self.has_steps, origins)):
+            return
+        if self.pays_on_codes(*operands):
+            sums, product = self.product_of_codes(node, *operands)
+        else:
+            factors = [
+                self.follow(operand, origin, self.steps(origin))
+                for operand, origin in zip(operands, origins, strict=True)
+            ]
+            sums = product = self.call(node, node.target, tuple(factors), node)  # type: ignore[arg-type]
+        scales = [origin.args[1] for origin in origins]
+        self.replace(node, sums, self.call(node, times_scales, (product, *scales), node))
+
+    def pays_on_codes(self, left: fx.Node, right: fx.Node) -> bool:
+        """Whether a product can sum stored codes in int32, and is faster so."""
+        shapes: list[Any] = [
+            getattr(operand.meta.get("val"), "shape", ()) for operand in (left, right)
+        ]
+        if min(map(len, shapes)) < 3 or shapes[0][:-2] != shapes[1][:-2]:
+            return False
+        sizes = (*shapes[0][-2:], shapes[1][-1])
+        return (
+            all(isinstance(size, int) for size in sizes)  # not the number of images
+            and self.has_codes(source(left))
+            and self.has_codes(source(right))
+            and sizes[1] <= LARGEST_SUM
+            and math.prod(sizes) >= CODE_PRODUCT_SIZE
+        )
+
+    def product_of_codes(
+        self, node: fx.Node, left: fx.Node, right: fx.Node
+    ) -> tuple[fx.Node, fx.Node]:
+        """Return a product of stored codes, and that of codes minus zero points."""
+        matrices, zeros = [], []
+        for operand in (left, right):
+            origin = source(operand)
+            codes, _, zero, shift = self.codes(origin)
+            if (origin, "matrix") not in self.made:
+                # in memory as a product reads it without a copy
+                matrix = self.call(origin, aten.contiguous.default, (codes,), origin)
+                self.made[origin, "matrix"] = matrix
+            matrices.append(self.follow(operand, origin, self.made[origin, "matrix"]))
+            zeros.append((zero, shift))
+        sums = self.call(node, integer_product, tuple(matrices), node)
+        terms = [
+            self.call(node, zero_point_term, (matrices[0], -1, *zeros[0], *zeros[1]), node),
+            self.call(node, zero_point_term, (matrices[1], -2, None, 0, *zeros[0]), node),
+        ]
+        product = sums
+        for term in terms:
+            product = self.call(node, aten.sub.Tensor, (product, term), node)
+        return sums, product
+
+    def has_steps(self, node: fx.Node) -> bool:
+        """Whether `node` is a quantizer whose steps are known without dequantizing."""
+        if self.has_codes(node):
+            return True
+        quantizer = self.quantizers.get(node)
+        return (
+            quantizer is not None
+            and quantizer.spec.kind == "log2"
+            and isinstance(quantizer.spec.granularity, PerTensor)
+            and node.args[0].target is aten.softmax.int  # type: ignore[union-attr]
+        )
+
+    def replace(self, node: fx.Node, sums: fx.Node, result: fx.Node) -> None:
+        """Let all read `result`; `sums` does the work that `node` did."""
+        node.replace_all_uses_with(result)
+        self.graph.operations[sums.name] = self.graph.operations.pop(node.name)
+
+    def tiled_window(self, weight: Any, rest: list[Any]) -> list[int] | None:
+        """Return height and width of a convolution's windows if they tile the image, else None."""
+        name = self.graph.name_of(weight.args[0])
+        if name is None:
+            return None
+        window = list(self.graph.weights[name].shape[2:])
+        defaults: list[Any] = [[1, 1], [0, 0], [1, 1], 1]
+        stride, padding, dilation, groups = rest + defaults[len(rest) :]
+        plain = stride == window and not any(padding) and set(dilation) == {1} and groups == 1
+        return window if plain else None

@@ -1,0 +1,378 @@
+"""Where quantizers go: one table over ATen operators, and the walk that applies it to a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import fx
+
+from evolq.errors import InputError
+from evolq.network.graph import (
+    CONVOLUTIONS,
+    VIEWS,
+    Graph,
+    aten,
+    dependents,
+    follow,
+    identifier,
+    module_path,
+    source,
+)
+from evolq.tensor.integer_layer_norm import integer_layer_norm
+from evolq.tensor.moments import MomentMatchedQuantizer
+from evolq.tensor.quantizers import Granularity, PerChannel, Quantizer, QuantSpec
+
+Kind = Literal["weight", "product", "softmax", "layer_norm", "activation", "residual"]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What carries a quantizer around one ATen operator.
+
+    Attributes:
+        label: the operator's name in the names of a Point.
+        inputs: label of each quantized input, by argument index.
+        weight: argument index of the weight, if it has one.
+        weight_axis: the weight's axis of output channels.
+        kind: the kind of its inputs, or of its output if it has no quantized inputs.
+    """
+
+    label: str
+    kind: Kind
+    inputs: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    weight: int | None = None
+    weight_axis: int = 0
+
+
+CONVOLUTION = Operator("conv", "product", {0: "input"}, weight=1)
+MATRIX_PRODUCT = Operator("matmul", "product", {0: "left", 1: "right"})
+
+OPERATORS: dict[object, Operator] = {
+    aten.linear.default: Operator("linear", "product", {0: "input"}, weight=1),
+    aten.addmm.default: Operator("linear", "product", {1: "input"}, weight=2, weight_axis=1),
+    **dict.fromkeys(CONVOLUTIONS, CONVOLUTION),
+    aten.matmul.default: MATRIX_PRODUCT,
+    aten.mm.default: MATRIX_PRODUCT,
+    aten.bmm.default: MATRIX_PRODUCT,
+    aten.layer_norm.default: Operator("layer_norm", "layer_norm", {0: "input"}),
+    aten.softmax.int: Operator("softmax", "softmax"),
+    aten.gelu.default: Operator("gelu", "activation"),
+    aten.silu.default: Operator("silu", "activation"),
+    aten.hardswish.default: Operator("hardswish", "activation"),
+    aten.add.Tensor: Operator("add", "residual"),
+}
+
+# Operators with weights or products inside that the table does not cover: an unquantized product
+# in a network called quantized would be a silent lie, so they are refused by name.
+REFUSED: dict[object, str] = {
+    aten.conv_transpose1d.default: "transposed convolution",
+    aten.conv_transpose2d.input: "transposed convolution",
+    aten.conv_transpose3d.input: "transposed convolution",
+    aten.baddbmm.default: "batched product with addition",
+    aten.addbmm.default: "batched product with addition",
+    aten.mv.default: "product of matrix and vector",
+    aten.addmv.default: "product of matrix and vector",
+    aten.dot.default: "product of vectors",
+    aten.tensordot.default: "tensordot",
+    aten.bilinear.default: "bilinear layer",
+    aten.einsum.default: "einsum",
+    aten.lstm.input: "LSTM",
+    aten.gru.input: "GRU",
+    aten.embedding.default: "embedding",
+}
+
+SCHEMES: dict[str, frozenset[Kind]] = {
+    "none": frozenset(),
+    "weights": frozenset({"weight"}),
+    "linear": frozenset({"weight", "product"}),
+    "full": frozenset({"weight", "product", "softmax", "layer_norm", "activation", "residual"}),
+}
+
+# FQ-ViT (Lin et al. 2022, section 3.3) quantizes attention maps to 4 bits, whatever the other
+# activations have: log2 codes cover (0, 1] with 4 bits.
+SOFTMAX_BITS = 4
+
+
+@dataclass(frozen=True)
+class Site:
+    """A quantizer in a network.
+
+    Attributes:
+        kind: what is quantized; `layer_norm` sites have a power-of-two factor per channel (PTF).
+        spec: the quantizer's constants.
+        value: name of the graph's node whose value is quantized.
+    """
+
+    kind: Kind
+    spec: QuantSpec
+    value: str
+
+    def roles(self) -> tuple[str, ...]:
+        """The entries of a Point that belong to this quantizer, by role."""
+        zero_point = ("zero_point",) if self.spec.has_zero_point else ()
+        factor = ("factor",) if self.kind == "layer_norm" else ()
+        return ("scale", *zero_point, "bits", *factor)
+
+
+def place(
+    graph: Graph,
+    scheme: str,
+    weight_spec: QuantSpec,
+    activation_spec: QuantSpec,
+    moment_matching: bool = False,
+    integers_in_layer_norm: bool = False,
+) -> dict[str, Site]:
+    """Put the quantizers of `scheme` into `graph` and return them by name, in graph order.
+
+    A value gets one quantizer, at the node that makes it, and a second only where consumers differ:
+    the inputs of a LayerNorm have their own (PTF), on the edge.
+
+    Raises:
+        InputError: for an unknown scheme, or an operator that cannot be quantized.
+    """
+    if scheme not in SCHEMES:
+        raise InputError(f"unknown scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
+    kinds = SCHEMES[scheme]
+    if not kinds:
+        return {}
+    placement = _Placement(graph, kinds, weight_spec, activation_spec, moment_matching)
+    placement.run()
+    if integers_in_layer_norm:
+        placement.compute_layer_norms_in_integers()
+    return placement.finish()
+
+
+class _Placement:
+    """The state of one walk over a graph."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        kinds: frozenset[Kind],
+        weight_spec: QuantSpec,
+        activation_spec: QuantSpec,
+        moment_matching: bool,
+    ) -> None:
+        self.graph = graph
+        self.kinds = kinds
+        self.weight_spec = weight_spec
+        self.activation_spec = activation_spec
+        self.moment_matching = moment_matching
+        self.on_images = dependents(graph.module.graph, [graph.images])
+        self.names = _Names(graph)
+        self.sites: dict[str, Site] = {}
+        self.quantized: dict[tuple[fx.Node, Kind], fx.Node] = {}
+        self.results: set[fx.Node] = set()
+        self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+
+    def run(self) -> None:
+        nodes = [node for node in self.graph.nodes if node.op == "call_function"]
+        for node in nodes:
+            if node.target in REFUSED:
+                raise InputError(
+                    f"{REFUSED[node.target]} ({node.target}) in module {module_path(node)!r} "
+                    "cannot be quantized yet; replace it by linear, convolution or matmul"
+                )
+        # Outputs first: a product that reads a quantized output needs no quantizer of its own.
+        edges: list[tuple[fx.Node, Operator, int, str]] = []
+        for node in nodes:
+            rule = OPERATORS.get(node.target)
+            if rule is None:
+                continue
+            if not rule.inputs:
+                self.output(node, rule)
+            edges += [(node, rule, index, label) for index, label in rule.inputs.items()]
+            if rule.weight is not None:
+                edges.append((node, rule, rule.weight, "weight"))
+        for node, rule, index, label in edges:
+            self.input(node, rule, index, label)
+
+    def finish(self) -> dict[str, Site]:
+        self.graph.finish()
+        # in graph order, without the outputs that nothing but a LayerNorm reads
+        names = {_module_name(name): name for name in self.sites}
+        order = [names[str(n.target)] for n in self.graph.nodes if n.op == "call_module"]
+        return {name: self.sites[name] for name in order}
+
+    def compute_layer_norms_in_integers(self) -> None:
+        """Replace each LayerNorm between two quantizers by `integer_layer_norm`.
+
+        One without weight and bias, over several axes, or whose output has no quantizer stays.
+        """
+        graph = self.graph.module.graph
+        node: Any  # fx types arguments as anything
+        for node in self.graph.nodes:
+            following: Any = self.quantized.get((node, "product"))
+            if node.target is not aten.layer_norm.default or following is None:
+                continue
+            value, axes, *rest = node.args
+            affine = [argument for argument in rest[:2] if argument is not None]
+            if value not in self.results or len(axes) != 1 or len(affine) < 2:
+                continue
+            quantizer, factor = value.args  # the value is the quantizer's result times its factors
+            with graph.inserting_before(node):
+                scale = graph.call_function(aten.mul.Tensor, (quantizer.args[1], factor))
+                result = graph.call_function(
+                    integer_layer_norm, (value, scale, *affine, following.args[1])
+                )
+            result.meta = node.meta
+            node.replace_all_uses_with(result)
+
+    def output(self, node: fx.Node, rule: Operator) -> None:
+        """Quantize the value that `node` makes, for all its consumers but LayerNorm."""
+        if rule.kind not in self.kinds or node not in self.on_images:
+            return
+        if rule.kind == "residual" and not all(
+            isinstance(a, fx.Node) and a in self.on_images for a in node.args[:2]
+        ):
+            return  # adding a constant, such as an attention mask or a position embedding
+        spec = self.activation_spec
+        if rule.kind == "softmax":
+            spec = QuantSpec(bits=SOFTMAX_BITS, kind="log2")
+        name = self.names.of(node, rule.label, "output")
+        self.insert(node, rule.kind, spec, name)
+
+    def input(self, node: fx.Node, rule: Operator, index: int, label: str) -> None:
+        """Quantize argument `index` of `node`."""
+        value = node.args[index]
+        if not isinstance(value, fx.Node):
+            return
+        origin = source(value)
+        if origin in self.results:
+            return  # a quantized output
+        kind = rule.kind
+        if origin not in self.on_images:
+            if kind == "layer_norm":
+                return  # a constant
+            kind = "weight"
+            origin = value  # its axis of output channels is meant as the operator reads it
+        elif label == "weight":
+            kind = "product"  # a weight that the network computes from the images
+        if kind not in self.kinds:
+            return
+        if kind == "layer_norm":
+            if (value, kind) not in self.quantized:
+                name = self.names.of(node, rule.label, label)
+                self.insert(value, kind, self.activation_spec, name)
+            node.update_arg(index, self.quantized[value, kind])
+            return
+        if not any((origin, made) in self.quantized for made in self.product_kinds(kind)):
+            if kind == "weight":
+                # the axis that is not summed over
+                axis = rule.weight_axis if label == "weight" else -2 if label == "left" else -1
+                name = self.names.of_weight(origin, node, rule.label, label)
+                spec = replace(self.weight_spec, granularity=self.weight_granularity(axis))
+            else:
+                name = self.names.of(node, rule.label, label)
+                spec = self.activation_spec
+            self.insert(origin, kind, spec, name)
+        made = next(k for k in self.product_kinds(kind) if (origin, k) in self.quantized)
+        node.update_arg(index, self.follow(value, origin, self.quantized[origin, made]))
+
+    def weight_granularity(self, axis: int) -> Granularity:
+        """Return the weights' granularity, per channel along `axis` unless it is another kind."""
+        granularity = self.weight_spec.granularity
+        return PerChannel(axis) if isinstance(granularity, PerChannel) else granularity
+
+    @staticmethod
+    def product_kinds(kind: Kind) -> tuple[Kind, ...]:
+        """The kinds of quantizer that serve an input of `kind`."""
+        return ("weight",) if kind == "weight" else ("softmax", "activation", "residual", "product")
+
+    def follow(self, value: fx.Node, origin: fx.Node, quantized: fx.Node) -> fx.Node:
+        """Return `value`, a view of `origin`, as the same view of `quantized`."""
+        return follow(value, origin, quantized, self.copies, self.on_images)
+
+    def insert(self, value: fx.Node, kind: Kind, spec: QuantSpec, name: str) -> None:
+        """Add a quantizer behind `value`; outputs are rewired, inputs are left to the caller."""
+        site = Site(kind, spec, value.name)
+        graph = self.graph.module.graph
+        entries = {role: self.graph.add_entry(f"{name}.{role}") for role in site.roles()}
+        target = _module_name(name)
+        matched = kind == "weight" and self.moment_matching
+        quantizer = MomentMatchedQuantizer(spec) if matched else Quantizer(spec)
+        self.graph.module.add_submodule(target, quantizer)
+        users = list(value.users)
+        first_user = next(node for node in graph.nodes if node in value.users)
+        with graph.inserting_before(first_user):
+            operand = value
+            if kind == "layer_norm":
+                operand = graph.call_function(aten.div.Tensor, (value, entries["factor"]))
+            result = graph.call_module(
+                target, (operand, entries["scale"], entries.get("zero_point"), entries["bits"])
+            )
+            if kind == "layer_norm":
+                result = graph.call_function(aten.mul.Tensor, (result, entries["factor"]))
+        if kind in ("softmax", "activation", "residual"):
+            self.rewire(value, result, users)
+        if "val" in value.meta:
+            result.meta["val"] = value.meta["val"]  # its shape
+        self.quantized[value, kind] = result
+        self.results.add(result)
+        if value in self.on_images:
+            self.on_images.add(result)
+        self.sites[name] = site
+
+    def rewire(self, value: fx.Node, quantized: fx.Node, users: list[fx.Node]) -> None:
+        """Let all consumers of `value` but LayerNorms with their own quantizer read `quantized`.
+
+        A view that feeds both kinds is doubled.
+        """
+        for user in users:
+            if user.target in VIEWS and self.reads_for_layer_norm(user):
+                self.rewire(user, self.follow(user, value, quantized), list(user.users))
+            elif not self.reads_for_layer_norm(user):
+                user.replace_input_with(value, quantized)
+
+    def reads_for_layer_norm(self, node: fx.Node) -> bool:
+        """Whether `node` is a LayerNorm with a quantizer of its own, or a view that feeds one."""
+        if node.target in VIEWS:
+            return any(self.reads_for_layer_norm(user) for user in node.users)
+        return node.target is aten.layer_norm.default and "layer_norm" in self.kinds
+
+
+class _Names:
+    """Names of quantizers: block, layer, tensor."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.paths = Counter(module_path(node) for node in graph.nodes if node.target in OPERATORS)
+        self.all_paths = {module_path(node) for node in graph.nodes}
+        self.labels: dict[tuple[fx.Node, str], str] = {}
+        self.used: Counter[str] = Counter()
+        self.weights: set[str] = set()
+
+    def of(self, node: fx.Node, operator: str, tensor: str) -> str:
+        """Return the name of tensor `input`, `left`, `right` or `output` of `node`."""
+        return f"{self.layer(node, operator)}.{tensor}"
+
+    def of_weight(self, origin: fx.Node, node: fx.Node, operator: str, tensor: str) -> str:
+        """Return the weight's own name, or one made from the layer if the weight is computed."""
+        name = self.graph.name_of(source(origin))
+        if name is None or name in self.weights:  # computed, or read a second time as another view
+            return self.of(node, operator, tensor)
+        self.weights.add(name)
+        return name
+
+    def layer(self, node: fx.Node, operator: str) -> str:
+        """Return the module path, with the operator's name unless the module is just that."""
+        key = (node, operator)
+        if key not in self.labels:
+            path = module_path(node)
+            prefix = path + "." if path else ""
+            leaf = path and not any(other.startswith(prefix) for other in self.all_paths)
+            if not (leaf and self.paths[path] == 1):
+                path = prefix + operator
+            count = self.used[path]
+            self.used[path] += 1
+            self.labels[key] = f"{path}_{count}" if count else path
+        return self.labels[key]
+
+
+def _module_name(name: str) -> str:
+    """Return the submodule that holds the quantizer `name`; apart from the model's own modules."""
+    return "quantizer_" + identifier(name)

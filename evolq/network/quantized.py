@@ -1,0 +1,413 @@
+"""A quantized network: the exported graph of a model, a pure function of a Point and images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from evolq.data.models import reparameterize
+from evolq.errors import InputError
+from evolq.network.graph import Graph, Stages, export, fold_batch_norm, share, split
+from evolq.network.lowering import lower
+from evolq.network.placement import Site, place
+from evolq.network.regions import fuse
+from evolq.points import Point
+from evolq.tensor.quantizers import PerChannel, QuantSpec, check_parameters
+
+# Images per forward pass. Logits differ in the last bits between batch sizes, so one size is used
+# throughout; 50 is near the fastest on a CPU and divides the usual numbers of images.
+BATCH_SIZE = 50
+
+# Logits before and after folding, relative to the largest: rounding gives about 1e-6, more in deep
+# networks, a wrong fold gives other logits altogether.
+FOLDING_TOLERANCE = 1e-2
+
+# What a partial evaluation keeps of all images. The values of images beyond it are computed again
+# at every evaluation.
+CUT_BYTES = 2 * 2**30
+
+
+# How a network can be run, slowest first: its graph to that which does the same. `simulated` is the
+# reference; `compiled` does the same operations in fewer passes; both have gradients. `integer`
+# computes products on codes, and what is between them compiled.
+EXECUTIONS: dict[str, Callable[[Graph], Graph]] = {
+    "simulated": lambda graph: graph,
+    "compiled": fuse,
+    "integer": lambda graph: fuse(lower(graph)),
+}
+
+
+class QuantizedNetwork:
+    """The graph of a model with a quantizer on each value that a scheme names.
+
+    Built by `quantize`; nothing in it changes afterwards. `network(point, images)` returns logits
+    (n, classes); a Point holds every name in `names`: the weights and, for each quantizer, its
+    scale, zero point and bits.
+
+    Attributes:
+        weights: the model's own (full-precision, batch norm folded) weights, by name.
+        sites: each quantizer by name, in the order in which they run.
+        scheme: the scheme it was built with.
+        execution: how it runs, a name in `EXECUTIONS`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        full_precision: fx.GraphModule,
+        sites: Mapping[str, Site],
+        scheme: str,
+        execution: str = "simulated",
+    ) -> None:
+        if execution not in EXECUTIONS:
+            raise InputError(
+                f"unknown execution {execution!r}; choose from {', '.join(EXECUTIONS)}"
+            )
+        self._graph = graph
+        self._executed = EXECUTIONS[execution](graph)
+        self._full_precision = full_precision
+        self._sites = dict(sites)
+        self.scheme = scheme
+        self.execution = execution
+
+    def executed(self, execution: str) -> QuantizedNetwork:
+        """Return this network, run another way: a name in `EXECUTIONS`.
+
+        Raises:
+            InputError: for an unknown name.
+        """
+        return QuantizedNetwork(
+            self._graph, self._full_precision, self._sites, self.scheme, execution
+        )
+
+    @property
+    def weights(self) -> Point:
+        """The model's own weights, full precision, by name."""
+        return MappingProxyType(self._graph.weights)
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Each quantizer by name, in the order in which they run."""
+        return MappingProxyType(self._sites)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of a complete Point, in the graph's order."""
+        return tuple(self._graph.entries)
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The simulated graph: called with the Point's values by `names`, then images."""
+        return self._graph.module
+
+    @property
+    def operations(self) -> float:
+        """Multiply-accumulates of one image in linear, convolution and matmul operators."""
+        return sum(self._graph.operations.values())
+
+    def share(self, names: Collection[str]) -> float:
+        """Return the share of a forward pass that depends on the entries `names`.
+
+        In multiply-accumulates: what one evaluation of `vary(names, ...)` costs. Compiled regions
+        run whole, so that this can be more than in the simulated graph.
+        """
+        return share(self._executed, names)
+
+    def __call__(self, point: Point, images: Tensor) -> Tensor:
+        """Return the logits (n, classes) of `images` (n, channels, height, width), one pass.
+
+        Raises:
+            InputError: if the Point lacks an entry.
+        """
+        return self._executed.module(*[self._entry(point, name) for name in self.names], images)
+
+    def _entry(self, point: Point, name: str) -> Tensor:
+        if name not in point:
+            raise InputError(
+                f"the Point has no entry {name!r}; start from calibrate(network, images)"
+            )
+        return point[name]
+
+    def observe(self, images: Tensor, read: Callable[[str, Tensor], None]) -> Tensor:
+        """Run the network without its quantizers and return its logits (n, classes).
+
+        `read(name, value)` is called with what each quantizer would see, weights included; for a
+        `layer_norm` site with the value before its power-of-two factors.
+        """
+        names_of: dict[str, list[str]] = {}
+        for name, site in self.sites.items():
+            names_of.setdefault(site.value, []).append(name)
+
+        class Reader(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                value = super().run_node(n)
+                for name in names_of.get(n.name, ()):
+                    read(name, value)
+                return value
+
+        with torch.no_grad():
+            return Reader(self._full_precision).run(*self.weights.values(), images)
+
+    def record(
+        self, nodes: Collection[str], images: Tensor, point: Point | None = None
+    ) -> dict[str, Any]:
+        """Return the values of graph nodes, by name, for one batch of images; it runs no further.
+
+        Args:
+            nodes: names of nodes of `module`'s graph.
+            images: (n, channels, height, width).
+            point: complete; None for the full-precision network, which has no quantizers.
+
+        Raises:
+            InputError: if the Point lacks an entry.
+        """
+        if point is None:
+            graph, entries = self._full_precision, list(self.weights.values())
+        else:
+            graph, entries = self.module, [self._entry(point, name) for name in self.names]
+        values: dict[str, Any] = {}
+
+        class Recorder(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                if len(values) == len(nodes):
+                    return None  # all is there
+                value = super().run_node(n)
+                if n.name in nodes:
+                    values[n.name] = value
+                return value
+
+        with torch.no_grad():
+            Recorder(graph).run(*entries, images)
+        return values
+
+    def check(self, point: Point) -> None:
+        """Check a whole Point that comes from outside, once.
+
+        Raises:
+            InputError: for missing or unknown names, wrong shapes, scales that are not positive,
+                values that are not finite, bits outside 2 to 8.
+        """
+        unknown = sorted(set(point) - set(self.names))
+        if unknown:
+            raise InputError(
+                f"the Point has {len(unknown)} entries that the network lacks, {unknown[0]!r} for "
+                "one; it belongs to another model or scheme"
+            )
+        for name in self.names:
+            value = self._entry(point, name)
+            if name in self.weights and value.shape != self.weights[name].shape:
+                raise InputError(
+                    f"{name} has shape {tuple(value.shape)} in the Point and "
+                    f"{tuple(self.weights[name].shape)} in the network"
+                )
+            if not bool(torch.isfinite(value).all()):
+                raise InputError(f"{name} holds values that are not finite")
+        for name, site in self.sites.items():
+            check_parameters(
+                name,
+                point[f"{name}.scale"],
+                point.get(f"{name}.zero_point"),
+                point[f"{name}.bits"],
+                site.spec,
+            )
+
+    def vary(
+        self, names: Collection[str], at: Point, images: Tensor, batch_size: int = BATCH_SIZE
+    ) -> PartialEvaluation:
+        """Return a function of the entries `names` alone; the others stay as they are in `at`.
+
+        Everything that does not depend on `names` is computed now, once, and only the values on the
+        cut are kept, for as many images as fit in `CUT_BYTES`. Results equal the full evaluation's
+        bit for bit.
+
+        Args:
+            names: entries that will vary.
+            at: a complete Point.
+            images: (n, channels, height, width), fixed from now on.
+            batch_size: images per pass.
+
+        Raises:
+            InputError: for a name that the network lacks, or no images.
+        """
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise InputError(f"{unknown[0]!r} is not an entry of this network's Points")
+        if len(images) == 0:
+            raise InputError("no images; give at least one")
+        graph = self._executed
+        stages = split(graph, [name for name in self.names if name in set(names)])
+        values: dict[fx.Node, Any] = {
+            graph.entries[name]: self._entry(at, name) for name in self.names if name not in names
+        }
+        with torch.no_grad():
+            values.update(stages.constant.run(values))
+            function = PartialEvaluation(
+                stages,
+                {name: graph.entries[name] for name in names},
+                values,
+                graph.images,
+                images.split(batch_size),
+                [],
+            )
+            room = CUT_BYTES
+            for index in range(len(function.images)):
+                kept = function.cut(index)
+                room -= sum(
+                    value.nbytes
+                    for node, value in kept.items()
+                    if isinstance(value, Tensor) and node is not graph.images
+                )
+                if room < 0:
+                    break
+                function.cuts.append(kept)
+        return function
+
+
+@dataclass(frozen=True)
+class PartialEvaluation:
+    """A network as a function of some entries of a Point on fixed images; made by `vary`.
+
+    Attributes:
+        stages: the graph, cut by what depends on the entries.
+        entries: node of each varying entry.
+        constants: values that depend on neither these entries nor images.
+        image_node: what holds the images.
+        images: in batches.
+        cuts: what the suffix needs of each batch; only of the first ones if memory is short.
+    """
+
+    stages: Stages
+    entries: Mapping[str, fx.Node]
+    constants: Mapping[fx.Node, Any]
+    image_node: fx.Node
+    images: Sequence[Tensor]
+    cuts: list[dict[fx.Node, Any]]
+
+    @property
+    def share(self) -> float:
+        """Multiply-accumulates of one evaluation, as a share of a whole forward pass."""
+        kept = sum(len(batch) for batch in self.images[: len(self.cuts)])
+        again = 1 - kept / sum(len(batch) for batch in self.images)
+        return self.stages.share + (1 - self.stages.share) * again
+
+    def cut(self, index: int) -> dict[fx.Node, Any]:
+        """Return what the suffix needs of batch `index`; runs all in front of it."""
+        images = {self.image_node: self.images[index]}
+        made = self.stages.prefix.run({**self.constants, **images}) | images
+        needed = (*self.stages.suffix.inputs, self.stages.result)
+        return {node: made[node] for node in needed if node in made}
+
+    def prepare(self, point: Point) -> dict[fx.Node, Any]:
+        """Return what is the same for all images: quantized weights and the like."""
+        values = dict(self.constants)
+        for name, node in self.entries.items():
+            if name not in point:
+                raise InputError(f"the Point has no entry {name!r}, which was to vary")
+            values[node] = point[name]
+        values.update(self.stages.per_point.run(values))
+        return values
+
+    def batch(self, prepared: Mapping[fx.Node, Any], index: int) -> Tensor:
+        """Return the logits of batch `index` of the images, given what `prepare` returned."""
+        if index < len(self.cuts):
+            cut = self.cuts[index]
+        else:
+            with torch.no_grad():
+                cut = self.cut(index)
+        values = {**prepared, **cut}
+        if self.stages.result in values:  # the logits do not depend on the entries
+            return values[self.stages.result]
+        return self.stages.suffix.run(values)[self.stages.result]
+
+    def __call__(self, point: Point) -> Tensor:
+        """Return the logits (n, classes) of all images; differentiable in the Point's entries."""
+        prepared = self.prepare(point)
+        return torch.cat([self.batch(prepared, index) for index in range(len(self.images))])
+
+
+def quantize(
+    model: nn.Module,
+    images: Tensor,
+    scheme: str = "linear",
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    weight_spec: QuantSpec | None = None,
+    activation_spec: QuantSpec | None = None,
+    moment_matching: bool = False,
+    integers_in_layer_norm: bool = False,
+) -> QuantizedNetwork:
+    """Export `model`, fold its batch norms and put a quantizer on each value that `scheme` names.
+
+    Args:
+        model: any module from an image tensor to logits; it is not changed.
+        images: (n, channels, height, width), an example of what it will see.
+        scheme: `weights`, `linear` (weights and the inputs of linear, convolution and matmul),
+            `full` (also softmax outputs, LayerNorm inputs, activation functions, residual sums) or
+            `none` (no quantizer and no folding: the plain network as a function of its weights).
+        weight_bits: 2 to 8.
+        activation_bits: 2 to 8.
+        weight_spec: instead of asymmetric per channel, the published choice; its bits rule.
+        activation_spec: instead of asymmetric per tensor; its bits rule.
+        moment_matching: shift and scale each dequantized output channel of a weight to the mean and
+            standard deviation of the original (what the published code calls bias correction).
+        integers_in_layer_norm: in scheme `full`, compute LayerNorms in integers as the published
+            code does; see `integer_layer_norm`. Gradients stop there.
+
+    Raises:
+        InputError: for an unknown scheme, bits outside 2 to 8, or a model that cannot be exported,
+            holds an operator that cannot be quantized (named with its module), or gives other
+            logits once its batch norms are folded.
+    """
+    plain = reparameterize(model)
+    graph = export(plain, images)
+    network = quantize_graph(
+        graph,
+        scheme,
+        weight_spec or QuantSpec(bits=weight_bits, granularity=PerChannel(0)),
+        activation_spec or QuantSpec(bits=activation_bits),
+        moment_matching,
+        integers_in_layer_norm,
+    )
+    _check_folding(network, plain, images[:2])
+    return network
+
+
+def quantize_graph(
+    graph: Graph,
+    scheme: str,
+    weight_spec: QuantSpec,
+    activation_spec: QuantSpec,
+    moment_matching: bool = False,
+    integers_in_layer_norm: bool = False,
+) -> QuantizedNetwork:
+    """Do to an exported graph what `quantize` does to a model; the graph is edited."""
+    if scheme != "none":
+        fold_batch_norm(graph)
+    full_precision = copy.deepcopy(graph.module)
+    sites = place(
+        graph, scheme, weight_spec, activation_spec, moment_matching, integers_in_layer_norm
+    )
+    return QuantizedNetwork(graph, full_precision, sites, scheme)
+
+
+def _check_folding(network: QuantizedNetwork, model: nn.Module, images: Tensor) -> None:
+    """Compare logits before and after folding: a wrong network must not look like a quantized one.
+
+    Raises:
+        InputError: if they differ by more than float32 rounding explains.
+    """
+    with torch.no_grad():
+        wanted = model(images)
+        logits = network.observe(images, lambda name, value: None)
+        difference = (logits - wanted).abs().max()
+    if difference > FOLDING_TOLERANCE * (1 + wanted.abs().max()):
+        raise InputError(
+            f"folding the batch norms of {type(model).__name__} changed its logits by up to "
+            f"{float(difference):.2g}; quantize it without them, or with scheme none"
+        )

@@ -1,0 +1,1 @@
+"""Searches of scales and bits, and what is common to them."""

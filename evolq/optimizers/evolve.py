@@ -1,0 +1,444 @@
+"""Evol-Q: evolution of quantization scales, block by block, towards the teacher's predictions.
+
+Frumkin et al. 2023, "Jumping through Local Minima: Quantization in the Loss Landscape of Vision
+Transformers". P passes visit the blocks one after the other. In a block, a population of K
+candidates starts as copies of where the search stands; C times, the fittest of a sample of S
+candidates is the parent of a perturbed child, the child joins the population and the worst
+candidate leaves it. The fittest of the block is where the search goes on. Fitness is the loss of an
+`Objective` on calibration images, lower is fitter; NaN counts as the worst of all. A child's
+evaluation ends as soon as it is certain that the child would leave at once: that changes what a
+search costs, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evolq.errors import InputError
+from evolq.files.checkpoint import load_checkpoint, save_checkpoint
+from evolq.losses.objective import Objective
+from evolq.network.blocks import attention_modules, find_blocks
+from evolq.network.quantized import QuantizedNetwork
+from evolq.optimizers.recipes import RECIPES, Recipe
+from evolq.points import Point, fingerprint, role
+
+# Step factors stay below this: a step of 8 % grows to at most a factor of e. Without a bound, a
+# plateau (where every child succeeds) would let the step overflow.
+LARGEST_STEP = 12.5
+
+# Costs are sums of shares: a budget may be overdrawn by what such sums round.
+ROUNDING = 1e-6
+
+
+class Iterate(NamedTuple):
+    """Where a search stands.
+
+    Attributes:
+        step: fitness evaluations so far.
+        cost: forward-pass equivalents of the calibration set so far; evaluations on selection
+            images count by their number.
+        loss: of `point` on the calibration images.
+        point: complete.
+        label: what led here, in words.
+    """
+
+    step: int
+    cost: float
+    loss: float
+    point: Point
+    label: str
+
+
+class Candidate(NamedTuple):
+    """Entries of a Point and their fitness, lower is fitter."""
+
+    entries: Point
+    loss: float
+
+
+def search_scales(
+    objective: Objective,
+    start: Point,
+    recipe: Recipe = RECIPES["default"],
+    *,
+    seed: int = 0,
+    names: Collection[str] | None = None,
+    budget: float = math.inf,
+    selection: Objective | None = None,
+    checkpoint: Path | None = None,
+) -> Iterator[Iterate]:
+    """Search from `start` and yield where it stands: at the start, and after each visit of a block.
+
+    The last Iterate is the result. With `selection` that is the Point with the least loss on
+    selection images among the start and the ends of passes, yielded once more at the end.
+
+    Deterministic in `seed`. With `checkpoint` the state is written there after each block, and a
+    search that finds the file goes on from there, bit for bit; its first Iterate is the last one
+    before the break.
+
+    Args:
+        objective: on calibration images.
+        start: a complete Point; never changed.
+        recipe: how to search; what it says about starting is for whoever made `start`.
+        seed: of all that is drawn.
+        names: entries that may move (`evolq.points.select` finds them by a glob); None for all.
+        budget: forward-pass equivalents of the calibration set, counted as in `Iterate.cost`; a
+            visit that would go beyond it is not begun.
+        selection: on selection images, for the choice of the result and for stopping early.
+        checkpoint: a file.
+
+    Raises:
+        TypeError: for anything but an `Objective`: test images must not be searched on.
+        InputError: if nothing can move, or the checkpoint belongs to another search.
+    """
+    for given in (objective, selection):
+        if given is not None and not isinstance(given, Objective):
+            raise TypeError(
+                f"a search needs an Objective on calibration or selection images, not a "
+                f"{type(given).__name__}"
+            )
+    return _search(objective, start, recipe, seed, names, budget, selection, checkpoint)
+
+
+def visits(
+    network: QuantizedNetwork, recipe: Recipe, names: Collection[str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Return the names that move in each visit of one pass, by block, in the order of the visits.
+
+    Args:
+        network: from `quantize`.
+        recipe: says which roles move, and where.
+        names: entries that may move; None for all.
+
+    Raises:
+        InputError: if nothing can move.
+    """
+    attention = attention_modules(network) if recipe.attention_only else frozenset()
+    found = {}
+    for block, entries in find_blocks(network).items():
+        moving = tuple(
+            name
+            for name in entries
+            if role(name) in recipe.roles
+            and (names is None or name in names)
+            and (network.sites[_site(name)].kind == "weight" or not recipe.weights_only)
+        )
+        if moving:
+            found[block] = moving
+    chosen = {block: moving for block, moving in found.items() if block in attention} or found
+    if not chosen:
+        wanted = " or ".join(recipe.roles) + (" of a weight" if recipe.weights_only else "")
+        where = "this network" if names is None else f"the {len(names)} names given"
+        raise InputError(
+            f"no {wanted} in {where} can move; choose other names (--within) or another recipe"
+        )
+    return dict(reversed(chosen.items())) if recipe.last_block_first else chosen
+
+
+def evolve_block(
+    fitness: Callable[[Point, float], float],
+    mutate: Callable[[Point, float], Point],
+    start: Candidate,
+    recipe: Recipe,
+    step: float,
+    generator: torch.Generator,
+) -> tuple[list[Candidate], float]:
+    """Return the population of K candidates after C cycles, and the adapted step factor.
+
+    `fitness(entries, limit)` may be infinite for a loss above `limit`: a child worse than all
+    others leaves at once, and how much worse it is makes no difference.
+    """
+    population = [start] * recipe.population
+    for _ in range(recipe.cycles):
+        parent = tournament(population, recipe, generator)
+        entries = parent.entries
+        if recipe.recombination:
+            partner = tournament(population, recipe, generator)
+            entries = recombine(entries, partner.entries, recipe.recombination, generator)
+        entries = mutate(entries, step)
+        child = Candidate(entries, fitness(entries, worst_loss(population)))
+        # A tie is a success: the step was too small to change anything.
+        success = child.loss <= parent.loss and math.isfinite(child.loss)
+        step = min(step * recipe.adaptation ** (1 if success else -1 / 4), LARGEST_STEP)
+        population = survivors([*population, child])
+    return population, step
+
+
+def tournament(
+    population: Sequence[Candidate], recipe: Recipe, generator: torch.Generator
+) -> Candidate:
+    """Return the fittest of a sample of S candidates, the first one drawn if several are."""
+    if recipe.replacement:
+        drawn = torch.randint(len(population), (recipe.sample,), generator=generator)
+    else:
+        drawn = torch.randperm(len(population), generator=generator)[: recipe.sample]
+    return fittest([population[index] for index in drawn.tolist()])
+
+
+def fittest(population: Sequence[Candidate]) -> Candidate:
+    """Return the candidate with the least loss, the first if several have it."""
+    return min(population, key=lambda candidate: candidate.loss)
+
+
+def worst_loss(population: Sequence[Candidate]) -> float:
+    """Return the loss that a child must not exceed to stay."""
+    return max(candidate.loss for candidate in population)
+
+
+def survivors(population: Sequence[Candidate]) -> list[Candidate]:
+    """Return all but the worst, and of several worst all but the first (the oldest)."""
+    worst = max(range(len(population)), key=lambda index: population[index].loss)
+    return [*population[:worst], *population[worst + 1 :]]
+
+
+def recombine(
+    entries: Point, partner: Point, chance: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return `entries`, each element replaced by the partner's with probability `chance`."""
+    return {
+        name: torch.where(
+            (torch.rand(value.shape, generator=generator) < chance).to(value.device),
+            partner[name],
+            value,
+        )
+        for name, value in entries.items()
+    }
+
+
+# The search ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that a search has to remember between two blocks.
+
+    Attributes:
+        entries: where it stands, entries that move.
+        loss: of that, on the calibration images.
+        best: entries with the least selection loss at the end of a pass.
+        best_loss: that loss; infinite without selection images.
+        best_calibration_loss: of `best`, on the calibration images.
+        steps: step factor of each block.
+        visited: number of visits so far.
+        evaluations: of fitness.
+        cost: in forward-pass equivalents of the calibration set.
+        idle: passes since `best` was found.
+        label: of the last Iterate.
+    """
+
+    entries: Mapping[str, Tensor]
+    loss: float
+    best: Mapping[str, Tensor]
+    best_loss: float
+    best_calibration_loss: float
+    steps: Mapping[str, float] = field(default_factory=dict)
+    visited: int = 0
+    evaluations: int = 1
+    cost: float = 0.0
+    idle: int = 0
+    label: str = "start"
+
+
+def _search(
+    objective: Objective,
+    start: Point,
+    recipe: Recipe,
+    seed: int,
+    names: Collection[str] | None,
+    budget: float,
+    selection: Objective | None,
+    checkpoint: Path | None,
+) -> Iterator[Iterate]:
+    network = objective.forward.network
+    order = visits(network, recipe, names)
+    generator = torch.Generator().manual_seed(seed)
+    cost = _Meter(objective, selection)
+    moving = [name for entries in order.values() for name in entries]
+    identity = ""
+    if checkpoint is not None:
+        identity = _identity(objective, start, recipe, seed, moving, selection)
+    if checkpoint is not None and checkpoint.exists():
+        state = _load(checkpoint, identity, generator, objective.forward.images.device)
+    else:
+        entries = {name: start[name] for name in moving}
+        loss, chosen = comparable(objective(start)), math.inf
+        if selection is not None:
+            chosen = comparable(selection(start))
+        state = _State(entries, loss, entries, chosen, loss, cost=cost.spent())
+    yield _iterate(state, start)
+
+    while state.visited < recipe.passes * len(order) and state.idle != recipe.patience:
+        block = list(order)[state.visited % len(order)]
+        # what the visit costs if no child is dropped
+        share = network.share(order[block]) if budget < math.inf else 0.0
+        ends_pass = state.visited % len(order) == len(order) - 1
+        visit = 1 - share + (recipe.cycles + recipe.reevaluate) * share
+        if state.cost + visit + ends_pass * cost.ratio > budget + ROUNDING:
+            break
+        spent_before = cost.spent()
+        state = _visit(state, block, order[block], len(order), objective, start, recipe, generator)
+        if selection is not None and state.visited % len(order) == 0:
+            state = _select(state, selection({**start, **state.entries}))
+        # Rounded, since a search that was resumed has summed up less and rounds differently.
+        state = replace(state, cost=round(state.cost + cost.spent() - spent_before, 9))
+        if checkpoint is not None:
+            _save(checkpoint, state, identity, generator)
+        yield _iterate(state, start)
+
+    if selection is not None:
+        state = replace(
+            state, entries=state.best, loss=state.best_calibration_loss, label="selected"
+        )
+        yield _iterate(state, start)
+
+
+def _visit(
+    state: _State,
+    block: str,
+    names: tuple[str, ...],
+    blocks_in_pass: int,
+    objective: Objective,
+    start: Point,
+    recipe: Recipe,
+    generator: torch.Generator,
+) -> _State:
+    """Evolve the entries `names` of one block."""
+    sites = objective.forward.network.sites
+    part = objective.vary(names, at={**start, **state.entries})
+    evaluations = state.evaluations
+
+    def fitness(entries: Point, limit: float = math.inf) -> float:
+        nonlocal evaluations
+        evaluations += 1
+        return comparable(part.loss_within(entries, limit))
+
+    def mutate(entries: Point, step: float) -> dict[str, Tensor]:
+        child = {}
+        for name, value in entries.items():
+            noise = torch.rand(value.shape, generator=generator) * 2 - 1
+            if recipe.mutation_rate < 1:
+                noise *= torch.rand(value.shape, generator=generator) < recipe.mutation_rate
+            bits = float(start[f"{_site(name)}.bits"])
+            spec = sites[_site(name)].spec
+            child[name] = recipe.perturbation(name, value, noise.to(value), bits, spec, step)
+        return child
+
+    entries = {name: state.entries[name] for name in names}
+    loss = fitness(entries) if recipe.reevaluate else state.loss
+    population, step = evolve_block(
+        fitness, mutate, Candidate(entries, loss), recipe, state.steps.get(block, 1.0), generator
+    )
+    best = fittest(population)
+    return replace(
+        state,
+        entries={**state.entries, **best.entries},
+        loss=best.loss,
+        steps={**state.steps, block: step},
+        visited=state.visited + 1,
+        evaluations=evaluations,
+        label=f"pass {state.visited // blocks_in_pass + 1}, {block}",
+    )
+
+
+def _select(state: _State, loss: Tensor) -> _State:
+    """Remember where a pass ended, if its selection loss is the least."""
+    if not comparable(loss) < state.best_loss:
+        return replace(state, idle=state.idle + 1)
+    return replace(
+        state,
+        best=state.entries,
+        best_loss=comparable(loss),
+        best_calibration_loss=state.loss,
+        idle=0,
+    )
+
+
+def _site(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def comparable(loss: Tensor) -> float:
+    """Return the loss as a number, NaN as infinity: the worst, and comparable."""
+    value = float(loss)
+    return math.inf if math.isnan(value) else value
+
+
+def _iterate(state: _State, start: Point) -> Iterate:
+    point = {**start, **state.entries}
+    return Iterate(state.evaluations, state.cost, state.loss, point, state.label)
+
+
+class _Meter:
+    """Forward-pass equivalents of the calibration set spent on two objectives from now on."""
+
+    def __init__(self, objective: Objective, selection: Objective | None) -> None:
+        self.objective = objective
+        self.selection = selection
+        self.ratio = 0.0  # what an evaluation on selection images costs
+        if selection is not None:
+            self.ratio = len(selection.labels) / len(objective.labels)
+        self.before = self.total()
+
+    def total(self) -> float:
+        if self.selection is None:
+            return self.objective.cost
+        return self.objective.cost + self.ratio * self.selection.cost
+
+    def spent(self) -> float:
+        return self.total() - self.before
+
+
+# Checkpoints --------------------------------------------------------------------------------------
+
+
+def _save(path: Path, state: _State, identity: str, generator: torch.Generator) -> None:
+    tensors = {f"entries/{name}": value for name, value in state.entries.items()}
+    tensors |= {f"best/{name}": value.clone() for name, value in state.best.items()}
+    tensors["generator"] = generator.get_state()
+    values = {name: value for name, value in vars(state).items() if name not in ("entries", "best")}
+    save_checkpoint(path, tensors, {"identity": identity, **values})
+
+
+def _load(path: Path, identity: str, generator: torch.Generator, device: torch.device) -> _State:
+    """Return the state in a checkpoint and set the generator to where it was."""
+    tensors, values = load_checkpoint(path)
+    if values.pop("identity", None) != identity:
+        raise InputError(
+            f"{path} belongs to a search with other images, weights or options; remove it to start "
+            "again, or choose another folder"
+        )
+    generator.set_state(tensors.pop("generator"))
+    parts: dict[str, dict[str, Tensor]] = {"entries": {}, "best": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = value.to(device)
+    return _State(entries=parts["entries"], best=parts["best"], **values)
+
+
+def _identity(
+    objective: Objective,
+    start: Point,
+    recipe: Recipe,
+    seed: int,
+    moving: Collection[str],
+    selection: Objective | None,
+) -> str:
+    """Return a hash of everything that a search depends on."""
+    digest = hashlib.sha256(f"{recipe} {seed} {' '.join(moving)}".encode())
+    for given in (objective, selection):
+        if given is not None:
+            digest.update(f"{given.criterion.name} {given.forward.batch_size}".encode())
+            # the teacher against itself also tells temperatures apart
+            ideal = given.criterion.per_image(given.teacher, given.teacher, given.labels)
+            for tensor in (given.forward.images, given.labels, given.teacher, ideal):
+                digest.update(tensor.cpu().contiguous().numpy().data)
+    digest.update(fingerprint(start).encode())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Start Points: scales from observers, weights rounded on inputs."""

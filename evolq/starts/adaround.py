@@ -1,0 +1,196 @@
+"""AdaRound, block by block: learn for each weight whether to round it up or down.
+
+Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization": a weight's code
+is floor(w / s) + h(V) with the rectified sigmoid h (eq. 23), V is learnt by Adam so that the output
+is that of the full-precision network, and a regulariser (eq. 24) with an annealed exponent drives h
+to 0 or 1. Blocks instead of single layers are reconstructed as in Li et al. 2021 ("BRECQ"). The
+result is a start Point like those of the observers: see `evolq.starts.gptq`.
+
+Two departures keep one setting good for all blocks: the reconstruction error counts relative to
+that of rounding to nearest, and the regulariser as a mean over weights. And a block whose learnt
+rounding is no better than nearest, on all calibration images, is rounded to nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from evolq.errors import InputError
+from evolq.network.blocks import find_blocks
+from evolq.network.graph import VIEWS, Stage, dependents, extract, module_path
+from evolq.network.layers import Layer, grid_of, weighted_layers
+from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
+from evolq.points import Point
+
+# Stretch of the rectified sigmoid and range of the exponent: Nagel et al. 2020, section 3.3 and its
+# published code; so is the share of iterations before the regulariser sets in.
+ZETA, GAMMA = 1.1, -0.1
+FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
+WARM_UP = 0.2
+
+Values = dict[fx.Node, Any]
+
+
+def adaround(
+    network: QuantizedNetwork,
+    start: Point,
+    images: Tensor,
+    *,
+    generator: torch.Generator,
+    iterations: int = 300,
+    learning_rate: float = 0.01,
+    regularisation: float = 1.0,
+    batch_size: int = BATCH_SIZE,
+) -> dict[str, Tensor]:
+    """Return `start` with each block's weights rounded by AdaRound, block by block.
+
+    A block sees its inputs in the quantized network, the blocks before it rounded already, and
+    should give the full-precision network's outputs.
+
+    Args:
+        network: from `quantize`.
+        start: a complete Point; never changed.
+        images: (n, channels, height, width) calibration images.
+        generator: draws the batch of each iteration.
+        iterations: of Adam for each block, each on one batch; 0 rounds to nearest.
+        learning_rate: of Adam, for V.
+        regularisation: weight of the mean of 1 - |2 h - 1|^beta.
+        batch_size: images per pass and iteration.
+
+    Raises:
+        InputError: if there are no images, or the number of iterations is negative.
+    """
+    if len(images) == 0:
+        raise InputError("AdaRound needs at least one calibration image and got none")
+    if iterations < 0:
+        raise InputError(f"iterations is {iterations}; give 0 or more")
+    point = dict(start)
+    layers = {layer.name: layer for layer in weighted_layers(network)}
+    for entries in find_blocks(network).values():
+        inside = [layers[name] for name in layers if f"{name}.scale" in entries]
+        if inside:
+            block = _Block(network, point, inside, images.split(batch_size))
+            learnt = block.learn(iterations, learning_rate, regularisation, generator)
+            point |= block.better(learnt)
+    return point
+
+
+def soft_round(value: Tensor) -> Tensor:
+    """Return the rectified sigmoid h(V) in [0, 1] (Nagel et al. 2020, eq. 23)."""
+    return (value.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def inverse_soft_round(share: Tensor) -> Tensor:
+    """Return the V with `soft_round(V) == share`, for shares from 0 to 1."""
+    return torch.logit((share - GAMMA) / (ZETA - GAMMA))
+
+
+class _Block:
+    """A block as a function of its layers' quantized weights, on recorded inputs."""
+
+    def __init__(
+        self,
+        network: QuantizedNetwork,
+        point: Point,
+        layers: list[Layer],
+        batches: tuple[Tensor, ...],
+    ) -> None:
+        self.weights = {layer.name: point[layer.name] for layer in layers}
+        self.grids = {layer.name: grid_of(network, point, layer.name) for layer in layers}
+        self.quantizers = {layer.name: layer.quantizer for layer in layers}
+        self.output = _output(network, layers)
+        self.stage = _stage(network, layers, self.output)
+        needed = [node.name for node in self.stage.inputs if node not in self.quantizers.values()]
+        self.inputs: list[Values] = []
+        self.targets: list[Tensor] = []
+        for batch in batches:
+            recorded = network.record(needed, batch, point) if needed else {}
+            self.inputs.append(
+                {node: recorded[node.name] for node in self.stage.inputs if node.name in recorded}
+            )
+            self.targets.append(network.record([self.output.name], batch)[self.output.name])
+        self.nearest = {name: self.grids[name].nearest(w) for name, w in self.weights.items()}
+        with torch.no_grad():
+            self.nearest_error = float(self.error(self.nearest))
+
+    def error(self, weights: Mapping[str, Tensor], batch: int | None = None) -> Tensor:
+        """Return the mean squared error of the output, on one batch or on all."""
+        if batch is None:
+            sizes = [len(target) for target in self.targets]
+            errors = [self.error(weights, index) * size for index, size in enumerate(sizes)]
+            return torch.stack(errors).sum() / sum(sizes)
+        values = {self.quantizers[name]: weight for name, weight in weights.items()}
+        made = self.stage.run({**self.inputs[batch], **values})[self.output]
+        return (made - self.targets[batch]).square().mean()
+
+    def learn(
+        self,
+        iterations: int,
+        learning_rate: float,
+        regularisation: float,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Return the weights, rounded as learnt."""
+        floors, raw = {}, {}
+        for name, weight in self.weights.items():
+            codes = self.grids[name].codes(weight)
+            floors[name] = codes.floor()
+            raw[name] = inverse_soft_round(codes - floors[name]).requires_grad_()
+        steps = torch.optim.Adam(raw.values(), learning_rate)
+        count = sum(weight.numel() for weight in self.weights.values())
+        for iteration in range(iterations if self.nearest_error > 0 else 0):
+            batch = int(torch.randint(len(self.targets), (), generator=generator))
+            shares = {name: soft_round(value) for name, value in raw.items()}
+            soft = {n: self.grids[n].values(floors[n] + share) for n, share in shares.items()}
+            loss = self.error(soft, batch) / self.nearest_error
+            progress = (iteration / iterations - WARM_UP) / (1 - WARM_UP)
+            if progress >= 0:
+                exponent = FIRST_EXPONENT + (LAST_EXPONENT - FIRST_EXPONENT) * progress
+                undecided = [1 - (2 * share - 1).abs() ** exponent for share in shares.values()]
+                loss = loss + regularisation * sum(part.sum() for part in undecided) / count
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+        with torch.no_grad():
+            up = {name: (soft_round(value) >= 0.5).to(value) for name, value in raw.items()}
+            return {name: self.grids[name].values(floors[name] + up[name]) for name in up}
+
+    def better(self, learnt: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the learnt weights, or the nearest ones if those reconstruct as well."""
+        with torch.no_grad():
+            return learnt if float(self.error(learnt)) < self.nearest_error else self.nearest
+
+
+def _output(network: QuantizedNetwork, layers: list[Layer]) -> fx.Node:
+    """Return the node that a block ends with: the last one of its module, else its last layer."""
+    paths = [module_path(layer.node).split(".") for layer in layers]
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    path = ".".join(common)
+    last = layers[-1].node
+    inside = dependents(network.module.graph, [layer.node for layer in layers])
+    for node in network.module.graph.nodes:
+        within = f"{module_path(node)}.".startswith(f"{path}.")
+        if path and within and node in inside and node.op == "call_function":
+            # placement copies views, which the full-precision network then lacks
+            last = last if node.target in VIEWS else node
+    return last
+
+
+def _stage(network: QuantizedNetwork, layers: list[Layer], output: fx.Node) -> Stage:
+    """Cut out what lies between the quantized weights of a block and its output."""
+    weights = {layer.quantizer for layer in layers}
+    graph = network.module.graph
+    after = dependents(graph, weights) - weights
+    before = {output}
+    for node in reversed(graph.nodes):
+        if node in before:
+            before.update(node.all_input_nodes)
+    return extract(network.module, after & before, [output])

@@ -1,0 +1,113 @@
+"""Calibration: from images to the Point at which everything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from evolq.errors import InputError
+from evolq.network.placement import Site
+from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
+from evolq.tensor.observers import OBSERVERS, power_of_two_factor
+from evolq.tensor.quantizers import PerChannel
+
+# Observed values kept in memory at a time. Networks that make more are observed in several passes.
+MEMORY_BYTES = 2 * 2**30
+
+
+def calibrate(
+    network: QuantizedNetwork,
+    images: Tensor,
+    observer: str = "mse",
+    batch_size: int = BATCH_SIZE,
+    weight_observer: str | None = None,
+) -> dict[str, Tensor]:
+    """Return a complete start Point: the model's weights, and what the observers find.
+
+    Activations are observed in the full-precision network, LayerNorm inputs by their power-of-two
+    factors whatever the observer is.
+
+    Args:
+        network: from `quantize`.
+        images: (n, channels, height, width) calibration images.
+        observer: a name in `OBSERVERS`.
+        batch_size: images per pass, and per batch of `ema` and `percentile`.
+        weight_observer: for the weights, if it is to be another one.
+
+    Raises:
+        InputError: for an unknown observer, no images, or values that are not finite (the quantizer
+            is named).
+    """
+    for name in (observer, weight_observer or observer):
+        if name not in OBSERVERS:
+            raise InputError(f"unknown observer {name!r}; choose from {', '.join(OBSERVERS)}")
+    if len(images) == 0:
+        raise InputError("calibration needs at least one image and got none")
+    point = dict(network.weights)
+    for group in _groups(network, images):
+        for name, values in _observed(network, images, batch_size, group).items():
+            site = network.sites[name]
+            chosen = weight_observer or observer if site.kind == "weight" else observer
+            try:
+                found = start_of(site, values, chosen)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+            point |= {f"{name}.{role}": value for role, value in found.items()}
+    return {name: point[name] for name in network.names}
+
+
+def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, Tensor]:
+    """Return scale, zero point, bits and factor, as far as the quantizer has them, by role."""
+    spec = site.spec
+    found: dict[str, Tensor] = {}
+    zero_point: Tensor | None
+    if site.kind == "layer_norm":
+        per_channel = replace(spec, granularity=PerChannel(-1))
+        scale, zero_point, found["factor"] = power_of_two_factor(values, per_channel)
+    else:
+        scale, zero_point = OBSERVERS[observer](values, spec)
+    found["scale"] = scale
+    if zero_point is not None:
+        found["zero_point"] = zero_point
+    found["bits"] = torch.tensor(float(spec.bits), device=scale.device)
+    return found
+
+
+def _groups(network: QuantizedNetwork, images: Tensor) -> list[list[str]]:
+    """Split the quantizers so that the values that each group observes fit in `MEMORY_BYTES`."""
+    sizes: dict[str, int] = {}
+    few = images[:2]
+
+    def measure(name: str, value: Tensor) -> None:
+        # of all images: the first dimension may be more than them (windows, attention heads)
+        weight = network.sites[name].kind == "weight"
+        sizes[name] = value.nbytes if weight else value.nbytes * len(images) // len(few)
+
+    network.observe(few, measure)
+    groups: list[list[str]] = [[]]
+    total = 0
+    for name in network.sites:
+        if total and total + sizes[name] > MEMORY_BYTES:
+            groups.append([])
+            total = 0
+        groups[-1].append(name)
+        total += sizes[name]
+    return groups
+
+
+def _observed(
+    network: QuantizedNetwork, images: Tensor, batch_size: int, wanted: list[str]
+) -> Mapping[str, Sequence[Tensor]]:
+    """Return what each quantizer in `wanted` sees, batch by batch; a weight once."""
+    values: dict[str, list[Tensor]] = {name: [] for name in wanted}
+
+    def read(name: str, value: Tensor) -> None:
+        if name in values and not (network.sites[name].kind == "weight" and values[name]):
+            values[name].append(value)
+
+    for batch in images.split(batch_size):
+        network.observe(batch, read)
+    return values

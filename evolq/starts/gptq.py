@@ -1,0 +1,165 @@
+"""GPTQ: weights rounded column by column, each error made good by the columns that follow.
+
+Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", algorithm 1, on the grid that a Point's scales and zero points span. The result is a
+start Point like those of the observers: the rounded weights take the place of the Point's own, and
+every evaluation rounds them again, so that they keep their codes at these scales and may flip at
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from evolq.errors import InputError
+from evolq.network.graph import aten, extract
+from evolq.network.layers import Grid, Layer, grid_of, weighted_layers
+from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
+from evolq.points import Point
+
+# Of the mean of the Hessian's diagonal: Frantar et al. 2023, section 4 ("Step 3").
+DAMPING = 0.01
+
+
+def gptq(
+    network: QuantizedNetwork,
+    start: Point,
+    images: Tensor,
+    batch_size: int = BATCH_SIZE,
+    damping: float = DAMPING,
+) -> dict[str, Tensor]:
+    """Return `start` with each layer's weight rounded by GPTQ, layer by layer.
+
+    A layer's Hessian comes from its inputs in the quantized network, the layers before it rounded
+    already. Layers run in the order of the graph, each part of it once; of all images, the values
+    that later parts read are kept meanwhile. Weights of other operators than linear layers and 2-D
+    convolutions stay as they are.
+
+    Args:
+        network: from `quantize`.
+        start: a complete Point; never changed.
+        images: (n, channels, height, width) calibration images.
+        batch_size: images per pass.
+        damping: added to the Hessian's diagonal, in units of its mean.
+
+    Raises:
+        InputError: if there are no images, or the damping is not positive.
+    """
+    if len(images) == 0:
+        raise InputError("GPTQ needs at least one calibration image and got none")
+    if damping <= 0:
+        raise InputError(f"the damping is {damping:g}; give a positive number such as {DAMPING:g}")
+    point = dict(start)
+    layers = [
+        layer
+        for layer in weighted_layers(network)
+        if layer.node.target in (aten.linear.default, aten.conv2d.default)
+    ]
+    for layer, inputs in layer_inputs(network, point, layers, images.split(batch_size)):
+        weight = point[layer.name]
+        hessian = _hessian(layer, inputs, weight)
+        rows_of = partial(_rows, groups=len(hessian))
+        grid = grid_of(network, point, layer.name).map(rows_of)
+        rounded = [
+            round_columns(rows, part, grid.map(lambda t, g=group: t[g]), damping)
+            for group, (rows, part) in enumerate(zip(rows_of(weight), hessian, strict=True))
+        ]
+        point[layer.name] = torch.stack(rounded).reshape(weight.shape).to(weight.dtype)
+    return point
+
+
+def layer_inputs(
+    network: QuantizedNetwork, point: Point, layers: Sequence[Layer], batches: Sequence[Tensor]
+) -> Iterator[tuple[Layer, list[Tensor]]]:
+    """Yield each layer with its inputs, one for each batch of images; no operator runs twice.
+
+    The network runs on from one layer's input to the next one's at what `point` holds by then: to
+    round a layer's weight, change it there before the next layer is asked for.
+
+    Args:
+        network: from `quantize`.
+        point: complete.
+        layers: in the order in which they run.
+        batches: of images, each (n, channels, height, width).
+    """
+    graph = network.module.graph
+    *entries, images = graph.find_nodes(op="placeholder")
+    done = {images, *entries}
+    kept: list[dict[fx.Node, Tensor]] = [{images: batch} for batch in batches]
+    for layer in layers:
+        source = layer.node.all_input_nodes[0]
+        before = {source}
+        for node in reversed(graph.nodes):
+            if node in before:
+                before.update(node.all_input_nodes)
+        missing = before - done
+        done |= missing
+        read_later = [n for n in graph.nodes if n in done and not done.issuperset(n.users)]
+        part = extract(network.module, missing, [n for n in read_later if n in missing])
+        at = {node: point[name] for node, name in zip(entries, network.names, strict=True)}
+        for index, values in enumerate(kept):
+            with torch.no_grad():
+                values = {**values, **part.run({**at, **values})}
+            kept[index] = {node: values[node] for node in read_later if node in values}
+        yield layer, [values[source] for values in kept]
+
+
+def round_columns(weight: Tensor, hessian: Tensor, grid: Grid, damping: float = DAMPING) -> Tensor:
+    """Return `weight` (outputs, inputs) rounded to `grid`, little changed as a function of inputs.
+
+    Args:
+        weight: float64.
+        hessian: (inputs, inputs), the sum of x x^T over the layer's inputs x.
+        grid: of the same shape as the weight.
+        damping: see `gptq`.
+    """
+    inputs = weight.shape[1]
+    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(inputs).to(hessian)
+    if not bool(damped.diagonal().gt(0).all()):  # no input ever differs from zero
+        return grid.nearest(weight)
+    inverse = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True
+    )
+    left = weight.clone()
+    rounded = torch.empty_like(weight)
+    for column in range(inputs):
+        place = slice(column, column + 1)
+        rounded[:, place] = grid.map(lambda t, p=place: t[:, p]).nearest(left[:, place])
+        error = (left[:, place] - rounded[:, place]) / inverse[column, column]
+        left[:, column + 1 :] -= error * inverse[column, column + 1 :]
+    return rounded
+
+
+def _rows(weight: Tensor, groups: int) -> Tensor:
+    """Return a weight as matrices (groups, outputs, inputs), float64."""
+    return weight.reshape(groups, weight.shape[0] // groups, -1).double()
+
+
+def _hessian(layer: Layer, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Return the sum of x x^T over a layer's inputs, (groups, inputs, inputs), float64."""
+    total: Tensor | float = 0.0
+    for values in inputs:
+        rows = _input_rows(layer, values, weight).double()
+        total = total + rows.transpose(1, 2) @ rows
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _input_rows(layer: Layer, values: Tensor, weight: Tensor) -> Tensor:
+    """Return a layer's inputs as rows, (groups, positions, inputs): a convolution's patches."""
+    if layer.node.target is aten.linear.default:
+        return values.reshape(1, -1, values.shape[-1])
+    # conv2d(input, weight, bias, stride, padding, dilation, groups)
+    defaults: tuple[Any, ...] = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
+    given: tuple[Any, ...] = layer.node.args
+    stride, padding, dilation, groups = (*given, *defaults[len(given) :])[3:7]
+    patches = functional.unfold(values, weight.shape[2:], dilation, padding, stride)
+    images, size, places = patches.shape
+    split = patches.reshape(images, groups, size // groups, places)
+    return split.permute(1, 0, 3, 2).flatten(1, 2)

@@ -1,0 +1,1 @@
+"""Tensors: quantizers, observers, and arithmetic on quantized values."""

@@ -1,0 +1,88 @@
+"""Corrections for what quantizing a weight does to means: of the weight's rows, of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from evolq.errors import InputError
+from evolq.tensor.quantizers import Quantizer, QuantSpec
+
+
+def moment_match(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tensor:
+    """Shift and scale each row of a dequantized weight to the mean and deviation of the original.
+
+    What the published Evol-Q code calls bias correction (after Banner et al. 2019, "Post training
+    4-bit quantization of convolutional networks for rapid-deployment"). A row is what shares one
+    scale: a channel, a group, or the whole tensor. A dequantized row of one single value keeps
+    deviation zero and gets the original mean.
+
+    The result is in general no longer on the grid of codes, and while no code flips it does not
+    depend on the scale at all.
+
+    Args:
+        dequantized: any shape.
+        original: likewise.
+        spec: of the weight's quantizer; only its granularity is read.
+    """
+    mean, ratio, new_mean = moments(dequantized, original, spec)[..., None]
+    matched = (spec.granularity.rows(dequantized) - mean) * ratio + new_mean
+    return spec.granularity.from_rows(matched, original.shape)
+
+
+def moments(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the steps of `moment_match`: what each row loses, is multiplied by, and gets.
+
+    Arguments as there; the result has the shape (3, rows).
+    """
+    original_rows, rows = spec.granularity.rows(original), spec.granularity.rows(dequantized)
+    deviation, mean = torch.std_mean(original_rows, dim=1, correction=0)
+    own_deviation, own_mean = torch.std_mean(rows, dim=1, correction=0)
+    ratio = torch.where(own_deviation > 0, deviation / own_deviation, 0.0)
+    return torch.stack([own_mean, ratio, mean])
+
+
+class MomentMatchedQuantizer(Quantizer):
+    """A weight's quantizer followed by `moment_match`, as a node of a graph."""
+
+    def forward(
+        self, value: Tensor, scale: Tensor, zero_point: Tensor | None, bits: Tensor | float
+    ) -> Tensor:
+        """Return the moment-matched, fake-quantized `value`."""
+        return moment_match(super().forward(value, scale, zero_point, bits), value, self.spec)
+
+
+def bias_correction(
+    layer: Callable[[Tensor, Tensor], Tensor],
+    original: Tensor,
+    dequantized: Tensor,
+    batches: Sequence[Tensor],
+    axis: int = -1,
+) -> Tensor:
+    """Return what to add to a layer's bias so that quantizing its weight keeps its mean output.
+
+    E[W x] - E[Wq x], the mean over all images and positions (Nagel et al. 2019, "Data-Free
+    Quantization Through Weight Equalization and Bias Correction", here from activations).
+
+    Args:
+        layer: function of an input batch and a weight, linear in the weight and without bias; for
+            instance `torch.nn.functional.linear`.
+        original: the weight.
+        dequantized: the weight after quantization.
+        batches: inputs of the layer.
+        axis: of the channels in the layer's output (-1 for linear, 1 for a convolution).
+
+    Returns:
+        Shape (channels,).
+
+    Raises:
+        InputError: if there are no batches.
+    """
+    if not batches:
+        raise InputError("bias correction needs at least one batch of inputs, and got none")
+    error = original - dequantized
+    outputs = (layer(batch, error).movedim(axis, 0).flatten(1) for batch in batches)
+    sums, counts = zip(*((output.sum(1), output.shape[1]) for output in outputs), strict=True)
+    return torch.stack(sums).sum(0) / sum(counts)

@@ -1,0 +1,291 @@
+"""Observers: from calibration tensors to the scale and zero point at which a quantizer starts.
+
+An observer is a function of a sequence of batches and a `QuantSpec`; a weight is a sequence of one
+tensor. `OBSERVERS` lists them. All share these rules:
+
+- The range always includes zero, which then has a code of its own: without it a tensor of one sign
+  would be clipped to a part of its range.
+- A range of zero (a constant tensor of zeros) gets the scale `ZERO_RANGE_SCALE`.
+- A symmetric range reaches as far below zero as above it. The full range of codes is used: the
+  scale is the largest magnitude over half of (highest - lowest code), as in the published FQ-ViT
+  code, and not over the highest code.
+- A log2 quantizer has one parameter, the value of code 0: the smallest power of two that is not
+  below the range's upper end, so 1 for a softmax's output, as published.
+
+All compute in float32, and raise InputError for no batches, an empty batch, NaN or infinite values,
+and shapes that disagree about the number of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from evolq.errors import InputError
+from evolq.tensor.quantizers import PerChannel, QuantSpec, codes_range
+
+Observer = Callable[[Sequence[Tensor], QuantSpec], tuple[Tensor, Tensor | None]]
+
+# The published FQ-ViT code clamps every scale from below to float32's epsilon. Here only a scale of
+# zero becomes that: a tensor of tiny values keeps the scale that suits it.
+ZERO_RANGE_SCALE = torch.finfo(torch.float32).eps
+
+# Published FQ-ViT code: both moving averages, and the percentile.
+AVERAGING_SIGMA = 0.01
+PERCENTILE = 0.99999
+
+# Published FQ-ViT code (OMSE): 90 factors by which the range (min, max) is multiplied.
+SHRINK_FACTORS = tuple(1.0 - 0.01 * step for step in range(90))
+
+# FQ-ViT, Power-of-Two Factor, with K = 3: powers of two from 2^0 to 2^K.
+POWER_OF_TWO_FACTORS = (1, 2, 4, 8)
+
+# Squared errors are scored on the values themselves up to this many per parameter, and on a
+# histogram beyond: 64 bins for each step of an 8-bit quantizer, 7 at the smallest shrink factor, so
+# that the bins' width adds at most 1/7^2 of the rounding error, about the same for each factor.
+EXACT_VALUES = 2**16
+HISTOGRAM_BINS = 2**14
+
+# Values scored at once: two float32 buffers of this length stay in a second-level cache (1 MiB).
+CHUNK_VALUES = 2**17
+
+
+def _rows(batches: Sequence[Tensor], spec: QuantSpec) -> list[Tensor]:
+    """Return each batch as a matrix (parameters, values that share one parameter), checked."""
+    if not batches:
+        raise InputError("an observer needs at least one batch of values, and got none")
+    for batch in batches:
+        if not batch.numel():
+            raise InputError(f"a batch of shape {tuple(batch.shape)} holds no values to observe")
+    shapes = {spec.granularity.parameter_shape(batch.shape) for batch in batches}
+    if len(shapes) > 1:
+        raise InputError(f"batches disagree about the shape of the scale: {sorted(shapes)}")
+    return [spec.granularity.rows(batch.detach().float()) for batch in batches]
+
+
+def _parameters(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point (zeros if the spec has none) of ranges, shapes (parameters,)."""
+    lower, upper = codes_range(spec.bits, spec)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    if spec.kind == "log2":
+        scale = torch.exp2(torch.ceil(torch.log2(high)))
+    elif not spec.symmetric:
+        scale = (high - low) / (upper - lower)
+    elif spec.signed:
+        scale = torch.maximum(-low, high) / ((upper - lower) / 2)
+    else:
+        scale = high / upper
+    scale = torch.where(scale > 0, scale, ZERO_RANGE_SCALE)
+    if not spec.has_zero_point:
+        return scale, torch.zeros_like(scale)
+    return scale, (lower - (low / scale).round()).clamp(lower, upper)  # type: ignore[arg-type]
+
+
+def _shaped(
+    low: Tensor, high: Tensor, batches: Sequence[Tensor], spec: QuantSpec
+) -> tuple[Tensor, Tensor | None]:
+    """Return scale and zero point of ranges in the shapes that a Point holds."""
+    shape = spec.granularity.parameter_shape(batches[0].shape)
+    scale, zero_point = (parameter.reshape(shape) for parameter in _parameters(low, high, spec))
+    return scale, zero_point if spec.has_zero_point else None
+
+
+def _extremes(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest value of each row over all batches.
+
+    Raises:
+        InputError: if a value is not finite.
+    """
+    lows, highs = zip(*(torch.aminmax(row, dim=1) for row in rows), strict=True)
+    low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    if not bool(torch.isfinite(torch.stack([low, high])).all()):
+        raise InputError(
+            f"a tensor of {rows[0].numel()} values holds NaN or infinite ones; a range cannot be "
+            "observed: look for broken weights or images"
+        )
+    return low, high
+
+
+def _moving_average(ranges: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the ranges' exponential moving average, from the first batch's onwards."""
+    low, high = ranges[0]
+    for next_low, next_high in ranges[1:]:
+        low = low + AVERAGING_SIGMA * (next_low - low)
+        high = high + AVERAGING_SIGMA * (next_high - high)
+    return low, high
+
+
+def _upper_percentile(row: Tensor) -> Tensor:
+    """Return each row's `PERCENTILE`, interpolated linearly between neighbours in rank."""
+    # Like torch.quantile, which refuses more than 16 million values and sorts them all.
+    rank = PERCENTILE * (row.shape[1] - 1)
+    floor = int(rank)
+    top = row.topk(row.shape[1] - floor, dim=1).values
+    next_above = top[:, -2:][:, 0]  # of a single value, itself
+    return torch.lerp(top[:, -1], next_above, rank - floor)
+
+
+def minmax(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
+    """Take the least and the greatest value of all batches as the range."""
+    return _shaped(*_extremes(_rows(batches, spec)), batches, spec)
+
+
+def ema(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
+    """Average the batches' ranges exponentially, weight 0.01 for each after the first."""
+    ranges = [_extremes([row]) for row in _rows(batches, spec)]
+    return _shaped(*_moving_average(ranges), batches, spec)
+
+
+def percentile(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
+    """Average, as `ema` does, the range from percentile 0.001 to 99.999 of each batch."""
+    rows = _rows(batches, spec)
+    _extremes(rows)  # all must be finite
+    ranges = [(-_upper_percentile(-row), _upper_percentile(row)) for row in rows]
+    return _shaped(*_moving_average(ranges), batches, spec)
+
+
+def _samples(rows: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return values and their counts (None: one each), matrices (parameters, values).
+
+    `low` and `high` (parameters,) bound the values of each row.
+
+    Beyond `EXACT_VALUES` per parameter these are the centres and counts of equal bins, which is
+    deterministic and bounds memory.
+    """
+    if sum(row.shape[1] for row in rows) <= EXACT_VALUES:
+        return torch.cat(list(rows), dim=1), None
+    counts = torch.zeros(len(low), HISTOGRAM_BINS, device=low.device)
+    for row in rows:
+        for channel, (least, greatest) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+            counts[channel] += torch.histc(row[channel], HISTOGRAM_BINS, least, greatest)
+    centres = (torch.arange(HISTOGRAM_BINS, device=low.device) + 0.5) / HISTOGRAM_BINS
+    return torch.lerp(low[:, None], high[:, None], centres), counts
+
+
+def _squared_errors(
+    values: Tensor, counts: Tensor | None, scale: Tensor, zero_point: Tensor, spec: QuantSpec
+) -> Tensor:
+    """Return the sum of squared errors of each row of `values`, shape (parameters,)."""
+    lower, upper = codes_range(spec.bits, spec)
+    sums = []
+    size = max(1, CHUNK_VALUES // values.shape[1])
+    for start in range(0, len(values), size):
+        part = slice(start, start + size)
+        offset = zero_point[part, None]
+        # In units of the scale. Rounding before adding the zero point may break a tie the other
+        # way, at the same error.
+        steps = values[part] / scale[part, None]
+        errors = steps.round()
+        torch.maximum(errors, lower - offset, out=errors)
+        torch.minimum(errors, upper - offset, out=errors).sub_(steps).square_()
+        sums.append((errors if counts is None else errors.mul_(counts[part])).sum(1))
+    return torch.cat(sums) * scale.square()
+
+
+def _best_factor(
+    rows: Sequence[Tensor], low: Tensor, high: Tensor, spec: QuantSpec, together: bool
+) -> Tensor:
+    """Return the shrink factor of least squared error on `rows`: of each parameter, or together.
+
+    Shape (parameters,) or, together, (1,). Of equal errors the first factor wins, the largest.
+    """
+    values, counts = _samples(rows, low, high)
+    least, greatest = torch.aminmax(values, dim=1)
+    lower, upper = codes_range(spec.bits, spec)
+    best_error = torch.full((1 if together else len(low),), torch.inf, device=low.device)
+    best = torch.ones_like(best_error)
+    for factor in SHRINK_FACTORS:
+        scale, zero_point = _parameters(low * factor, high * factor, spec)
+        error = _squared_errors(values, counts, scale, zero_point, spec)
+        # The extreme values alone lose at least this much at every later factor: the last codes'
+        # values only come closer to zero, but for one step by which the zero point may round.
+        top, bottom = (upper - zero_point + 1) * scale, (lower - zero_point - 1) * scale
+        least_error = (greatest - top).relu().square() + (bottom - least).relu().square()
+        if together:
+            error, least_error = error.double().sum(0, True).float(), least_error.sum(0, True)
+        best = torch.where(error < best_error, factor, best)
+        best_error = torch.minimum(error, best_error)
+        if bool((least_error > best_error).all()):
+            break
+    return best
+
+
+def omse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
+    """Shrink the range by the one factor, equal for all channels, of least squared error.
+
+    As published (FQ-ViT's code after Choukroun et al. 2019, "Low-bit Quantization of Neural
+    Networks for Efficient Inference"): 90 factors 1.00, 0.99, ..., 0.11, the error summed over the
+    whole tensor. The range is that of all batches, but only the last one is scored. Long tensors
+    are scored on a histogram, as for `mse`. A log2 quantizer has nothing to shrink.
+    """
+    rows = _rows(batches, spec)
+    low, high = _extremes(rows)
+    if spec.kind == "log2":
+        return _shaped(low, high, batches, spec)
+    factor = _best_factor(rows[-1:], low, high, spec, together=True)
+    return _shaped(low * factor, high * factor, batches, spec)
+
+
+def mse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
+    """Shrink each channel's (or group's) range by its own factor of least squared error.
+
+    The factors are those of `omse`; every batch is scored. More than 65,536 values per parameter
+    are scored on a histogram of 16,384 equal bins. A log2 quantizer has nothing to shrink.
+    """
+    rows = _rows(batches, spec)
+    low, high = _extremes(rows)
+    if spec.kind == "log2":
+        return _shaped(low, high, batches, spec)
+    factor = _best_factor(rows, low, high, spec, together=False)
+    return _shaped(low * factor, high * factor, batches, spec)
+
+
+def power_of_two_factor(
+    batches: Sequence[Tensor], spec: QuantSpec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the layer's scale and zero point, and for each channel an integer factor of the scale.
+
+    Power-of-two factor (PTF; Lin et al. 2022, "FQ-ViT", K = 3): channel c is quantized with scale
+    `factors[c] * scale` and the layer's zero point. The largest scale, at factor 8, is that of the
+    min-max range of all batches; each channel takes the factor of least squared error on the last
+    batch, as in the published code.
+
+    Args:
+        batches: activations.
+        spec: uniform with a zero point; its granularity `PerChannel(axis)` says which axis the
+            channels are.
+
+    Returns:
+        Scale (), zero point () and factors (channels,), each 1, 2, 4 or 8.
+
+    Raises:
+        InputError: for another kind of spec, and as every observer does.
+    """
+    if not (isinstance(spec.granularity, PerChannel) and spec.has_zero_point):
+        raise InputError(f"a power-of-two factor needs an asymmetric spec per channel, not {spec}")
+    rows = _rows(batches, spec)
+    low, high = _extremes(rows)
+    largest, zero_point = _parameters(low.amin(), high.amax(), spec)
+    scale = largest / POWER_OF_TWO_FACTORS[-1]
+    last = rows[-1]
+    errors = torch.stack(
+        [
+            _squared_errors(
+                last, None, (scale * f).expand(len(last)), zero_point.expand(len(last)), spec
+            )
+            for f in POWER_OF_TWO_FACTORS
+        ]
+    )
+    factors = torch.tensor(POWER_OF_TWO_FACTORS, dtype=scale.dtype, device=scale.device)
+    return scale, zero_point, factors[errors.argmin(0)]
+
+
+OBSERVERS: dict[str, Observer] = {
+    "minmax": minmax,
+    "ema": ema,
+    "percentile": percentile,
+    "omse": omse,
+    "mse": mse,
+}

@@ -1,0 +1,1 @@
+"""Paths of optimizers, and what is compared along them."""

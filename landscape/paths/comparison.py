@@ -1,0 +1,324 @@
+"""Optimizers compared: from the same start, at equal cost, on one map.
+
+A comparison is one Dataset: what each optimizer reached with each seed at each cost, on calibration
+images while it ran and on test images afterwards; where it went relative to one plane; and the loss
+surface of that plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+
+from evolq.errors import InputError
+from evolq.losses.objective import Objective, TestEvaluation
+from evolq.losses.paired import Difference, paired_difference
+from evolq.optimizers.evolve import Iterate
+from evolq.optimizers.gradient import LEARNING_RATES, sweep_learning_rate
+from evolq.optimizers.registry import DETERMINISTIC, GRADIENT, choose_optimizer
+from evolq.points import Point
+from landscape.paths.trajectories import (
+    measure_path,
+    pca_plane,
+    plane_through,
+    project_path,
+    random_plane,
+)
+from landscape.probes.sampling import OnPoint, sample_plane
+from landscape.probes.slices import Plane
+
+PLANES = ("ends", "pca", "random")
+
+# How far the map reaches beyond the paths, in their extent along an axis; and the least extent of
+# one axis, in that of the other.
+MARGIN = 0.25
+NARROWEST = 0.4
+
+
+class Run(NamedTuple):
+    """One optimizer with one seed.
+
+    Attributes:
+        path: its Iterates, the start first.
+        learning_rate: chosen by a sweep on calibration images, NaN where there is none.
+        sweep_cost: forward-pass equivalents of all runs of the sweep, this one included; 0 without.
+    """
+
+    path: list[Iterate]
+    learning_rate: float = float("nan")
+    sweep_cost: float = 0.0
+
+
+def run_optimizers(
+    objective: Objective,
+    start: Point,
+    *,
+    names: Collection[str],
+    optimizers: Sequence[str],
+    budget: float,
+    seeds: Sequence[int],
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    on_run: Callable[[str, int], None] | None = None,
+) -> dict[str, list[Run]]:
+    """Return each optimizer's runs, one for each seed, from the same start and at equal budget.
+
+    Gradient methods get the best of `learning_rates`, by calibration loss at the end of the budget;
+    the sweep is reported, not charged. What draws nothing runs once and counts for every seed.
+
+    Args:
+        objective: on calibration images.
+        start: a complete Point.
+        names: the scales that move.
+        optimizers: names in `OPTIMIZERS`.
+        budget: of each run, in forward-pass equivalents.
+        seeds: of all that is drawn, one for each run.
+        learning_rates: of the sweep.
+        on_run: called with the optimizer's name and the seed before each run.
+    """
+    runs: dict[str, list[Run]] = {}
+    for name in optimizers:
+        optimizer = choose_optimizer(name)
+        runs[name] = []
+        for seed in seeds[:1] if name in DETERMINISTIC else seeds:
+            if on_run:
+                on_run(name, seed)
+            generator = torch.Generator().manual_seed(seed)
+            if name in GRADIENT:
+                found = sweep_learning_rate(
+                    optimizer,
+                    objective,
+                    start,
+                    names=names,
+                    budget=budget,
+                    generator=generator,
+                    learning_rates=learning_rates,
+                )
+                runs[name].append(Run(found.iterates, found.learning_rate, found.cost))
+            else:
+                path = optimizer(objective, start, names=names, budget=budget, generator=generator)
+                runs[name].append(Run(list(path)))
+        runs[name] *= len(seeds) // len(runs[name])
+    return runs
+
+
+def check_plane(kind: str, optimizers: Sequence[str]) -> None:
+    """Check that a kind of plane is known and possible, before there are paths.
+
+    Raises:
+        InputError: for an unknown kind, or ends without both a gradient method and another one.
+    """
+    if kind not in PLANES:
+        raise InputError(f"unknown --plane {kind!r}; choose from {', '.join(PLANES)}")
+    gradient = [name for name in optimizers if name in GRADIENT]
+    if kind == "ends" and (not gradient or len(gradient) == len(optimizers)):
+        raise InputError(
+            "--plane ends goes through the end of a gradient method and of another one, and "
+            f"--optimizers is {','.join(optimizers)}; add one (adam, evol-q), or give --plane pca"
+        )
+
+
+class CommonPlane(NamedTuple):
+    """One plane for all paths.
+
+    Attributes:
+        plane: through their start.
+        words: what it is.
+        x: what its first axis is.
+        y: what its second axis is.
+    """
+
+    plane: Plane
+    words: str
+    x: str
+    y: str
+
+
+def common_plane(
+    kind: str,
+    start: Point,
+    runs: Mapping[str, Sequence[Run]],
+    names: Collection[str],
+    generator: torch.Generator,
+) -> CommonPlane:
+    """Return one plane for all paths, through their start.
+
+    Args:
+        kind: `ends` for the plane through start, end of the first gradient method (along x) and end
+            of the first other one, seed 0; `pca` for the principal plane of all paths; `random`.
+        start: a complete Point.
+        runs: from `run_optimizers`.
+        names: the scales that moved.
+        generator: of a random plane, which is also what there is if the others do not exist, since
+            paths went nowhere or along one line.
+    """
+    try:
+        if kind == "ends":
+            first = next(name for name in runs if name in GRADIENT)
+            second = next(name for name in runs if name not in GRADIENT)
+            ends = [runs[name][0].path[-1].point for name in (first, second)]
+            return CommonPlane(
+                plane_through(start, ends[0], ends[1], names),
+                f"plane through the start and the ends of {first} and {second}",
+                f"Towards the end of {first}",
+                f"Towards the end of {second}, at right angles",
+            )
+        if kind == "pca":
+            every = [run.path for many in runs.values() for run in many]
+            paths = [[iterate.point for iterate in path] for path in every]
+            return CommonPlane(
+                pca_plane(start, paths, names),
+                "principal plane of all paths",
+                "First principal direction",
+                "Second principal direction",
+            )
+    except InputError:  # the work is done, and a map can still be drawn
+        pass
+    return CommonPlane(
+        random_plane(start, names, generator),
+        "random plane through the start",
+        "First random direction",
+        "Second random direction",
+    )
+
+
+def compare(
+    runs: Mapping[str, Sequence[Run]],
+    plane: Plane,
+    test: TestEvaluation,
+    measured_points: int = 12,
+) -> xr.Dataset:
+    """Return what the runs cost, gained and where they went.
+
+    Returns:
+        A Dataset over `optimizer`, `seed` and `step` (NaN after the last one): `cost`, `loss`,
+        `test_loss`, `test_accuracy` (NaN where not measured, see `measure_path`), `path_x`,
+        `path_y`, `distance`, `distance_from_start` (see `project_path`); over `optimizer` and
+        `seed`: `learning_rate`, `sweep_cost`; over `image` too: `final_test_loss_per_image`,
+        `final_test_correct_per_image`; and over `image` alone, of the start:
+        `start_test_loss_per_image`, `start_test_correct_per_image`.
+    """
+    found: dict[int, xr.Dataset] = {}  # what draws nothing has one path for all seeds
+    by_optimizer = []
+    for many in runs.values():
+        by_seed = []
+        for run in many:
+            if id(run.path) not in found:
+                where = project_path(run.path, plane).rename(x="path_x", y="path_y")
+                measured = measure_path(run.path, test, measured_points).merge(where)
+                measured = measured.assign_coords(step=np.arange(len(run.path)))
+                found[id(run.path)] = measured
+            by_seed.append(
+                found[id(run.path)].assign(
+                    learning_rate=run.learning_rate, sweep_cost=run.sweep_cost
+                )
+            )
+        by_optimizer.append(xr.concat(by_seed, "seed", join="outer"))
+    dataset = xr.concat(by_optimizer, "optimizer", join="outer")
+    start = {name: dataset[name].isel(optimizer=0, seed=0) for name in dataset if "start_" in name}
+    return dataset.assign(start).assign_coords(
+        optimizer=list(runs), seed=np.arange(dataset.sizes["seed"])
+    )
+
+
+def sample_surface(
+    dataset: xr.Dataset,
+    plane: Plane,
+    objective: Objective,
+    test: TestEvaluation,
+    points: int,
+    on_point: OnPoint | None = None,
+) -> xr.Dataset:
+    """Return the losses on the plane around all paths, over `y` and `x`, as `sample_plane` does."""
+    x, y = _extent(dataset.path_x.values), _extent(dataset.path_y.values)
+    width = max(x[1] - x[0], y[1] - y[0])
+    axes = [np.linspace(*_widened(ends, NARROWEST * width), points) for ends in (x, y)]
+    return sample_plane(plane, axes[0], axes[1], objective, test, on_point)
+
+
+def with_surface(dataset: xr.Dataset, surface: xr.Dataset, common: CommonPlane) -> xr.Dataset:
+    """Return a comparison with the surface below its paths, and what its plane is.
+
+    Adds the attributes `plane`, `x_name` and `y_name`, and over `y` and `x` the variables
+    `surface_loss`, `surface_test_loss`, `surface_test_accuracy` and `surface_status`; the values of
+    single images are left out.
+    """
+    kept = surface[["loss", "test_loss", "test_accuracy", "status"]]
+    kept = kept.drop_vars([name for name in kept.coords if name not in ("x", "y")])
+    kept = kept.rename({name: f"surface_{name}" for name in kept.data_vars})
+    words = {"plane": common.words, "x_name": common.x, "y_name": common.y}
+    return dataset.merge(kept).assign_attrs(words)
+
+
+class Outcome(NamedTuple):
+    """What an optimizer reached, on average over its seeds.
+
+    Attributes:
+        optimizer: its name.
+        loss: on the calibration images.
+        test_loss: cross entropy, nats.
+        test_accuracy: a fraction.
+        test_loss_change: from the start, paired over images.
+        test_accuracy_change: likewise.
+        against_first: accuracy against the first optimizer's, paired over images; None for itself.
+        cost: forward-pass equivalents of a run.
+        sweep_cost: of the sweep of learning rates, the run included; 0 without.
+    """
+
+    optimizer: str
+    loss: float
+    test_loss: float
+    test_accuracy: float
+    test_loss_change: Difference
+    test_accuracy_change: Difference
+    against_first: Difference | None
+    cost: float
+    sweep_cost: float
+
+
+def outcomes(dataset: xr.Dataset) -> list[Outcome]:
+    """Return what each optimizer of a comparison reached.
+
+    Intervals are over test images, each image's value averaged over the seeds first.
+    """
+    rows = []
+    images = {
+        name: dataset[name].mean("seed").transpose("optimizer", "image").values.astype(np.float64)
+        for name in ("final_test_loss_per_image", "final_test_correct_per_image")
+    }
+    losses, right = (torch.from_numpy(values) for values in images.values())
+    start_losses = torch.from_numpy(dataset.start_test_loss_per_image.values.astype(np.float64))
+    start_right = torch.from_numpy(dataset.start_test_correct_per_image.values.astype(np.float64))
+    for index, name in enumerate(dataset.optimizer.values):
+        part = dataset.sel(optimizer=name)
+        rows.append(
+            Outcome(
+                optimizer=str(name),
+                loss=float(part.loss.min("step").mean()),
+                test_loss=float(losses[index].mean()),
+                test_accuracy=float(right[index].mean()),
+                test_loss_change=paired_difference(start_losses, losses[index]),
+                test_accuracy_change=paired_difference(start_right, right[index]),
+                against_first=paired_difference(right[0], right[index]) if index else None,
+                cost=float(part.cost.max("step").mean()),
+                sweep_cost=float(part.sweep_cost.mean()),
+            )
+        )
+    return rows
+
+
+def _extent(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    margin = MARGIN * (high - low)
+    return low - margin, high + margin
+
+
+def _widened(ends: tuple[float, float], width: float) -> tuple[float, float]:
+    """Return ends at least `width` apart, and never equal, around the same middle."""
+    low, high = ends
+    half = max(high - low, width, 1e-3) / 2
+    middle = (low + high) / 2
+    return middle - half, middle + half

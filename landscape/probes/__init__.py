@@ -1,0 +1,1 @@
+"""Where losses are measured: directions, slices, grids of bit-widths."""

@@ -1,0 +1,334 @@
+"""Measure losses on slices of the space of Points, kept per image, with labelled axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from evolq.errors import InputError
+from evolq.points import Point
+from landscape.probes.slices import Line, Place, Plane
+from landscape.statistics.roughness import paired_standard_error
+
+NOT_COMPUTED, FINITE, NOT_FINITE = 0, 1, 2
+
+# Bounds of an automatic radius: a typical scale changes by 0.8 %, at which few codes of a quantized
+# network change, or by a factor exp(8) = 3000, at which nothing is left of it.
+_SMALLEST_RADIUS = 2.0**-7
+_LARGEST_RADIUS = 2.0**3
+
+
+class CalibrationLoss(Protocol):
+    """What sampling needs of an objective: `evolq.losses.objective.Objective` has it."""
+
+    def per_image(self, point: Point) -> Tensor:
+        """Return the values of each calibration image, shape (calibration_image,)."""
+
+    def vary(self, names: tuple[str, ...], at: Point) -> CalibrationLoss:
+        """Return the same loss as a function of a Point of these names alone."""
+
+
+class HeldOutLoss(Protocol):
+    """What sampling needs of a test: `evolq.losses.objective.TestEvaluation` has it."""
+
+    def per_image(self, point: Point) -> tuple[Tensor, Tensor]:
+        """Return cross entropy and correctness of each test image, both of shape (image,)."""
+
+    def vary(self, names: tuple[str, ...], at: Point) -> HeldOutLoss:
+        """Return the same measurement as a function of a Point of these names alone."""
+
+
+OnPoint = Callable[[xr.Dataset, int, int], None]
+
+
+class Shift(NamedTuple):
+    """What was seen at one radius: the largest change of test loss at an end of an axis."""
+
+    radius: float
+    change: float
+    standard_errors: float
+
+
+@dataclass(frozen=True)
+class Radius:
+    """An automatically chosen radius, and every radius that was tried, in ascending order.
+
+    `reached` is false if not even the largest radius moved the test loss far enough.
+    """
+
+    radius: float
+    reached: bool
+    tried: tuple[Shift, ...]
+
+
+def axis(radius: float, points: int) -> np.ndarray:
+    """Return `points` coordinates from -radius to radius, symmetric; an odd number includes 0.
+
+    Raises:
+        InputError: if the radius is not positive and finite, or there are fewer than 2 points.
+    """
+    if not 0 < radius < np.inf:
+        raise InputError(f"the radius must be positive and finite, not {radius}")
+    if points < 2:
+        raise InputError(f"an axis needs 2 points or more, not {points}")
+    return (np.arange(points) - (points - 1) / 2) * (2 * radius / (points - 1))
+
+
+def sample_plane(
+    plane: Plane,
+    x: np.ndarray,
+    y: np.ndarray,
+    objective: CalibrationLoss,
+    test: HeldOutLoss,
+    on_point: OnPoint | None = None,
+    checkpoints: Mapping[str, Point] | None = None,
+) -> xr.Dataset:
+    """Measure the losses at all `plane.at(a, b)` with a in `x` and b in `y`, row by row.
+
+    Returns:
+        A Dataset with dimensions `y, x`, laid out as docs/design.md says. Losses that are not
+        finite are kept as they are, with `status` 2; `status` 0 marks points not computed, whose
+        values mean nothing.
+
+    `on_point(dataset, done, total)` is called before the first point, when the start has been
+    measured, and after each one, with the Dataset that is being filled: whoever keeps it keeps
+    what was measured when the work is interrupted. Where `checkpoints` (by name) lie relative to
+    the plane is kept as `checkpoint_x`, `checkpoint_y`, `checkpoint_distance` (off the plane) and
+    `checkpoint_distance_from_start`, see `slices.Place`; nothing is measured there.
+
+    Raises:
+        InputError: before any work, if a coordinate array is not ascending, finite and of 2 or
+            more points.
+    """
+    coordinates = {"y": _ascending("y", y), "x": _ascending("x", x)}
+    cells = (
+        ({"y": row, "x": column}, plane.at(float(a), float(b)))
+        for row, b in enumerate(coordinates["y"])
+        for column, a in enumerate(coordinates["x"])
+    )
+    names = tuple(sorted(plane.x.keys() | plane.y.keys()))
+    places = _places(plane, checkpoints) if checkpoints else None
+    return sample_cells(
+        plane.origin, coordinates, [(names, cells)], objective, test, on_point, places
+    )
+
+
+def _places(plane: Plane, checkpoints: Mapping[str, Point]) -> xr.Dataset:
+    rows = np.array([plane.place(point) for point in checkpoints.values()])
+    return xr.Dataset(
+        {f"checkpoint_{name}": ("checkpoint", rows[:, i]) for i, name in enumerate(Place._fields)},
+        {"checkpoint": list(checkpoints)},
+    )
+
+
+def sample_rays(
+    rays: Sequence[Line],
+    distances: np.ndarray,
+    objective: CalibrationLoss,
+    test: HeldOutLoss,
+    on_point: OnPoint | None = None,
+) -> xr.Dataset:
+    """Measure the losses at all `ray.at(t)` with t in `distances` (signed), ray by ray.
+
+    Returns a Dataset as `sample_plane` does, with dimensions `ray, distance`.
+
+    Raises:
+        InputError: before any work, if there is no ray, the rays do not share one origin, or the
+            distances are not ascending, finite and of 2 or more points.
+    """
+    if not rays:
+        raise InputError("no rays were given; 1 or more are needed")
+    if any(ray.origin is not rays[0].origin for ray in rays):
+        raise InputError("all rays must start at one Point: pass the same origin to each Line")
+    coordinates = {"ray": np.arange(len(rays)), "distance": _ascending("distance", distances)}
+    cells = (
+        ({"ray": number, "distance": column}, ray.at(float(t)))
+        for number, ray in enumerate(rays)
+        for column, t in enumerate(coordinates["distance"])
+    )
+    names = tuple(sorted(set().union(*(ray.direction.keys() for ray in rays))))
+    return sample_cells(rays[0].origin, coordinates, [(names, cells)], objective, test, on_point)
+
+
+def auto_radius(
+    lines: Sequence[Line],
+    test: HeldOutLoss,
+    standard_errors: float = 4.0,
+    smallest: float = _SMALLEST_RADIUS,
+    largest: float = _LARGEST_RADIUS,
+) -> Radius:
+    """Double the radius, from `smallest` on, until the test loss has visibly moved from the start.
+
+    It has moved if at one of the ends (+radius and -radius on each line) the mean difference of
+    test loss to the start is `standard_errors` paired standard errors or more: the standard
+    deviation of the differences image by image over the root of their number. A difference without
+    spread counts as moved if it is not zero, a loss that is not finite always. If not even
+    `largest` moves the test loss, it is the result, with `reached` false.
+
+    Raises:
+        InputError: if there is no line, fewer than 2 test images, or no radius in the bounds.
+    """
+    if not 0 < smallest <= largest < np.inf:
+        raise InputError(f"the bounds of the radius must be 0 < {smallest} <= {largest} < infinity")
+    if not lines:
+        raise InputError("no directions were given to choose a radius for")
+    origin = lines[0].origin
+    names = tuple(sorted(set().union(*(line.direction.keys() for line in lines))))
+    varied = test.vary(names, at=origin)
+
+    def losses(point: Point) -> np.ndarray:
+        return _numbers(varied.per_image({name: point[name] for name in names})[0])
+
+    start = losses(origin)
+    if len(start) < 2:
+        raise InputError(f"an automatic radius needs 2 test images or more, not {len(start)}")
+
+    def look(radius: float) -> Shift:
+        ends = [line.at(side * radius) for line in lines for side in (-1, 1)]
+        return max(
+            (_shift(radius, losses(end), start) for end in ends),
+            key=lambda shift: shift.standard_errors,
+        )
+
+    tried = [look(smallest)]
+    while tried[-1].standard_errors < standard_errors and tried[-1].radius < largest:
+        tried.append(look(min(2 * tried[-1].radius, largest)))
+    reached = tried[-1].standard_errors >= standard_errors
+    return Radius(tried[-1].radius, reached, tuple(tried))
+
+
+def _shift(radius: float, losses: np.ndarray, start: np.ndarray) -> Shift:
+    """Measure the mean difference to the start in units of its paired standard error."""
+    with np.errstate(invalid="ignore"):  # infinities may meet
+        differences = losses - start
+        change = float(differences.mean())
+    error = float(paired_standard_error(differences))
+    if not np.isfinite(change) or (error == 0 and change != 0):
+        return Shift(radius, change, np.inf)
+    return Shift(radius, change, abs(change) / error if error > 0 else 0.0)
+
+
+def _ascending(name: str, coordinates: np.ndarray) -> np.ndarray:
+    values = np.asarray(coordinates, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise InputError(f"{name} needs 2 points or more along one axis, not shape {values.shape}")
+    if not (np.isfinite(values).all() and (np.diff(values) > 0).all()):
+        raise InputError(f"the coordinates along {name} must be finite and ascending")
+    return values
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.detach().double().cpu().numpy()
+
+
+def sample_cells(
+    origin: Point,
+    coordinates: dict[str, np.ndarray],
+    groups: Iterable[tuple[tuple[str, ...], Iterable[tuple[dict[str, int], Point]]]],
+    objective: CalibrationLoss,
+    test: HeldOutLoss,
+    on_point: OnPoint | None,
+    also: xr.Dataset | None = None,
+) -> xr.Dataset:
+    """Fill a Dataset over `coordinates`, one labelled cell after the other.
+
+    Args:
+        origin: the start.
+        coordinates: values along each dimension.
+        groups: names that vary, and cells in which nothing else varies: the index of each along
+            each dimension, and its Point. Names that vary in a group alone make it cheaper.
+        objective: on calibration images.
+        test: on test images.
+        on_point: see `sample_plane`.
+        also: what the Dataset holds besides, from the first `on_point` on.
+    """
+    dataset = None
+    done = 0
+    for names, cells in groups:
+        losses = objective.vary(names, at=origin), test.vary(names, at=origin)
+        if dataset is None:
+            dataset = _empty(coordinates, *_measure(*losses, names, origin)).assign(also or {})
+            if on_point:
+                on_point(dataset, 0, dataset["status"].size)
+        for cell, point in cells:
+            _record(dataset, cell, *_measure(*losses, names, point))
+            done += 1
+            if on_point:
+                on_point(dataset, done, dataset["status"].size)
+    assert dataset is not None  # callers have checked that there is something to vary
+    return dataset
+
+
+def _measure(
+    objective: CalibrationLoss, test: HeldOutLoss, names: tuple[str, ...], point: Point
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return calibration losses, test losses and correctness, image by image."""
+    varied = {name: point[name] for name in names}
+    cross_entropy, correct = test.per_image(varied)
+    return (
+        _numbers(objective.per_image(varied)),
+        _numbers(cross_entropy),
+        correct.cpu().numpy(),
+    )
+
+
+def _empty(
+    coordinates: dict[str, np.ndarray],
+    start_loss: np.ndarray,
+    start_test_loss: np.ndarray,
+    start_correct: np.ndarray,
+) -> xr.Dataset:
+    """Lay out a Dataset in which nothing but the start is measured."""
+    axes = tuple(coordinates)
+    shape = tuple(len(values) for values in coordinates.values())
+    calibration, images = (*shape, len(start_loss)), (*shape, len(start_test_loss))
+    return xr.Dataset(
+        {
+            "loss": (axes, np.full(shape, np.nan)),
+            "test_loss": (axes, np.full(shape, np.nan)),
+            "test_accuracy": (axes, np.full(shape, np.nan)),
+            "status": (axes, np.full(shape, NOT_COMPUTED, dtype=np.int8)),
+            "loss_per_image": (
+                (*axes, "calibration_image"),
+                np.full(calibration, np.nan, dtype=np.float32),
+            ),
+            "test_loss_per_image": ((*axes, "image"), np.full(images, np.nan, dtype=np.float32)),
+            "test_correct_per_image": ((*axes, "image"), np.zeros(images, dtype=bool)),
+            "start_loss_per_image": ("calibration_image", start_loss.astype(np.float32)),
+            "start_test_loss_per_image": ("image", start_test_loss.astype(np.float32)),
+            "start_test_correct_per_image": ("image", start_correct.astype(bool)),
+        },
+        coords={
+            **coordinates,
+            "image": np.arange(len(start_test_loss)),
+            "calibration_image": np.arange(len(start_loss)),
+        },
+    )
+
+
+def _record(
+    dataset: xr.Dataset,
+    cell: dict[str, int],
+    loss: np.ndarray,
+    test_loss: np.ndarray,
+    correct: np.ndarray,
+) -> None:
+    """Write one point; its status comes last, so that an interrupted point counts as missing."""
+    dataset["loss_per_image"][cell] = loss
+    dataset["test_loss_per_image"][cell] = test_loss
+    dataset["test_correct_per_image"][cell] = correct
+    with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+        means = {
+            "loss": loss.mean(),
+            "test_loss": test_loss.mean(),
+            "test_accuracy": correct.mean(),
+        }
+    for name, value in means.items():
+        dataset[name][cell] = value
+    finite = np.isfinite(list(means.values())).all()
+    dataset["status"][cell] = FINITE if finite else NOT_FINITE

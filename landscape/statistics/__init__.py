@@ -1,0 +1,1 @@
+"""What measured losses say: minima, ruggedness, noise."""

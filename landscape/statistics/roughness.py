@@ -1,0 +1,177 @@
+"""How rough a surface looks, and how much of that is the network rather than the sample of images.
+
+All functions take the arrays of a scan (`probes.sampling`) and look along its axes: both axes
+of a plane, the distance along rays. Points that are not finite are left out, never replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from evolq.errors import InputError
+
+AXES = ("y", "x", "distance")
+
+# The two-sided 95 % quantile of the normal distribution.
+_NORMAL_95 = 1.959963984540054
+
+# Correlations are kept this far from 1, where Fisher's transform is infinite.
+_ALMOST_1 = 1 - 1e-12
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How well the increments of a surface repeat on other images of the same kind.
+
+    `half` is the correlation between two disjoint halves of the images, within `low` to `high`
+    (95 %); `full` predicts the correlation between all these images and as many new ones. 1 means
+    that every bump belongs to the network, 0 that every bump belongs to the sample. NaN where
+    nothing varies.
+    """
+
+    half: float
+    low: float
+    high: float
+    full: float
+    images: int
+
+
+def paired_standard_error(differences: np.ndarray) -> np.ndarray:
+    """Return the standard error of the mean over the last axis, (..., images) -> (...).
+
+    Given differences of two losses image by image, this is the noise of the difference of their
+    means: what the images have in common cancels. NaN for fewer than two images.
+    """
+    images = differences.shape[-1]
+    if images < 2:
+        return np.full(differences.shape[:-1], np.nan)
+    with np.errstate(invalid="ignore"):  # points that are not finite give NaN
+        return differences.std(axis=-1, ddof=1, dtype=np.float64) / np.sqrt(images)
+
+
+def paired_noise(dataset: xr.Dataset) -> xr.DataArray:
+    """Return the standard error of `test_loss` minus the start's test loss, at every point.
+
+    The start is measured on the same images, so this is the error bar of how far a point lies
+    above or below the start, not of its absolute loss. It is 0 where no image's loss changed.
+    """
+    with np.errstate(invalid="ignore"):
+        differences = dataset["test_loss_per_image"] - dataset["start_test_loss_per_image"]
+    noise = xr.apply_ufunc(paired_standard_error, differences, input_core_dims=[["image"]])
+    return noise.rename("paired_noise")
+
+
+def total_variation(surface: xr.DataArray) -> float:
+    """Return the mean of sum |increments| / (max - min) over all lines along the axes.
+
+    1 for lines that rise or fall all the way, also for constant ones; 2 for a symmetric valley;
+    more the more a line goes up and down. In a plane the two axes count equally. Points that are
+    not finite are bridged, which can only lower the value; lines with fewer than two finite points
+    are left out, and NaN is returned if none remains.
+    """
+    means = []
+    for axis in _axes(surface):
+        lines = np.moveaxis(surface.values, surface.get_axis_num(axis), -1)
+        ratios = [_variation(line) for line in lines.reshape(-1, lines.shape[-1])]
+        means.append(_mean_of_numbers(ratios))
+    return _mean_of_numbers(means)
+
+
+def split_half_reliability(per_image: xr.DataArray) -> Reliability:
+    """Correlate the increments of a surface between disjoint halves of the test images.
+
+    `per_image` has a dimension `image`: the loss of each test image at each point. With d_i the
+    increments of image i along the axes, centred over the surface, the average over all ways to
+    draw two disjoint halves of h images is known in closed form: their covariance averages to
+    c = mean over i != j of <d_i, d_j>, the variance of each to s / h + (1 - 1 / h) c with
+    s = mean of <d_i, d_i>. Their ratio is `half`; the same with all images in place of h is `full`
+    (equal to the Spearman-Brown prediction 2 r / (1 + r)).
+
+    The interval is a jackknife over images of Fisher's transform artanh r: it treats the images as
+    the sample and the points of the surface as given, and says nothing about other points or other
+    directions. In simulations it covered the truth in 94 to 99 % of cases; where a few images carry
+    most of the surface (per-image changes distributed like a squared exponential, 50 to 100
+    images) in 75 % only.
+
+    The calibration objective is refused: infoNCE couples the images of a batch, so that halves of
+    them would not be independent measurements.
+
+    Raises:
+        InputError: if `per_image` has no dimension `image`.
+    """
+    if "image" not in per_image.dims:
+        raise InputError(
+            f"split-half reliability needs losses per test image (dimension 'image'), this array "
+            f"has {per_image.dims}; use test_loss_per_image"
+        )
+    increments = _increments(per_image)
+    points, images = increments.shape
+    if points < 2 or images < 4:
+        return Reliability(np.nan, np.nan, np.nan, np.nan, images)
+    increments = increments - increments.mean(axis=0)
+    total = increments.sum(axis=1)
+    own = (increments**2).sum(axis=0)  # <d_i, d_i>
+    with_total = total @ increments  # <d_i, sum of all d>
+    squared_total, sum_own = total @ total, own.sum()
+
+    half = images // 2
+    value = _correlation(squared_total, sum_own, images, half)
+    without = _correlation(  # each entry leaves one image out
+        squared_total - 2 * with_total + own, sum_own - own, images - 1, half
+    )
+    fisher, fishers = (np.arctanh(np.clip(r, -_ALMOST_1, _ALMOST_1)) for r in (value, without))
+    error = np.sqrt((images - 1) / images * ((fishers - fishers.mean()) ** 2).sum())
+    return Reliability(
+        half=float(value),
+        low=float(np.tanh(fisher - _NORMAL_95 * error)),
+        high=float(np.tanh(fisher + _NORMAL_95 * error)),
+        full=float(_correlation(squared_total, sum_own, images, images)),
+        images=images,
+    )
+
+
+def _correlation(
+    squared_total: np.ndarray, sum_own: np.ndarray, images: int, each: int
+) -> np.ndarray:
+    """Correlate the means of two disjoint sets of `each` images, expected over all such sets."""
+    covariance = (squared_total - sum_own) / (images * (images - 1))
+    variance = sum_own / images / each + (1 - 1 / each) * covariance
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.divide(covariance, variance)  # NaN where nothing varies
+
+
+def _axes(array: xr.DataArray) -> list[str]:
+    axes = [axis for axis in AXES if axis in array.dims]
+    if not axes:
+        raise InputError(
+            f"an array of a scan has the dimensions y, x or distance, not {array.dims}"
+        )
+    return axes
+
+
+def _increments(per_image: xr.DataArray) -> np.ndarray:
+    """Return all increments between neighbours that are finite, (increments, images) float64."""
+    parts = []
+    for axis in _axes(per_image):
+        order = (axis, ..., "image")
+        with np.errstate(invalid="ignore"):  # infinity minus infinity, dropped below
+            steps = np.diff(per_image.transpose(*order).values.astype(np.float64), axis=0)
+        parts.append(steps.reshape(-1, steps.shape[-1]))
+    steps = np.concatenate(parts)
+    return steps[np.isfinite(steps).all(axis=1)]
+
+
+def _variation(line: np.ndarray) -> float:
+    line = line[np.isfinite(line)]
+    if len(line) < 2:
+        return np.nan
+    extent = line.max() - line.min()
+    return float(np.abs(np.diff(line)).sum() / extent) if extent > 0 else 1.0
+
+
+def _mean_of_numbers(values: list[float]) -> float:
+    numbers = [value for value in values if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else np.nan
