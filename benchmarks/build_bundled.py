@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evolq.data.fashion import CLASSES, MEAN, STD, fashion_resnet, fashion_vit
-from evolq.data.images import LabelledImages, bundled_split
+from evolq.data.images import LabeledImages, bundled_split
 from evolq.data.models import load_model, weights_hash
 from evolq.network.quantized import BATCH_SIZE, quantize
 from evolq.starts.calibration import calibrate
@@ -125,7 +125,7 @@ def draw_subsets(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # Training -----------------------------------------------------------------------------------------
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """Bytes (N, 28, 28) to the networks' input, floats (N, 1, 28, 28)."""
     return ((images.float() / 255 - MEAN) / STD).unsqueeze(1)
 
@@ -181,7 +181,7 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> Ite
                 pixels = images[batch]
                 if phase.augmented:
                     pixels = augment(pixels, recipe.max_shift, generator)
-                loss = functional.cross_entropy(model(normalise(pixels)), labels[batch])
+                loss = functional.cross_entropy(model(normalize(pixels)), labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -218,7 +218,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 # Cards --------------------------------------------------------------------------------------------
 
 
-def accuracy(logits: Callable[[Tensor], Tensor], test: LabelledImages) -> float:
+def accuracy(logits: Callable[[Tensor], Tensor], test: LabeledImages) -> float:
     """Share of the test images that are classified correctly."""
     with torch.inference_mode():
         predicted = torch.cat([logits(batch).argmax(1) for batch in test.images.split(BATCH_SIZE)])

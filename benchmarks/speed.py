@@ -49,7 +49,7 @@ from speed_profile import PROFILES, draw_growth, sections
 from timing import moved, seconds
 from torch import Tensor, nn
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.data.models import load_model
 from evolq.losses.criteria import CRITERIA
 from evolq.losses.objective import Objective
@@ -239,7 +239,7 @@ def memory_beyond_images(quantized: bool) -> int:
         if not quantized:
             return lambda: _run(model, images)
         labels = torch.zeros(len(images), dtype=torch.int64)
-        data = LabelledImages(images, labels, tuple(map(str, range(len(images)))))
+        data = LabeledImages(images, labels, tuple(map(str, range(len(images)))))
         teacher = torch.zeros(len(images), 1000)
         objective = Objective.of(network, data, CRITERIA[CRITERION], teacher)
         scales = tuple(select(start, {"scale"}))

@@ -20,7 +20,7 @@ import xarray as xr
 from timing import moved, seconds
 from torch.profiler import ProfilerActivity, profile
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.losses.criteria import CRITERIA
 from evolq.losses.objective import Objective, predict
 from evolq.network.lowering import differing_codes
@@ -192,7 +192,7 @@ def small_problem(images: int, depth: int, width: int) -> tuple[Objective, Point
     network = quantize(model, values[:2], "full", 4, 8)
     start = calibrate(network, values[:16], "minmax")
     labels = torch.zeros(images, dtype=torch.int64)
-    data = LabelledImages(values, labels, tuple(map(str, range(images))))
+    data = LabeledImages(values, labels, tuple(map(str, range(images))))
     teacher = predict(model, values)
     objective = Objective.of(network.executed("integer"), data, CRITERIA["kl"], teacher)
     return objective, start
@@ -352,7 +352,7 @@ others stay at {base}. Exponents of fitted powers: {exponents}.
 """
 
 
-def whole_section(scan: Mapping[str, float], analysed: Mapping[str, float]) -> str:
+def whole_section(scan: Mapping[str, float], analyzed: Mapping[str, float]) -> str:
     """Render how long a user waits."""
 
     def rows(found: Mapping[str, float]) -> str:
@@ -371,7 +371,7 @@ Analyses of 1001 x 1001 points, pure noise:
 
 | analysis | CPU seconds |
 |---|---|
-{rows(analysed)}
+{rows(analyzed)}
 """
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from evolq.data.images import LabelledImages, Split, bundled_split, folder_split
+    from evolq.data.images import LabeledImages, Split, bundled_split, folder_split
     from evolq.data.models import load_model
     from evolq.errors import InputError
     from evolq.files.saved import load, load_point, save
@@ -34,7 +34,7 @@ _MODULES = {
     "starts.calibration": ("calibrate",),
     "losses.criteria": ("CRITERIA", "Criterion", "choose_criterion"),
     "losses.paired": ("paired_difference",),
-    "data.images": ("LabelledImages", "Split", "bundled_split", "folder_split"),
+    "data.images": ("LabeledImages", "Split", "bundled_split", "folder_split"),
     "errors": ("InputError",),
     "optimizers.evolve": ("Iterate", "search_scales"),
     "optimizers.mixed_precision": ("search_bits",),
@@ -61,7 +61,7 @@ __all__ = [
     "Direction",
     "InputError",
     "Iterate",
-    "LabelledImages",
+    "LabeledImages",
     "Objective",
     "PerChannel",
     "PerGroup",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.files.saved import save
 from evolq.losses.criteria import choose_criterion
@@ -174,7 +174,7 @@ def search(
     observed = calibration_images[:OBSERVED_IMAGES]
     start = calibrate(network, observed, chosen.observer, batch_size, chosen.weight_observer)
     count = len(calibration_images)
-    data = LabelledImages(
+    data = LabeledImages(
         calibration_images, torch.zeros(count, dtype=torch.int64), tuple(map(str, range(count)))
     )
     teacher = copy.deepcopy(model).eval()

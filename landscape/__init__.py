@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from landscape.probes.bit_widths import sample_bits, sample_layers
     from landscape.probes.directions import (
         DIRECTIONS,
-        NORMALISATIONS,
+        NORMALIZATIONS,
         between,
-        normalise,
+        normalize,
         orthogonal_pair,
         orthogonal_to,
     )
@@ -40,9 +40,9 @@ _MODULES = {
     "probes.bit_widths": ("sample_bits", "sample_layers"),
     "probes.directions": (
         "DIRECTIONS",
-        "NORMALISATIONS",
+        "NORMALIZATIONS",
         "between",
-        "normalise",
+        "normalize",
         "orthogonal_pair",
         "orthogonal_to",
     ),
@@ -68,7 +68,7 @@ __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "DIRECTIONS",
-    "NORMALISATIONS",
+    "NORMALIZATIONS",
     "Line",
     "Minima",
     "Minimum",
@@ -81,7 +81,7 @@ __all__ = [
     "find_minima",
     "load",
     "measure_path",
-    "normalise",
+    "normalize",
     "orthogonal_pair",
     "orthogonal_to",
     "paired_noise",

@@ -4,7 +4,7 @@ Readings follow fixed thresholds, stated here once; figures use the same words.
 
 - A difference of two test losses on the same images within 2 paired standard errors is not told
   apart from nothing; beyond 4 it is clear even as one of hundreds of points.
-- Reliability is the share of the variance of the steps between neighbouring points that belongs to
+- Reliability is the share of the variance of the steps between neighboring points that belongs to
   the network and not to the sample of test images. Below 1/3 the steps are mostly sampling noise,
   above 2/3 mostly the network's own.
 - Total variation is relative to the range: 1 where each line across the scan only rises or only
@@ -227,7 +227,7 @@ def _read_variation(variation: float) -> str:
 def _read_reliability(reliability: Reliability) -> str:
     share = reliability.full
     if np.isnan(share):
-        return "not known: nothing varies between neighbouring points, or fewer than 4 images"
+        return "not known: nothing varies between neighboring points, or fewer than 4 images"
     if share < MOSTLY_NOISE:
         words = "mostly sampling noise"
     elif share < MOSTLY_NETWORK:
@@ -235,7 +235,7 @@ def _read_reliability(reliability: Reliability) -> str:
     else:
         words = "mostly the network's own"
     return (
-        f"{words}: about {max(share, 0):.0%} of the variance of the steps between neighbouring "
+        f"{words}: about {max(share, 0):.0%} of the variance of the steps between neighboring "
         f"points would show again on another {reliability.images:,} test images "
         f"(halves agree at {reliability.low:.2f} to {reliability.high:.2f}, 95 %)"
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Seconds between saves of an unfinished scan: what a killed process can lose.
 SAVE_SECONDS = 15.0
 
-# What --over names: a role of a Point's entries, and how directions are normalised by default.
+# What --over names: a role of a Point's entries, and how directions are normalized by default.
 OVER = {
     "scales": ("scale", "none"),
     "zero_points": ("zero_point", "none"),
@@ -111,7 +111,7 @@ def scan(
         str, typer.Option(help="Grid points: 41, or 41x21 for 41 along x and 21 along y.")
     ] = "11",
     rays: Annotated[int, typer.Option(help="Number of rays.")] = 8,
-    normalise: Annotated[
+    normalize: Annotated[
         str | None,
         typer.Option(help="Of weight directions: none, layer or filter (the default)."),
     ] = None,
@@ -144,8 +144,8 @@ def scan(
         raise InputError(f"--points is {points!r}, but bits have 7 rows anyway; give one number")
     if (directions in ("towards", "pca")) != bool(checkpoints):
         raise InputError("--directions towards and pca go with --checkpoints FILE, and only they")
-    if directions in ("towards", "pca", "hessian") and normalise is not None:
-        raise InputError(f"--directions {directions} has its own length; leave out --normalise")
+    if directions in ("towards", "pca", "hessian") and normalize is not None:
+        raise InputError(f"--directions {directions} has its own length; leave out --normalize")
     if directions == "hessian" and scheme != "none":
         raise InputError(
             "--directions hessian needs a loss that can be differentiated twice: --scheme none"
@@ -172,12 +172,12 @@ def scan(
 
     from evolq.points import select
     from evolq.problem import Settings
-    from landscape.probes.directions import DIRECTIONS, NORMALISATIONS
+    from landscape.probes.directions import DIRECTIONS, NORMALIZATIONS
     from landscape.probes.guided import GUIDED
 
     for option, value, known in (
         ("directions", directions, [*DIRECTIONS, *GUIDED]),
-        ("normalise", normalise or OVER[over][1], NORMALISATIONS),
+        ("normalize", normalize or OVER[over][1], NORMALIZATIONS),
     ):
         if value not in known:
             raise InputError(f"unknown --{option} {value!r}; choose from {', '.join(known)}")
@@ -220,8 +220,8 @@ def scan(
         chosen_radius = chosen_radius or BITS_RADIUS
         sample = _over_bits(problem, moving, probe, chosen_radius, columns)
     else:
-        how = normalise or ("none" if directions in GUIDED else OVER[over][1])
-        configuration |= {"directions": directions, "normalise": how}
+        how = normalize or ("none" if directions in GUIDED else OVER[over][1])
+        configuration |= {"directions": directions, "normalize": how}
         count = 2 if probe == "plane" else rays
         ends = _load(problem, checkpoints or [])
         if directions in GUIDED:
@@ -278,14 +278,14 @@ def _lines(problem: Problem, moving: Point, rays: int | None, kind: str, how: st
     """Draw the directions: an orthogonal pair for a plane, independent ones for `rays` rays."""
     import torch
 
-    from landscape.probes.directions import DIRECTIONS, normalise, orthogonal_pair
+    from landscape.probes.directions import DIRECTIONS, normalize, orthogonal_pair
     from landscape.probes.slices import Line
 
     generator = torch.Generator().manual_seed(problem.settings.seed)
     drawn = (
         orthogonal_pair(moving, generator, kind, how)
         if rays is None
-        else [normalise(DIRECTIONS[kind](moving, generator), moving, how) for _ in range(rays)]
+        else [normalize(DIRECTIONS[kind](moving, generator), moving, how) for _ in range(rays)]
     )
     return [Line(problem.start, direction) for direction in drawn]
 
@@ -419,7 +419,7 @@ def _measure(sample: Sample, provenance: dict[str, Any], folder: Path) -> xr.Dat
 
 
 def _conclude(dataset: xr.Dataset, folder: Path) -> None:
-    """Analyse, print, draw."""
+    """Analyze, print, draw."""
     from rich.console import Console
 
     from landscape.plots import (

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import synthetic_scans
 import torch
-from tiny_models import TinyTransformer, images, randomised
+from tiny_models import TinyTransformer, images, randomized
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA
 from evolq.losses.objective import Objective, TestEvaluation, predict
@@ -25,8 +25,8 @@ MULTIPLIERS = np.array([0.5, 1.0, 1.5])
 @pytest.fixture(scope="module")
 def losses():
     """A model, its 8-bit network's start, table and losses."""
-    model = randomised(TinyTransformer())
-    data = LabelledImages(images(6), torch.arange(6) % 3, tuple("abcdef"))
+    model = randomized(TinyTransformer())
+    data = LabeledImages(images(6), torch.arange(6) % 3, tuple("abcdef"))
     network = quantize(model, images(), weight_bits=8)
     start = calibrate(network, images(), "minmax")
     objective = Objective.of(network, data, CRITERIA["kl"], predict(model, data.images))

@@ -58,7 +58,7 @@ def test_the_figure_shows_curves_maps_and_a_table(tmp_path):
     assert "Distance off the plane of the maps" in titles
     (left,) = (a for a in figure.axes if a.get_title() == "Calibration loss, searched on")
     styles = {(line.get_linestyle(), line.get_marker()) for line in left.lines[1:]}
-    assert len(styles) == 2, "told apart without colour"
+    assert len(styles) == 2, "told apart without color"
     (table,) = (axes.tables[0] for axes in figure.axes if axes.tables)
     words = {cell.get_text().get_text() for cell in table.get_celld().values()}
     assert {"evol-q", "adam", "7 (30)"} <= words
@@ -125,5 +125,5 @@ def test_every_optimizer_has_its_own_look():
     from evolq.optimizers.registry import OPTIMIZERS
 
     assert LOOKS.keys() == OPTIMIZERS.keys()
-    for part in ("colour", "marker", "symbol"):
+    for part in ("color", "marker", "symbol"):
         assert len({getattr(style, part) for style in LOOKS.values()}) == len(LOOKS)

@@ -94,8 +94,8 @@ def test_no_student_gets_below_the_bound(
     assert bound.shape == (count,)
     labels = torch.arange(count) % classes
     unit = functional.normalize(teacher, dim=1)
-    for centre in (unit, unit - unit.mean(0)):
-        student = centre + noise * torch.randn(count, classes, generator=generator)
+    for center in (unit, unit - unit.mean(0)):
+        student = center + noise * torch.randn(count, classes, generator=generator)
         values = criterion.per_image(student_scale * student, teacher, labels)
         assert (values >= bound - 1e-5 * (1 + values.abs())).all()
 

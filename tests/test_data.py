@@ -16,9 +16,9 @@ from torch import Tensor
 
 from evolq.data import cache as image_cache
 from evolq.data import decoding as image_decoding
-from evolq.data.decoding import decode_images, normalise
+from evolq.data.decoding import decode_images, normalize
 from evolq.data.folders import list_images
-from evolq.data.images import LabelledImages, Split, bundled_split, folder_split, stratified_order
+from evolq.data.images import LabeledImages, Split, bundled_split, folder_split, stratified_order
 from evolq.data.models import load_model, preprocessing
 from evolq.errors import InputError
 
@@ -30,7 +30,7 @@ SMALL = {
     "crop_pct": 0.8,
     "crop_mode": "center",
 }
-GREY = SMALL | {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.2,)}
+GRAY = SMALL | {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.2,)}
 
 
 @pytest.fixture
@@ -73,22 +73,22 @@ def all_names(split: Split) -> list[str]:
     return [name for images in vars(split).values() for name in images.names]
 
 
-def labelled(count: int, prefix: str = "") -> LabelledImages:
+def labeled(count: int, prefix: str = "") -> LabeledImages:
     names = tuple(f"{prefix}{number}" for number in range(count))
-    return LabelledImages(torch.rand(count, 1, 2, 2), torch.arange(count), names)
+    return LabeledImages(torch.rand(count, 1, 2, 2), torch.arange(count), names)
 
 
 # Sets of images -----------------------------------------------------------------------------------
 
 
 def test_taken_images_keep_their_labels_and_names():
-    images = labelled(4)
+    images = labeled(4)
     taken = images.take([2, 0])
     assert torch.equal(taken.images, images.images[[2, 0]])
     assert taken.labels.tolist() == [2, 0]
     assert taken.names == ("2", "0")
     assert len(taken) == 2
-    assert repr(taken) == "LabelledImages(2 images of 1x2x2)"
+    assert repr(taken) == "LabeledImages(2 images of 1x2x2)"
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,19 @@ def test_taken_images_keep_their_labels_and_names():
 )
 def test_images_that_do_not_fit_together_are_refused(images, labels, names):
     with pytest.raises(InputError):
-        LabelledImages(images, labels, names)
+        LabeledImages(images, labels, names)
 
 
 def test_fingerprint_covers_pixels_labels_and_order_but_not_names():
-    images = labelled(3)
-    same = LabelledImages(images.images.clone(), images.labels.clone(), ("x", "y", "z"))
+    images = labeled(3)
+    same = LabeledImages(images.images.clone(), images.labels.clone(), ("x", "y", "z"))
     assert same.fingerprint == images.fingerprint
     other_pixel = images.images.clone()
     other_pixel[1, 0, 1, 1] += 1e-6
     others = [
-        LabelledImages(other_pixel, images.labels, images.names),
-        LabelledImages(images.images, images.labels.flip(0), images.names),
-        LabelledImages(images.images.view(3, 1, 1, 4), images.labels, images.names),
+        LabeledImages(other_pixel, images.labels, images.names),
+        LabeledImages(images.images, images.labels.flip(0), images.names),
+        LabeledImages(images.images.view(3, 1, 1, 4), images.labels, images.names),
         images.take([1, 0, 2]),
         images.take([0, 1]),
     ]
@@ -127,10 +127,10 @@ def test_fingerprint_covers_pixels_labels_and_order_but_not_names():
 @pytest.mark.parametrize(("i", "j"), [(0, 1), (0, 2), (1, 2)])
 def test_a_split_of_sets_that_share_a_name_is_refused(i, j):
     prefixes = ["a", "b", "c"]
-    Split(*(labelled(2, prefix) for prefix in prefixes))
+    Split(*(labeled(2, prefix) for prefix in prefixes))
     prefixes[j] = prefixes[i]
     with pytest.raises(InputError, match="disjoint"):
-        Split(*(labelled(2, prefix) for prefix in prefixes))
+        Split(*(labeled(2, prefix) for prefix in prefixes))
 
 
 # The order ----------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_order_depends_on_the_seed_and_on_nothing_else():
 # Bundled images -----------------------------------------------------------------------------------
 
 
-def test_bundled_sets_are_balanced_seeded_and_normalised():
+def test_bundled_sets_are_balanced_seeded_and_normalized():
     split = bundled_split(100, 50, 200, seed=3)
     assert [len(images) for images in vars(split).values()] == [100, 50, 200]
     for images in vars(split).values():
@@ -254,7 +254,7 @@ def test_folders_whose_order_is_unknown_are_refused(tmp_path, class_count):
         list_images([tmp_path], class_count)
 
 
-def test_class_folders_are_labelled_over_both_folders_together(tmp_path):
+def test_class_folders_are_labeled_over_both_folders_together(tmp_path):
     class_folders(tmp_path / "train", {"a": 1, "c": 1})
     class_folders(tmp_path / "val", {"b": 1, "c": 1})
     first, second = list_images([tmp_path / "train", tmp_path / "val"], 3)
@@ -282,7 +282,7 @@ def test_labels_file_names_images_and_classes(tmp_path):
         ("name,label\n0.png,1\n", "no column file .*it has name, label"),
         ("file\n0.png\n", "no column label"),
         ("", "no column file and no column label .*it has none"),
-        ("file,label\n", "no labelled images"),
+        ("file,label\n", "no labeled images"),
         ("file,label\n0.png,cat\n", "line 2: label 'cat' of '0.png'.* 0 to 1"),
         ("file,label\n0.png,1.0\n", "label '1.0'"),
         ("file,label\n0.png,-1\n", "label '-1'"),
@@ -307,10 +307,10 @@ def test_labels_file_that_is_not_text_is_refused(tmp_path):
 def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         list_images([tmp_path / "nowhere"], 2)
-    with pytest.raises(InputError, match="no labelled images"):
+    with pytest.raises(InputError, match="no labeled images"):
         list_images([tmp_path], 2)
     flat = save_image(tmp_path / "0.png", 0)
-    with pytest.raises(InputError, match=r"no labelled images.*labels\.csv"):
+    with pytest.raises(InputError, match=r"no labeled images.*labels\.csv"):
         list_images([tmp_path], 2)
     with pytest.raises(InputError, match="is not a folder"):
         list_images([flat], 2)
@@ -449,20 +449,20 @@ def test_pixels_equal_timms_own_preprocessing(tmp_path, crop_mode):
     config = SMALL | {"crop_mode": crop_mode, "input_size": (3, 9, 8)}
     path = save_image(tmp_path / "0.png", 0)
     expected = timm.data.create_transform(**config)(Image.open(path))
-    found = normalise(only(path, config)[None], config["mean"], config["std"])
+    found = normalize(only(path, config)[None], config["mean"], config["std"])
     assert torch.equal(found[0], expected)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
-def test_odd_modes_become_colour_or_grey(tmp_path, mode):
+def test_odd_modes_become_color_or_grey(tmp_path, mode):
     path = save_image(tmp_path / ("0.jpg" if mode == "CMYK" else "0.png"), 0, mode)
     shutil.copy(path, twin := tmp_path / f"twin{path.suffix}")
     image = Image.open(path)
     assert image.mode == mode
     image.convert("RGB").save(tmp_path / "rgb.png")
-    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("L").save(tmp_path / "gray.png")
     assert torch.equal(only(path), only(tmp_path / "rgb.png"))
-    assert torch.equal(only(twin, GREY), only(tmp_path / "grey.png", GREY))
+    assert torch.equal(only(twin, GRAY), only(tmp_path / "gray.png", GRAY))
 
 
 def test_transparent_palettes_need_no_warning(tmp_path, recwarn):
@@ -474,10 +474,10 @@ def test_transparent_palettes_need_no_warning(tmp_path, recwarn):
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    grey = np.arange(320, dtype=np.uint16).reshape(16, 20) * 200
-    Image.fromarray(grey).save(tmp_path / "16.png")
-    Image.fromarray((grey // 256).astype(np.uint8)).save(tmp_path / "8.png")
-    assert torch.equal(only(tmp_path / "16.png", GREY), only(tmp_path / "8.png", GREY))
+    gray = np.arange(320, dtype=np.uint16).reshape(16, 20) * 200
+    Image.fromarray(gray).save(tmp_path / "16.png")
+    Image.fromarray((gray // 256).astype(np.uint8)).save(tmp_path / "8.png")
+    assert torch.equal(only(tmp_path / "16.png", GRAY), only(tmp_path / "8.png", GRAY))
 
 
 def test_pixels_without_a_known_range_are_refused(tmp_path):
@@ -627,7 +627,7 @@ def real_accuracy(model: torch.nn.Module, evolq_data: Path, test: int) -> float:
     return accuracy(model, split.test)
 
 
-def accuracy(model: torch.nn.Module, images: LabelledImages) -> float:
+def accuracy(model: torch.nn.Module, images: LabeledImages) -> float:
     with torch.inference_mode():
         batches = zip(images.images.split(50), images.labels.split(50), strict=True)
         return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(images)

@@ -7,9 +7,9 @@ from evolq.errors import InputError
 from evolq.points import displace, displacement, inner, norm, role
 from landscape.probes.directions import (
     DIRECTIONS,
-    NORMALISATIONS,
+    NORMALIZATIONS,
     between,
-    normalise,
+    normalize,
     orthogonal_pair,
     orthogonal_to,
 )
@@ -34,7 +34,7 @@ def point():
 
 
 def groups(direction, at, how):
-    """All normalisation groups as (entries, target norm), written out from the definition."""
+    """All normalization groups as (entries, target norm), written out from the definition."""
     found = []
     for kind in ("scale", "zero_point"):
         entries = torch.cat([v.double().flatten() for n, v in direction.items() if role(n) == kind])
@@ -77,7 +77,7 @@ def test_moments_of_the_draws(kind, second, fourth):
     assert float((drawn**4).mean()) == pytest.approx(fourth, rel=0.03)
 
 
-@pytest.mark.parametrize("how", NORMALISATIONS)
+@pytest.mark.parametrize("how", NORMALIZATIONS)
 @pytest.mark.parametrize("kind", DIRECTIONS)
 def test_orthogonal_pairs_have_right_norms_and_angles_in_every_group(kind, how):
     at = point()
@@ -89,10 +89,10 @@ def test_orthogonal_pairs_have_right_norms_and_angles_in_every_group(kind, how):
     assert abs(inner(x, y)) < 1e-6 * norm(x) * norm(y)
 
 
-def test_filter_normalisation_is_the_formula_of_li_et_al():
+def test_filter_normalization_is_the_formula_of_li_et_al():
     at = {n: v for n, v in point().items() if role(n) == "weight"}
     drawn = DIRECTIONS["gaussian"](at, generator(2))
-    result = normalise(drawn, at, "filter")
+    result = normalize(drawn, at, "filter")
     for name in ("conv.weight", "fc.weight"):
         for d, w, got in zip(drawn[name], at[name], result[name], strict=True):
             torch.testing.assert_close(got, d / d.norm() * w.norm())
@@ -101,10 +101,10 @@ def test_filter_normalisation_is_the_formula_of_li_et_al():
 
 def test_filters_that_are_zero_do_not_move():
     at = {"w": torch.tensor([[0.0, 0.0], [3.0, 4.0]])}
-    moved = normalise({"w": torch.ones(2, 2)}, at, "filter")["w"]
+    moved = normalize({"w": torch.ones(2, 2)}, at, "filter")["w"]
     assert not moved[0].any()
     assert float(moved[1].norm()) == pytest.approx(5)
-    still = normalise(
+    still = normalize(
         {"w": torch.tensor([[1.0, 1.0], [0.0, 0.0]])}, {"w": torch.ones(2, 2)}, "filter"
     )
     assert not still["w"][1].any()
@@ -112,7 +112,7 @@ def test_filters_that_are_zero_do_not_move():
 
 def test_radius_is_a_typical_relative_step_of_scales_and_a_step_in_codes():
     at = point()
-    end = displace(at, normalise(DIRECTIONS["uniform"](at, generator()), at), 0.02)
+    end = displace(at, normalize(DIRECTIONS["uniform"](at, generator()), at), 0.02)
     step = displacement(at, end)
     for kind in ("scale", "zero_point"):
         entries = torch.cat([v.flatten() for n, v in step.items() if role(n) == kind])
@@ -138,7 +138,7 @@ def test_orthogonal_to_a_direction_over_fewer_names():
 
 def test_rounding_is_no_direction():
     at = {"w": torch.randn(50, 30, generator=generator())}
-    x = normalise(DIRECTIONS["gaussian"](at, generator(1)), at, "filter")
+    x = normalize(DIRECTIONS["gaussian"](at, generator(1)), at, "filter")
     parallel = {"w": x["w"].double() * torch.rand(50, 1, generator=generator(2)).double()}
     parallel["w"][0] += torch.arange(30)
     y = orthogonal_to(x, parallel, at, "filter")["w"]
@@ -164,6 +164,6 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match=r"1 in all, a\.scale .* --probe rays"):
         orthogonal_pair({"a.scale": torch.tensor(1.0)}, generator())
     with pytest.raises(InputError, match="'other'"):
-        normalise({"other": torch.ones(3)}, at)
+        normalize({"other": torch.ones(3)}, at)
     with pytest.raises(InputError, match=r"\(2,\)"):
-        normalise({"bias": torch.ones(2)}, at)
+        normalize({"bias": torch.ones(2)}, at)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from tiny_models import TinyResidual, TinyTransformer, randomised
+from tiny_models import TinyResidual, TinyTransformer, randomized
 from torch import Tensor, nn
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA, Criterion, info_nce, no_bound
 from evolq.losses.objective import Objective, TestEvaluation, predict
@@ -53,11 +53,11 @@ def transformer() -> nn.Module:
     return model.eval()
 
 
-def labelled(count: int, seed: int) -> LabelledImages:
+def labeled(count: int, seed: int) -> LabeledImages:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 1, 8, 8, generator=generator)
     names = tuple(f"{seed}/{number}" for number in range(count))
-    return LabelledImages(images, torch.arange(count) % 5, names)
+    return LabeledImages(images, torch.arange(count) % 5, names)
 
 
 class Problem:
@@ -65,14 +65,14 @@ class Problem:
 
     def __init__(self, moment_matching: bool = False) -> None:
         self.model = transformer()
-        self.data = labelled(24, seed=1)
+        self.data = labeled(24, seed=1)
         self.network = quantize(
             self.model, self.data.images[:2], weight_bits=3, moment_matching=moment_matching
         )
         self.start = calibrate(self.network, self.data.images, "minmax")
 
     def objective(
-        self, criterion: Criterion = CRITERIA["info_nce"], data: LabelledImages | None = None
+        self, criterion: Criterion = CRITERIA["info_nce"], data: LabeledImages | None = None
     ) -> Objective:
         data = data or self.data
         teacher = predict(self.model, data.images)
@@ -234,7 +234,7 @@ def test_a_budget_is_not_exceeded_and_only_given_names_move(
     problem: Problem, recipe: Recipe
 ) -> None:
     names = [name for name in problem.start if name.startswith("blocks.1.attn.qkv.weight")]
-    objective, selection = problem.objective(), problem.objective(data=labelled(12, seed=2))
+    objective, selection = problem.objective(), problem.objective(data=labeled(12, seed=2))
     last = list(
         search_scales(
             objective,
@@ -281,9 +281,9 @@ def test_a_loss_that_is_not_a_number_is_the_worst(problem: Problem, recipe: Reci
 @cache
 def confident_problem(
     make: type[nn.Module],
-) -> tuple[QuantizedNetwork, Point, LabelledImages, Tensor]:
+) -> tuple[QuantizedNetwork, Point, LabeledImages, Tensor]:
     """Return network, start, images and teacher, for losses near their bounds: all is predicted."""
-    model, data = randomised(make()), labelled(24, seed=1)
+    model, data = randomized(make()), labeled(24, seed=1)
     with torch.no_grad():
         model.head.weight *= 20
         model.head.bias -= predict(model, data.images).mean(0)
@@ -363,7 +363,7 @@ def test_test_images_are_refused_at_once(problem: Problem) -> None:
 
 def test_selection_images_choose_among_start_and_passes(problem: Problem) -> None:
     recipe = replace(DEFAULT, passes=4)
-    selection = problem.objective(data=labelled(24, seed=2))
+    selection = problem.objective(data=labeled(24, seed=2))
     iterates = list(search_scales(problem.objective(), problem.start, recipe, selection=selection))
     per_pass = len(visits(problem.network, recipe))
     ends = iterates[:-1:per_pass]
@@ -391,7 +391,7 @@ def test_patience_ends_a_search_that_does_not_help_on_selection_images(problem: 
 
 def search_for_resume(checkpoint: Path | None) -> list[Iterate]:
     problem = shared_problem()
-    selection = problem.objective(data=labelled(12, seed=2))
+    selection = problem.objective(data=labeled(12, seed=2))
     recipe = replace(DEFAULT, passes=3, patience=9)
     return list(
         search_scales(
@@ -450,7 +450,7 @@ def test_a_checkpoint_of_another_search_is_refused(problem: Problem, tmp_path: P
         search_scales(problem.objective(), other_start, recipe, checkpoint=checkpoint),
         search_scales(problem.objective(hotter), problem.start, recipe, checkpoint=checkpoint),
         search_scales(
-            problem.objective(data=labelled(24, 3)), problem.start, recipe, checkpoint=checkpoint
+            problem.objective(data=labeled(24, 3)), problem.start, recipe, checkpoint=checkpoint
         ),
     ):
         with pytest.raises(InputError, match="other images, weights or options"):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies
-from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from tiny_models import TinyResidual, TinyTransformer, images, randomized
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA
 from evolq.losses.objective import Objective, predict
@@ -55,7 +55,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 @cache
 def build(kind: str, scheme: str, **options: object) -> tuple[QuantizedNetwork, Point]:
-    network = quantize(randomised(MODELS[kind]()), images(), scheme, **options)
+    network = quantize(randomized(MODELS[kind]()), images(), scheme, **options)
     return network, calibrate(network, images(16, seed=2), "minmax")
 
 
@@ -289,7 +289,7 @@ def test_lowering_does_not_change_the_network() -> None:
 
 def test_weights_in_groups_stay_simulated() -> None:
     network = quantize(
-        randomised(TinyTransformer()), images(), weight_spec=QuantSpec(granularity=PerGroup(-1, 4))
+        randomized(TinyTransformer()), images(), weight_spec=QuantSpec(granularity=PerGroup(-1, 4))
     )
     targets = [node.target for node in lower(network._graph).nodes]
     assert integer_product not in targets
@@ -325,7 +325,7 @@ def test_cuts_keep_codes() -> None:
 @pytest.mark.usefixtures("uncompiled")
 def test_integer_execution_has_no_gradient() -> None:
     network, start = build("transformer", "linear")
-    data = LabelledImages(images(), torch.zeros(6, dtype=torch.int64), tuple("abcdef"))
+    data = LabeledImages(images(), torch.zeros(6, dtype=torch.int64), tuple("abcdef"))
     objective = Objective.of(network.executed("integer"), data, CRITERIA["mse"], torch.zeros(6, 3))
     with pytest.raises(InputError, match="execution integer has no gradients"):
         objective.gradient(start)
@@ -485,7 +485,7 @@ def test_compiled_gradients_are_those_of_the_simulated_graph(
     compiled_transformer: tuple[QuantizedNetwork, Point],
 ) -> None:
     network, start = compiled_transformer
-    data = LabelledImages(images(), torch.zeros(6, dtype=torch.int64), tuple("abcdef"))
+    data = LabeledImages(images(), torch.zeros(6, dtype=torch.int64), tuple("abcdef"))
     teacher = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     loss, expected = Objective.of(network, data, CRITERIA["kl"], teacher).gradient(start)
     compiled = Objective.of(network.executed("compiled"), data, CRITERIA["kl"], teacher)
@@ -499,9 +499,9 @@ def test_compiled_gradients_are_those_of_the_simulated_graph(
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_search_runs_on_integers() -> None:
-    model = randomised(TinyTransformer())
+    model = randomized(TinyTransformer())
     network, start = build("transformer", "full", weight_bits=3)
-    data = LabelledImages(images(12), torch.zeros(12, dtype=torch.int64), tuple("abcdefghijkl"))
+    data = LabeledImages(images(12), torch.zeros(12, dtype=torch.int64), tuple("abcdefghijkl"))
     teacher = predict(model, data.images)
     recipe = choose_recipe("default", passes=1, cycles=3)
     results = [

@@ -6,7 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from tiny_models import TinyResidual, TinyTransformer, images, randomized
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -156,7 +156,7 @@ CHANNELS = QuantSpec(8, granularity=PerChannel(-1))
 def build(
     kind: str, *args: object, **options: object
 ) -> tuple[QuantizedNetwork, dict[str, Tensor]]:
-    network = quantize(randomised(MODELS[kind]()), images(), *args, **options)
+    network = quantize(randomized(MODELS[kind]()), images(), *args, **options)
     return network, calibrate(network, images(), "minmax")
 
 
@@ -217,7 +217,7 @@ def test_symmetric_specs_and_groups(tmp_path: Path) -> None:
 
 
 def test_activations_per_channel(tmp_path: Path) -> None:
-    model = randomised(
+    model = randomized(
         nn.Sequential(nn.Flatten(2), nn.Linear(64, 5), nn.Flatten(), nn.Linear(5, 3))
     )
     network = quantize(model, images(), "linear", activation_spec=CHANNELS)
@@ -227,7 +227,7 @@ def test_activations_per_channel(tmp_path: Path) -> None:
 
 
 def test_log2_activations_and_their_zeros(tmp_path: Path) -> None:
-    model = randomised(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    model = randomized(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
     network = quantize(model, images(), "linear", activation_spec=QuantSpec(2, kind="log2"))
     point = calibrate(network, images(), "minmax")
     scale = point["1.input.scale"]

@@ -181,7 +181,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     size = family.options.get("img_size", size)
     coarse = functional.interpolate(torch.randn(2, 3, 4, 4, generator=generator), (size, size))
     images = coarse + 0.5 * torch.randn(2, 3, size, size, generator=generator)
-    randomise(model, images, generator)
+    randomize(model, images, generator)
     with torch.no_grad():
         logits = model(images)
     exported = export(reparameterize(model), images)
@@ -195,7 +195,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     return Case(family, model, images, logits, networks, points)
 
 
-def randomise(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+def randomize(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
     """Vary all that stands at a constant; give batch norms about the sizes that they meet."""
 
     def noise(like: Tensor) -> Tensor:

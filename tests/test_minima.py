@@ -23,7 +23,7 @@ def bowl(points=51):
     return t[:, None] ** 2 + t**2
 
 
-def neighbours(index, shape, connectivity):
+def neighbors(index, shape, connectivity):
     for step in np.ndindex(*(3,) * len(shape)):
         offset = np.array(step) - 1
         length = np.abs(offset).sum()
@@ -35,9 +35,9 @@ def neighbours(index, shape, connectivity):
 
 
 def strict_count(values, connectivity=8):
-    """What the tools of old count: points strictly below all their neighbours."""
+    """What the tools of old count: points strictly below all their neighbors."""
     return sum(
-        all(values[i] < values[j] for j in neighbours(i, values.shape, connectivity))
+        all(values[i] < values[j] for j in neighbors(i, values.shape, connectivity))
         for i in np.ndindex(values.shape)
     )
 
@@ -54,7 +54,7 @@ def reference(values, connectivity):
     finite = [i for i in np.ndindex(values.shape) if np.isfinite(values[i])]
     for i in sorted(finite, key=lambda i: values[i]):
         root[i] = i
-        for j in neighbours(i, values.shape, connectivity):
+        for j in neighbors(i, values.shape, connectivity):
             if j in root:
                 older, younger = sorted((find(i), find(j)), key=lambda k: values[k])
                 if older != younger:

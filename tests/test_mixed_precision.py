@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA, Criterion, no_bound
 from evolq.losses.objective import Objective, TestEvaluation, predict
@@ -41,23 +41,23 @@ class Layers(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def data() -> LabelledImages:
+def data() -> LabeledImages:
     images = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    return LabelledImages(images, torch.arange(16) % 4, tuple(map(str, range(16))))
+    return LabeledImages(images, torch.arange(16) % 4, tuple(map(str, range(16))))
 
 
 @pytest.fixture(scope="module")
-def network(data: LabelledImages) -> QuantizedNetwork:
+def network(data: LabeledImages) -> QuantizedNetwork:
     return quantize(Layers(), data.images[:2], weight_bits=3)
 
 
 @pytest.fixture(scope="module")
-def start(network: QuantizedNetwork, data: LabelledImages) -> dict[str, Tensor]:
+def start(network: QuantizedNetwork, data: LabeledImages) -> dict[str, Tensor]:
     return calibrate(network, data.images, "mse")
 
 
 def objective(
-    network: QuantizedNetwork, data: LabelledImages, criterion: Criterion = CRITERIA["mse"]
+    network: QuantizedNetwork, data: LabeledImages, criterion: Criterion = CRITERIA["mse"]
 ) -> Objective:
     return Objective.of(network, data, criterion, predict(Layers(), data.images))
 
@@ -82,7 +82,7 @@ def test_a_move_keeps_the_budget_and_uses_it_up(average: float) -> None:
 
 
 def test_the_search_beats_uniform_bits_within_the_budget(
-    network: QuantizedNetwork, start: dict[str, Tensor], data: LabelledImages
+    network: QuantizedNetwork, start: dict[str, Tensor], data: LabeledImages
 ) -> None:
     measured = objective(network, data)
     iterates = list(search_bits(measured, start, 3.0, evaluations=40))
@@ -101,7 +101,7 @@ def test_the_search_beats_uniform_bits_within_the_budget(
 
 
 def test_changed_bits_bring_their_own_calibration(
-    network: QuantizedNetwork, start: dict[str, Tensor], data: LabelledImages
+    network: QuantizedNetwork, start: dict[str, Tensor], data: LabeledImages
 ) -> None:
     last = list(search_bits(objective(network, data), start, 4.0, evaluations=20))[-1]
     network.check(last.point)
@@ -113,7 +113,7 @@ def test_changed_bits_bring_their_own_calibration(
 
 
 def test_the_seed_decides_and_the_cost_is_true(
-    network: QuantizedNetwork, start: dict[str, Tensor], data: LabelledImages
+    network: QuantizedNetwork, start: dict[str, Tensor], data: LabeledImages
 ) -> None:
     measured = objective(network, data)
     runs = [
@@ -128,7 +128,7 @@ def test_the_seed_decides_and_the_cost_is_true(
 
 
 def test_dropping_children_saves_passes_and_changes_nothing_else(
-    network: QuantizedNetwork, start: dict[str, Tensor], data: LabelledImages
+    network: QuantizedNetwork, start: dict[str, Tensor], data: LabeledImages
 ) -> None:
     teacher = predict(Layers(), data.images)
     plain, dropping = (
@@ -141,7 +141,7 @@ def test_dropping_children_saves_passes_and_changes_nothing_else(
 
 
 def test_nan_is_the_worst(
-    network: QuantizedNetwork, start: dict[str, Tensor], data: LabelledImages
+    network: QuantizedNetwork, start: dict[str, Tensor], data: LabeledImages
 ) -> None:
     first = network(start, data.images)
     trap = Criterion(
@@ -156,7 +156,7 @@ def test_nan_is_the_worst(
 
 
 def test_what_cannot_be_searched_is_refused(
-    network: QuantizedNetwork, start: dict[str, Tensor], data: LabelledImages
+    network: QuantizedNetwork, start: dict[str, Tensor], data: LabeledImages
 ) -> None:
     with pytest.raises(TypeError, match="TestEvaluation"):
         search_bits(TestEvaluation.of(network, data), start, 3.0)

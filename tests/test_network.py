@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 from graph_checks import unquantized_inputs, unquantized_values
-from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from tiny_models import TinyResidual, TinyTransformer, images, randomized
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
@@ -24,7 +24,7 @@ MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
 def build(
     kind: str, scheme: str = "linear", **options: object
 ) -> tuple[nn.Module, QuantizedNetwork]:
-    model = randomised(MODELS[kind]())
+    model = randomized(MODELS[kind]())
     return model, quantize(model, images(), scheme, **options)
 
 
@@ -57,7 +57,7 @@ def test_batch_norm_is_folded_and_the_names_stay() -> None:
 
 
 def test_a_batch_norm_that_follows_no_layer_stays() -> None:
-    model = randomised(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3)))
+    model = randomized(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3)))
     network = quantize(model, images(), "linear")
     assert "0.weight" in network.weights
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_a_batch_norm_that_follows_no_layer_stays() -> None:
 
 
 def test_the_model_is_not_changed() -> None:
-    model = randomised(TinyResidual()).train()
+    model = randomized(TinyResidual()).train()
     before = copy.deepcopy(model.state_dict())
     quantize(model, images())
     assert model.training
@@ -128,7 +128,7 @@ def test_eight_bits_are_close_to_full_precision(kind: str, scheme: str) -> None:
 
 
 def test_logits_equal_a_network_quantized_by_hand() -> None:
-    model = randomised(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)))
+    model = randomized(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)))
     network = quantize(model, images(), "linear", weight_bits=3, activation_bits=4)
     point = calibrate(network, images(), "minmax")
 
@@ -247,7 +247,7 @@ def test_one_value_has_one_quantizer() -> None:
             x = x.flatten(1).relu()
             return self.a(x) + self.b(x.reshape(-1, 64))
 
-    network = quantize(randomised(Shared()), images(), "linear")
+    network = quantize(randomized(Shared()), images(), "linear")
     assert list(network.sites) == ["a.input", "a.weight", "b.weight"]
 
 
@@ -262,7 +262,7 @@ def test_a_view_that_feeds_layer_norm_and_a_sum_gives_each_its_quantizer() -> No
             x = x + self.fc(self.norm(x))
             return self.head(x.flatten(1))
 
-    model = randomised(Block())
+    model = randomized(Block())
     network = quantize(model, images(), "full")
     assert set(network.sites) == {
         "add.output", "norm.input", "fc.input", "fc.weight", "add_1.output", "head.weight",
@@ -369,7 +369,7 @@ class Weighted(nn.Module):
 
 @pytest.mark.parametrize("how", ["linear", "matmul", "left"])
 def test_a_weight_has_one_scale_for_each_output_channel(how: str) -> None:
-    network = quantize(randomised(Weighted(how)), images(), "weights")
+    network = quantize(randomized(Weighted(how)), images(), "weights")
     point = calibrate(network, images())
     assert point["weight.scale"].shape == (5,)
 
@@ -383,7 +383,7 @@ def test_a_batch_norm_over_tokens_is_not_folded() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.norm(self.fc(x.flatten(1).reshape(-1, 8, 8))).flatten(1))
 
-    model = randomised(Tokens())
+    model = randomized(Tokens())
     network = quantize(model, images(), "linear")
     with torch.no_grad():
         torch.testing.assert_close(network.observe(images(), lambda *_: None), model(images()))
@@ -398,7 +398,7 @@ def test_names_that_differ_by_dots_only_stay_apart() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.a_0(self.a[0](x.flatten(1)))
 
-    network = quantize(randomised(Alike()), images(), "linear")
+    network = quantize(randomized(Alike()), images(), "linear")
     assert {"a.0.weight", "a_0.weight"} <= set(network.sites)
 
 
@@ -444,8 +444,8 @@ def test_layer_norms_in_integers_need_quantizers_around_them() -> None:
     assert torch.equal(network(point, images()), plain(point, images()))
 
 
-class Standardised(nn.Conv2d):
-    """A convolution with a standardised weight, computed through views as in timm's StdConv2d."""
+class Standardized(nn.Conv2d):
+    """A convolution with a standardized weight, computed through views as in timm's StdConv2d."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = nn.functional.batch_norm(
@@ -456,7 +456,7 @@ class Standardised(nn.Conv2d):
 
 @pytest.mark.parametrize("scheme", ["weights", "linear"])
 def test_a_weight_that_is_computed_through_views_is_quantized_per_channel(scheme: str) -> None:
-    model = randomised(nn.Sequential(Standardised(1, 5, 3), nn.Flatten(), nn.Linear(180, 3)))
+    model = randomized(nn.Sequential(Standardized(1, 5, 3), nn.Flatten(), nn.Linear(180, 3)))
     network = quantize(model, images(), scheme)
     point = calibrate(network, images(), "minmax")
     assert point["0.weight.scale"].shape == (5,)
@@ -480,8 +480,8 @@ def test_a_wrong_folding_of_batch_norms_is_noticed(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("evolq.network.quantized.fold_batch_norm", wrong)
     with pytest.raises(InputError, match="folding the batch norms of TinyResidual"):
-        quantize(randomised(TinyResidual()), images())
-    quantize(randomised(TinyResidual()), images(), "none")
+        quantize(randomized(TinyResidual()), images())
+    quantize(randomized(TinyResidual()), images(), "none")
 
 
 class Windows(nn.Module):
@@ -499,7 +499,7 @@ class Windows(nn.Module):
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_memory_is_counted_for_all_windows(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = quantize(randomised(Windows()), images(), "linear")
+    network = quantize(randomized(Windows()), images(), "linear")
     sizes = {}
     network.observe(images(count), lambda name, value: sizes.__setitem__(name, value.nbytes))
     assert sizes["fc.input"] == count * 64 * 4

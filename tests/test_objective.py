@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from tiny_models import TinyResidual, TinyTransformer, images, randomized
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA, no_bound
 from evolq.losses.objective import Objective, TestEvaluation, predict
@@ -20,12 +20,12 @@ COUNT = 10
 
 @pytest.fixture(scope="module")
 def model():
-    return randomised(TinyTransformer())
+    return randomized(TinyTransformer())
 
 
 @pytest.fixture(scope="module")
 def data():
-    return LabelledImages(images(COUNT), torch.arange(COUNT) % 3, tuple(map(str, range(COUNT))))
+    return LabeledImages(images(COUNT), torch.arange(COUNT) % 3, tuple(map(str, range(COUNT))))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ class TestCalibrate:
 
 
 def test_residual_networks_work_alike(data):
-    model = randomised(TinyResidual())
+    model = randomized(TinyResidual())
     network = quantize(model, images(), "full", weight_bits=4)
     point = calibrate(network, images(COUNT))
     measured = objective(network, data, model, "mse")

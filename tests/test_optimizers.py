@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import TinyTransformer, images, randomised
+from tiny_models import TinyTransformer, images, randomized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA, Criterion
 from evolq.losses.objective import Objective, TestEvaluation, predict
@@ -32,8 +32,8 @@ ALL = pytest.mark.parametrize("name", OPTIMIZERS)
 
 @cache
 def problem() -> SimpleNamespace:
-    model = randomised(TinyTransformer())
-    data = LabelledImages(images(COUNT), torch.arange(COUNT) % 3, tuple(map(str, range(COUNT))))
+    model = randomized(TinyTransformer())
+    data = LabeledImages(images(COUNT), torch.arange(COUNT) % 3, tuple(map(str, range(COUNT))))
     network = quantize(model, data.images, weight_bits=3)
     start = calibrate(network, data.images, "minmax")
     return SimpleNamespace(

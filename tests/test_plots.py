@@ -179,9 +179,9 @@ def test_the_title_names_only_bits_in_use(scheme, title):
     ("configuration", "unit"),
     [
         ({"over": "zero_points"}, "RMS shift of the zero points in codes"),
-        ({"over": "weights", "normalise": "none"}, "RMS change of the weights"),
-        ({"over": "weights", "normalise": "filter"}, "change relative to each filter's norm"),
-        ({"over": "scales", "normalise": "filter"}, "RMS log change of the scales"),
+        ({"over": "weights", "normalize": "none"}, "RMS change of the weights"),
+        ({"over": "weights", "normalize": "filter"}, "change relative to each filter's norm"),
+        ({"over": "scales", "normalize": "filter"}, "RMS log change of the scales"),
         ({}, "lengths of the direction"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_ray_without_a_value_leaves_the_mean_without_one():
 # Static figures -----------------------------------------------------------------------------------
 
 
-def test_heat_maps_show_raw_cells_centred_on_their_coordinates():
+def test_heat_maps_show_raw_cells_centered_on_their_coordinates():
     scan = synthetic_scans.plane(columns=5, rows=3)
     synthetic_scans.spoil(scan, x=0, y=2)
     for (_, mesh), values in zip(
@@ -234,9 +234,9 @@ def test_heat_maps_show_raw_cells_centred_on_their_coordinates():
     ):
         corners = mesh.get_coordinates()
         assert corners.shape == (4, 6, 2)
-        centres = (corners[:-1, :-1] + corners[1:, 1:]) / 2
-        np.testing.assert_allclose(centres[1, :, 0], scan.x, atol=1e-12)
-        np.testing.assert_allclose(centres[:, 1, 1], scan.y, atol=1e-12)
+        centers = (corners[:-1, :-1] + corners[1:, 1:]) / 2
+        np.testing.assert_allclose(centers[1, :, 0], scan.x, atol=1e-12)
+        np.testing.assert_allclose(centers[:, 1, 1], scan.y, atol=1e-12)
         np.testing.assert_array_equal(mesh.get_array().filled(np.nan), values)
 
 
@@ -252,8 +252,8 @@ def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
     everywhere = {(0.0, 0.0), (0.05, 0.0), (-0.1, 0.05)}
     assert marks == [{(0.0, 0.0)}, everywhere, everywhere]
     for axes, _ in heat_maps(figure):
-        centres = [patch.get_center() for patch in axes.patches]
-        np.testing.assert_allclose(centres, [(-0.1, 0.05), (0.1, -0.05)])
+        centers = [patch.get_center() for patch in axes.patches]
+        np.testing.assert_allclose(centers, [(-0.1, 0.05), (0.1, -0.05)])
         assert len({patch.get_hatch() for patch in axes.patches}) == 2
     (legend,) = figure.subfigs[1].legends
     assert [text.get_text() for text in legend.texts] == [
@@ -285,7 +285,7 @@ def test_plane_figure_names_axes_and_units():
     assert "fashion_vit" in figure.get_suptitle()
 
 
-def test_map_and_surface_share_one_scale_of_colours():
+def test_map_and_surface_share_one_scale_of_colors():
     scan = synthetic_scans.plane()
     figure = draw_plane(scan)
     surface = next(axes for axes in figure.axes if axes.name == "3d").collections[0]

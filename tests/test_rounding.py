@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from tiny_models import TinyResidual, TinyTransformer, images, randomized
 from torch.nn import functional
 
 from evolq.errors import InputError
@@ -64,7 +64,7 @@ class TestRoundColumns:
 
 
 def prepared(kind):
-    model = randomised(kind())
+    model = randomized(kind())
     network = quantize(model, images(), weight_bits=3)
     return model, network, calibrate(network, images(12))
 

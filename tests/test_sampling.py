@@ -98,7 +98,7 @@ def test_the_start_is_measured_once_whether_or_not_it_is_on_the_grid():
     assert dataset["start_test_correct_per_image"].values.tolist() == [True, True] + [False] * 3
 
 
-def test_rays_are_labelled_by_number_and_signed_distance():
+def test_rays_are_labeled_by_number_and_signed_distance():
     rays = [Line(ORIGIN, X), Line(ORIGIN, Y), Line(ORIGIN, {"w": torch.tensor([1.0, -1.0])})]
     dataset = sample_rays(rays, XS, Toy(), ToyTest())
     assert dataset["loss"].dims == ("ray", "distance")

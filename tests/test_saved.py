@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_models import TinyResidual, TinyTransformer, images, randomised
+from tiny_models import TinyResidual, TinyTransformer, images, randomized
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +23,7 @@ from evolq.starts.calibration import calibrate
 from evolq.tensor.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
 
 
-class Standardised(nn.Module):
+class Standardized(nn.Module):
     """A convolution whose weight is computed, behind a batch norm that cannot be folded."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Standardised(nn.Module):
         return functional.conv2d(self.norm(x), weight).flatten(1)
 
 
-MODELS = {"transformer": TinyTransformer, "residual": TinyResidual, "standardised": Standardised}
+MODELS = {"transformer": TinyTransformer, "residual": TinyResidual, "standardized": Standardized}
 GROUPS = QuantSpec(4, signed=True, granularity=PerGroup(-1, 4))
 SYMMETRIC = QuantSpec(3, signed=True, symmetric=True, granularity=PerChannel(0))
 SYMMETRIC_INPUT = QuantSpec(8, signed=True, symmetric=True)
@@ -52,7 +52,7 @@ CASES = {
         {"scheme": "weights", "weight_spec": GROUPS, "moment_matching": True},
     ),
     "one scale": ("residual", {"weight_spec": QuantSpec(2, granularity=PerTensor())}),
-    "computed": ("standardised", {"weight_bits": 4, "moment_matching": True}),
+    "computed": ("standardized", {"weight_bits": 4, "moment_matching": True}),
 }
 
 
@@ -60,7 +60,7 @@ class Case:
     """A small network at a Point with broken zero points and bits of its own."""
 
     def __init__(self, kind: str, **options: object) -> None:
-        self.model = randomised(MODELS[kind]())
+        self.model = randomized(MODELS[kind]())
         self.network = quantize(self.model, images(), **options)
         self.point = calibrate(self.network, images(), "minmax")
         generator = torch.Generator().manual_seed(7)
@@ -122,7 +122,7 @@ def test_a_loaded_network_predicts_the_same_bits(case: str, tmp_path: Path) -> N
     kind, options = CASES[case]
     made = Case(kind, **options)
     path = made.save(tmp_path / "model.safetensors")
-    architecture = randomised(MODELS[kind](), seed=5)  # other weights, which must not matter
+    architecture = randomized(MODELS[kind](), seed=5)  # other weights, which must not matter
     module = load(path, architecture)
     for count in (1, 6):
         assert torch.equal(made.logits(module, count), made.logits(count=count))
@@ -232,7 +232,7 @@ def test_a_four_bit_deit_takes_an_eighth(
 
 def test_a_point_of_other_weights_is_refused(linear: Case, tmp_path: Path) -> None:
     path = linear.save(tmp_path / "model.safetensors")
-    other = randomised(TinyResidual(), seed=5)
+    other = randomized(TinyResidual(), seed=5)
     theirs, ours = weights_hash(linear.model)[:12], weights_hash(other)[:12]
     with pytest.raises(InputError, match=f"weights {theirs} .* has weights {ours}; give"):
         load_point(path, linear.network, other)
@@ -279,7 +279,7 @@ def test_the_architecture_must_be_known(linear: Case, tmp_path: Path) -> None:
 def test_the_architecture_must_fit(linear: Case, tmp_path: Path) -> None:
     path = linear.save(tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"has conv1\.bias, which the model lacks"):
-        load(path, randomised(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))))
+        load(path, randomized(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))))
     wider = TinyResidual()
     wider.head = nn.Linear(6, 4)
     with pytest.raises(InputError, match=r"has head\.weight in shape \(3, 6\) instead of \(4, 6\)"):

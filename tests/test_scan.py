@@ -202,7 +202,7 @@ BAD = {
     "unknown observer": (["--observer", "max"], "minmax"),
     "unknown criterion": (["--criterion", "nce"], "info_nce"),
     "unknown direction": (["--directions", "up"], "gaussian"),
-    "unknown normalisation": (["--normalise", "batch"], "filter"),
+    "unknown normalization": (["--normalize", "batch"], "filter"),
     "unknown space": (["--over", "biases"], "scales"),
     "temperature of another criterion": (["--criterion", "kl", "--temperature", "2"], "info_nce"),
     "nothing within": (["--within", "layers.*"], "within"),
@@ -344,7 +344,7 @@ def test_help_lists_every_choice_and_imports_no_torch() -> None:
         observers.OBSERVERS,
         criteria.CRITERIA,
         directions.DIRECTIONS,
-        directions.NORMALISATIONS,
+        directions.NORMALIZATIONS,
         scan_module.OVER,
         scan_module.PROBES,
     ):

@@ -117,8 +117,8 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
         (("--directions", "hessian"), "--scheme none"),
         (
             ("--scheme", "none", "--over", "weights", "--directions", "hessian",
-             "--normalise", "filter"),
-            "leave out --normalise",
+             "--normalize", "filter"),
+            "leave out --normalize",
         ),
         (("--scheme", "none", "--over", "bits"), "scheme none has no bits"),
         (("--over", "bits", "--directions", "uniform"), "leave out --directions"),

@@ -32,7 +32,7 @@ class TinyTransformer(nn.Module):
 
 
 class TinyResidual(nn.Module):
-    """Batch-normalised convolutions with a skip connection; 3 classes, images (n, 1, 8, 8)."""
+    """Batch-normalized convolutions with a skip connection; 3 classes, images (n, 1, 8, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class TinyResidual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give all parameters and statistics values other than 0 and 1, which would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """From image files to pixels: decoding, resizing and cropping as a model wants them.
 
-The work is timm's own evaluation transform, up to but without the normalisation, so that a cached
+The work is timm's own evaluation transform, up to but without the normalization, so that a cached
 image is one byte per value. Orientation tags are not applied, as in every ImageNet evaluation.
 """
 
@@ -36,7 +36,7 @@ MODES = {1: "L", 3: "RGB"}
 
 
 class Decoded(NamedTuple):
-    """An image as the model wants it, before normalisation."""
+    """An image as the model wants it, before normalization."""
 
     pixels: Tensor
     """(channels, height, width) uint8."""
@@ -59,7 +59,7 @@ def decode_images(
             cached, at most one per core. One worker is this process itself.
 
     Raises:
-        InputError: if the model wants neither grey nor colour images.
+        InputError: if the model wants neither gray nor color images.
     """
     config = _configuration(preprocessing)
     absent = {}
@@ -88,7 +88,7 @@ def decode_images(
         yield path, Decoded(pixels, content)
 
 
-def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return uint8 pixels (n, c, h, w) as float32: over 255, minus mean (c,), over std (c,)."""
     shape = (1, -1, 1, 1)
     shift, scale = torch.tensor(mean).view(shape), torch.tensor(std).view(shape)
@@ -100,8 +100,8 @@ def _configuration(preprocessing: Mapping[str, Any]) -> str:
     channels = preprocessing["input_size"][0]
     if channels not in MODES:
         raise InputError(
-            f"the model wants images of {channels} channels, image files give 1 (grey) or 3 "
-            "(colour); choose another model"
+            f"the model wants images of {channels} channels, image files give 1 (gray) or 3 "
+            "(color); choose another model"
         )
     return json.dumps(dict(preprocessing), sort_keys=True)
 

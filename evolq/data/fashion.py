@@ -1,6 +1,6 @@
 """The two small networks of the embedded benchmark, with random weights.
 
-Both take float images of shape (images, 1, 28, 28), normalised with ``MEAN`` and ``STD``, and
+Both take float images of shape (images, 1, 28, 28), normalized with ``MEAN`` and ``STD``, and
 return logits of shape (images, 10).  The trained weights lie in ``evolq/bundled``;
 ``benchmarks/build_bundled.py`` trains them.
 """
@@ -61,7 +61,7 @@ def fashion_vit() -> nn.Module:
 
 
 def fashion_resnet() -> nn.Module:
-    """A small ResNet (He et al. 2016) with batch normalisation, with timm's random initialisation.
+    """A small ResNet (He et al. 2016) with batch normalization, with timm's random initialization.
 
     As usual for small images, a 3 x 3 convolution without pooling takes the place of the 7 x 7
     stem.  Four stages of one basic block each, with 16, 32, 64 and 128 channels at 28, 14, 7 and 4

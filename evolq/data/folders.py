@@ -1,4 +1,4 @@
-"""Folders of labelled images: which files there are, and which class each belongs to.
+"""Folders of labeled images: which files there are, and which class each belongs to.
 
 A folder has one of two shapes: one folder of images per class, or a `labels.csv` with columns
 `file` (relative to the csv file) and `label` (0-based class index) beside images that lie anywhere.
@@ -33,9 +33,9 @@ class ImageFile:
 
 
 def list_images(folders: Sequence[str | Path], class_count: int) -> list[list[ImageFile]]:
-    """Return the labelled images of each folder, in name order, without opening any of them.
+    """Return the labeled images of each folder, in name order, without opening any of them.
 
-    Class folders are labelled over all `folders` together: by timm's class order if all are named
+    Class folders are labeled over all `folders` together: by timm's class order if all are named
     by ImageNet synsets (n01440764) and the model knows an ImageNet class list of `class_count`
     classes; by the number if all names are numbers; otherwise by their place in sorted order, for
     which every class must have its folder.
@@ -59,7 +59,7 @@ def list_images(folders: Sequence[str | Path], class_count: int) -> list[list[Im
         else:
             listing = list(_images_in_csv(root / LABELS_FILE, class_count))
         if not listing:
-            raise InputError(f"no labelled images in {root}; {SHAPES}")
+            raise InputError(f"no labeled images in {root}; {SHAPES}")
         listings.append(sorted(listing, key=lambda image: image.name))
     return listings
 

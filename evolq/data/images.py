@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolq.data.decoding import Decoded, decode_images, normalise
+from evolq.data.decoding import Decoded, decode_images, normalize
 from evolq.data.fashion import MEAN, STD
 from evolq.data.folders import ImageFile, list_images
 from evolq.errors import InputError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LabelledImages:
-    """Images (n, c, h, w) float32, normalised, with labels (n,) int64 and a name each.
+class LabeledImages:
+    """Images (n, c, h, w) float32, normalized, with labels (n,) int64 and a name each.
 
     Raises:
         InputError: if shapes, types or numbers do not agree, or two images have the same name.
@@ -63,7 +63,7 @@ class LabelledImages:
     def __repr__(self) -> str:
         """Return the number of images and their size."""
         size = "x".join(map(str, self.images.shape[1:]))
-        return f"LabelledImages({len(self)} images of {size})"
+        return f"LabeledImages({len(self)} images of {size})"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -73,7 +73,7 @@ class LabelledImages:
         digest.update(self.labels.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
-    def take(self, indices: Sequence[int] | Tensor) -> LabelledImages:
+    def take(self, indices: Sequence[int] | Tensor) -> LabeledImages:
         """Return the images at `indices`, in that order.
 
         Raises:
@@ -81,7 +81,7 @@ class LabelledImages:
         """
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         names = tuple(self.names[index] for index in chosen.tolist())
-        return LabelledImages(self.images[chosen], self.labels[chosen], names)
+        return LabeledImages(self.images[chosen], self.labels[chosen], names)
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Split:
         InputError: if a name occurs in two of them.
     """
 
-    calibration: LabelledImages
-    selection: LabelledImages
-    test: LabelledImages
+    calibration: LabeledImages
+    selection: LabeledImages
+    test: LabeledImages
 
     def __post_init__(self) -> None:
         """Check that no name occurs in two sets."""
@@ -133,7 +133,7 @@ def stratified_order(names: Sequence[str], labels: Sequence[int], seed: int) -> 
 def bundled_split(
     calibration: int = 100, selection: int = 100, test: int = 200, seed: int = 0
 ) -> Split:
-    """Return images of Fashion-MNIST (1, 28, 28), normalised for the bundled networks.
+    """Return images of Fashion-MNIST (1, 28, 28), normalized for the bundled networks.
 
     Calibration and selection images come from 1,000 training images each, test images from the
     10,000 of the official test set: of each pool the first ones in `stratified_order`.
@@ -158,8 +158,8 @@ def bundled_split(
             names = [f"{origin}/{number:05}" for number in numbers]
             order = stratified_order(names, labels.tolist(), seed)[:count]
             pixels = torch.from_numpy(arrays[f"{role}_images"][order]).unsqueeze(1)
-            sets[role] = LabelledImages(
-                normalise(pixels, [MEAN], [STD]),
+            sets[role] = LabeledImages(
+                normalize(pixels, [MEAN], [STD]),
                 torch.from_numpy(labels[order]),
                 tuple(names[index] for index in order),
             )
@@ -240,7 +240,7 @@ def folder_split(
             f"skipped {len(unreadable)} unreadable images, such as {min(unreadable)}", stacklevel=2
         )
     return Split(
-        **{role: _labelled(images, decoded, preprocessing) for role, images in sets.items()}
+        **{role: _labeled(images, decoded, preprocessing) for role, images in sets.items()}
     )
 
 
@@ -310,14 +310,14 @@ def _check_contents(
                 )
 
 
-def _labelled(
+def _labeled(
     images: Sequence[ImageFile], decoded: Mapping[Path, Decoded], preprocessing: Mapping[str, Any]
-) -> LabelledImages:
+) -> LabeledImages:
     stack = np.empty((len(images), *preprocessing["input_size"]), np.uint8)
     for row, image in enumerate(images):  # torch would start all its threads for each image
         stack[row] = decoded[image.path].pixels.numpy()
-    return LabelledImages(
-        normalise(torch.from_numpy(stack), preprocessing["mean"], preprocessing["std"]),
+    return LabeledImages(
+        normalize(torch.from_numpy(stack), preprocessing["mean"], preprocessing["std"]),
         torch.tensor([image.label for image in images], dtype=torch.int64),
         tuple(image.name for image in images),
     )

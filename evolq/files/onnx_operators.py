@@ -200,7 +200,7 @@ def _per_axis(value: int | Sequence[int], count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-# Normalisation and activation functions -----------------------------------------------------------
+# Normalization and activation functions -----------------------------------------------------------
 
 
 def _layer_norm(

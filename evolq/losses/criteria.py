@@ -79,7 +79,7 @@ def info_nce(
 ) -> Tensor:
     """Contrast each image's prediction with the teacher's predictions of its batch-mates.
 
-    van den Oord et al. 2018 (infoNCE) as published with Evol-Q: rows L2-normalised, cosine over
+    van den Oord et al. 2018 (infoNCE) as published with Evol-Q: rows L2-normalized, cosine over
     temperature, cross entropy with the diagonal as the target, times 2 temperature. Images form
     batches of `batch` in their order; a remainder forms a smaller batch of its own, whose values
     lie lower since it has fewer negatives.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evolq.data.images import LabelledImages
+from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import Criterion
 from evolq.network.quantized import BATCH_SIZE, PartialEvaluation, QuantizedNetwork
@@ -90,7 +90,7 @@ class Objective:
     def of(
         cls,
         network: QuantizedNetwork,
-        data: LabelledImages,
+        data: LabeledImages,
         criterion: Criterion,
         teacher: Tensor,
         batch_size: int = BATCH_SIZE,
@@ -216,7 +216,7 @@ class TestEvaluation:
 
     @classmethod
     def of(
-        cls, network: QuantizedNetwork, data: LabelledImages, batch_size: int = BATCH_SIZE
+        cls, network: QuantizedNetwork, data: LabeledImages, batch_size: int = BATCH_SIZE
     ) -> TestEvaluation:
         """Return the evaluation of all entries on test images."""
         return cls(Forward.whole(network, data.images, batch_size), data.labels)

@@ -119,9 +119,9 @@ def coordinate_descent(
     while True:
         for name in reversed(loss.names):
             loss.focus([name])
-            centre = loss.best
+            center = loss.best
             for shift in grid:
-                coordinates = centre.clone()
+                coordinates = center.clone()
                 coordinates[places[name]] += shift * 0.5**halvings
                 loss(coordinates, f"{name} {shift * 0.5**halvings:+.3g}")
             yield

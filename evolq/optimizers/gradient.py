@@ -41,7 +41,7 @@ def sgd(
     return _descend(
         loss,
         lambda coordinates: torch.optim.SGD([coordinates], learning_rate, momentum),
-        normalised=True,
+        normalized=True,
     )
 
 
@@ -73,7 +73,7 @@ def adamw(
     )
 
 
-def _descend(loss: BudgetedLoss, make_steps: MakeSteps, normalised: bool = False) -> Iterator[None]:
+def _descend(loss: BudgetedLoss, make_steps: MakeSteps, normalized: bool = False) -> Iterator[None]:
     """Descend for ever.
 
     Where the loss or its gradient is not finite, go on at the best so far with half the learning
@@ -88,7 +88,7 @@ def _descend(loss: BudgetedLoss, make_steps: MakeSteps, normalised: bool = False
         if math.isfinite(value) and bool(gradient.isfinite().all()):
             if math.isnan(size):
                 size = float(gradient.square().mean().sqrt()) or 1.0
-            coordinates.grad = gradient / size if normalised else gradient
+            coordinates.grad = gradient / size if normalized else gradient
             steps.step()
         else:
             failures += 1
@@ -129,7 +129,7 @@ def sweep_learning_rate(
 
     The runs are judged by the calibration loss alone. What the sweep costs is reported and not
     charged to the winner: a comparison at equal budget is then one of methods that know their
-    learning rate, which favours the gradient.
+    learning rate, which favors the gradient.
     """
     runs = {
         rate: list(

@@ -118,7 +118,7 @@ def _moving_average(ranges: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Te
 
 
 def _upper_percentile(row: Tensor) -> Tensor:
-    """Return each row's `PERCENTILE`, interpolated linearly between neighbours in rank."""
+    """Return each row's `PERCENTILE`, interpolated linearly between neighbors in rank."""
     # Like torch.quantile, which refuses more than 16 million values and sorts them all.
     rank = PERCENTILE * (row.shape[1] - 1)
     floor = int(rank)
@@ -151,7 +151,7 @@ def _samples(rows: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor,
 
     `low` and `high` (parameters,) bound the values of each row.
 
-    Beyond `EXACT_VALUES` per parameter these are the centres and counts of equal bins, which is
+    Beyond `EXACT_VALUES` per parameter these are the centers and counts of equal bins, which is
     deterministic and bounds memory.
     """
     if sum(row.shape[1] for row in rows) <= EXACT_VALUES:
@@ -160,8 +160,8 @@ def _samples(rows: Sequence[Tensor], low: Tensor, high: Tensor) -> tuple[Tensor,
     for row in rows:
         for channel, (least, greatest) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
             counts[channel] += torch.histc(row[channel], HISTOGRAM_BINS, least, greatest)
-    centres = (torch.arange(HISTOGRAM_BINS, device=low.device) + 0.5) / HISTOGRAM_BINS
-    return torch.lerp(low[:, None], high[:, None], centres), counts
+    centers = (torch.arange(HISTOGRAM_BINS, device=low.device) + 0.5) / HISTOGRAM_BINS
+    return torch.lerp(low[:, None], high[:, None], centers), counts
 
 
 def _squared_errors(

@@ -94,7 +94,7 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale for each run of `size` neighbours along `axis`; `size` must divide the axis.
+    """One scale for each run of `size` neighbors along `axis`; `size` must divide the axis.
 
     The scale has the value's shape, except that `axis` is `size` times shorter: value (48, 64),
     axis 1, size 16, scale (48, 4). This is the blocked quantization of ONNX's QuantizeLinear.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evolq.errors import InputError
 from evolq.points import Direction, Point, combine, displacement, inner, norm
-from landscape.probes.directions import gaussian, normalise, orthogonal_to, principal_directions
+from landscape.probes.directions import gaussian, normalize, orthogonal_to, principal_directions
 from landscape.probes.sampling import HeldOutLoss
 from landscape.probes.slices import Place, Plane
 
@@ -125,7 +125,7 @@ def plane_through(start: Point, first: Point, second: Point, names: Collection[s
 def pca_plane(start: Point, paths: Sequence[Sequence[Point]], names: Collection[str]) -> Plane:
     """Return the plane through the start that lies nearest to the Points of one or several paths.
 
-    The two largest principal directions of the displacements from the start, not centred, so that
+    The two largest principal directions of the displacements from the start, not centered, so that
     the plane holds the start (Li et al. 2018, section 7, do the same from the end). Each path has
     the same weight, however many Points it has, and Points that a path repeats count once. The
     first axis points to where the last Point of the first path lies.
@@ -151,7 +151,7 @@ def pca_plane(start: Point, paths: Sequence[Sequence[Point]], names: Collection[
 def random_plane(start: Point, names: Collection[str], generator: torch.Generator) -> Plane:
     """Return the plane through the start along two random orthogonal directions."""
     moving = {name: start[name] for name in names}
-    x = normalise(gaussian(moving, generator), moving)
+    x = normalize(gaussian(moving, generator), moving)
     return Plane(start, x, orthogonal_to(x, gaussian(moving, generator), moving))
 
 

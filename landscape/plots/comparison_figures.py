@@ -22,7 +22,7 @@ from landscape.plots.comparison_info import (
     cost_words,
     interval_words,
 )
-from landscape.plots.figures import LOSS_COLOURS, START_STYLE, STYLE
+from landscape.plots.figures import LOSS_COLORS, START_STYLE, STYLE
 from landscape.plots.info import Quantity
 from landscape.plots.palette import look
 
@@ -88,7 +88,7 @@ def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
         info.y.values,
         surface.values,
         shading="nearest",
-        cmap=LOSS_COLOURS,
+        cmap=LOSS_COLORS,
         rasterized=True,
     )
     axes.figure.colorbar(mesh, ax=axes, pad=0.02, label=surface.measure)
@@ -98,7 +98,7 @@ def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
             axes.plot(
                 route.x,
                 route.y,
-                color=style.colour,
+                color=style.color,
                 linestyle=style.dashes,
                 linewidth=2.2,
                 path_effects=HALO,
@@ -106,7 +106,7 @@ def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
             axes.plot(
                 route.x[-1],
                 route.y[-1],
-                color=style.colour,
+                color=style.color,
                 marker=style.marker,
                 markersize=9,
                 markeredgecolor="white",
@@ -167,14 +167,14 @@ def _table_height(info: ComparisonInfo) -> float:
 
 def _draw_band(axes: Axes, info: ComparisonInfo, optimizer: OptimizerInfo, band: Band) -> None:
     style: Any = look(optimizer.name)
-    axes.fill_between(info.costs, band.low, band.high, color=style.colour, alpha=0.2, linewidth=0)
+    axes.fill_between(info.costs, band.low, band.high, color=style.color, alpha=0.2, linewidth=0)
     known = np.flatnonzero(np.isfinite(band.mean))
     if not len(known):
         return
     axes.plot(
         info.costs,
         band.mean,
-        color=style.colour,
+        color=style.color,
         linestyle=style.dashes,
         linewidth=2,
         marker=style.marker,

@@ -86,7 +86,7 @@ def _traces(info: ComparisonInfo, cost: float) -> list[Any]:
     traces: list[Any] = []
     for optimizer in info.optimizers:
         style = look(optimizer.name)
-        line = {"color": style.colour, "dash": style.dash, "width": 3}
+        line = {"color": style.color, "dash": style.dash, "width": 3}
         shared = {"legendgroup": optimizer.name, "name": optimizer.name, "line": line}
         x, y, sizes, text = _route_up_to(optimizer, cost)
         traces.append(

@@ -61,13 +61,13 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # text stays text in a paper
     "svg.hashsalt": "landscape",
 }
-# Dark is low on every map, in colour and in grey alike, and to a colour-blind eye.
-LOSS_COLOURS = matplotlib.colormaps["viridis"]
-BAND_COLOURS = ListedColormap(
+# Dark is low on every map, in color and in gray alike, and to a color-blind eye.
+LOSS_COLORS = matplotlib.colormaps["viridis"]
+BAND_COLORS = ListedColormap(
     [matplotlib.colormaps["cividis"](level) for level in np.linspace(0, 1, len(BAND_WORDS))]
 )
 
-RISE_COLOURS = matplotlib.colormaps["Reds"]
+RISE_COLORS = matplotlib.colormaps["Reds"]
 BOX_STYLE: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 2, "zorder": 3}
 
 MARK_STYLE: dict[str, Any] = {"linestyle": "", "color": "white", "markeredgecolor": "black"}
@@ -78,7 +78,7 @@ CHECKPOINT_STYLE = MARK_STYLE | {"marker": "D", "markersize": 11}
 NUMBER_STYLE: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 7}
 LISTED_STYLE = CHECKPOINT_STYLE | {"markersize": 8}
 LISTED = 8  # checkpoints that a legend has room for
-RAY_COLOUR, MEAN_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
+RAY_COLOR, MEAN_COLOR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 NOT_FINITE_STYLE: dict[str, Any] = {"facecolor": "0.75", "edgecolor": "black", "hatch": "xxxx"}
 NOT_COMPUTED_STYLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "...."}
 
@@ -109,9 +109,9 @@ def draw_plane(dataset: Dataset, minima: Iterable[Minimum] = ()) -> Figure:
 
 
 def draw_map(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
-    """Draw one loss of a plane as a heat map of raw cells, with its colour bar."""
+    """Draw one loss of a plane as a heat map of raw cells, with its color bar."""
     mesh = _draw_cells(
-        axes, info, surface.quantity, cmap=LOSS_COLOURS, norm=_scale(surface.quantity)
+        axes, info, surface.quantity, cmap=LOSS_COLORS, norm=_scale(surface.quantity)
     )
     axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=surface.quantity.measure)
     axes.set_title(surface.quantity.name)
@@ -121,7 +121,7 @@ def draw_map(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
 def draw_confidence(axes: Axes, info: PlaneInfo) -> None:
     """Draw which points of a plane the test images tell apart from the start."""
     limits = Normalize(-0.5, len(BAND_WORDS) - 0.5)
-    mesh = _draw_cells(axes, info, info.confidence, cmap=BAND_COLOURS, norm=limits)
+    mesh = _draw_cells(axes, info, info.confidence, cmap=BAND_COLORS, norm=limits)
     bar = axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=info.confidence.measure)
     words = [f"{word}\n{limits}" for word, limits in zip(BAND_WORDS, BAND_LIMITS, strict=True)]
     bar.set_ticks(range(len(words)), labels=words, fontsize="small", linespacing=1.3)
@@ -138,7 +138,7 @@ def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
         x,
         y,
         surface.quantity.values,
-        cmap=LOSS_COLOURS,
+        cmap=LOSS_COLORS,
         norm=_scale(surface.quantity),
         rstride=1,
         cstride=1,
@@ -186,16 +186,16 @@ def draw_bits(dataset: Dataset) -> Figure:
         figure = Figure(figsize=(max(8.0, width), 2.8 + 0.3 * rows), layout="constrained")
         figure.suptitle(info.title)
         axes = figure.subplots()
-        mesh = axes.pcolormesh(info.shades, cmap=RISE_COLOURS, vmin=0, vmax=info.darkest)
+        mesh = axes.pcolormesh(info.shades, cmap=RISE_COLORS, vmin=0, vmax=info.darkest)
         bar = figure.colorbar(mesh, ax=axes, label=_measure(info.quantity), aspect=30)
         places, labels = zip(*info.ticks, strict=True)
         bar.set_ticks(places, labels=labels)
         axes.hlines(np.arange(rows), 0, columns, color="0.85", linewidth=0.8)
         axes.vlines(np.arange(columns), 0, rows, color="0.85", linewidth=0.8)
         for cell, words in np.ndenumerate(info.words):
-            colour = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
+            color = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
             axes.text(
-                cell[1] + 0.5, cell[0] + 0.5, words, ha="center", va="center", fontsize=8, c=colour
+                cell[1] + 0.5, cell[0] + 0.5, words, ha="center", va="center", fontsize=8, c=color
             )
         for row, column in info.boxed:
             axes.add_patch(Rectangle((column, row), 1, 1, **BOX_STYLE))
@@ -237,13 +237,13 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _scale(quantity: Quantity) -> Normalize:
-    """Return the scale of colours: the same on the map, of cells, and on the surface, of faces."""
+    """Return the scale of colors: the same on the map, of cells, and on the surface, of faces."""
     return Normalize(*quantity.limits)
 
 
-def _draw_cells(axes: Axes, info: PlaneInfo, quantity: Quantity, **colours: Any) -> QuadMesh:
+def _draw_cells(axes: Axes, info: PlaneInfo, quantity: Quantity, **colors: Any) -> QuadMesh:
     x, y = info.x.values, info.y.values
-    mesh = axes.pcolormesh(x, y, quantity.values, shading="nearest", rasterized=True, **colours)
+    mesh = axes.pcolormesh(x, y, quantity.values, shading="nearest", rasterized=True, **colors)
     corners: NDArray[np.float64] = mesh.get_coordinates()  # type: ignore[assignment]
     for missing, style in (
         (quantity.not_finite, NOT_FINITE_STYLE),
@@ -300,7 +300,7 @@ def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
     distance = info.distance.values
     axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
     style: dict[str, Any] = {
-        "color": RAY_COLOUR,
+        "color": RAY_COLOR,
         "alpha": 0.45,
         "linewidth": 0.9,
         "elinewidth": 0.7,
@@ -310,8 +310,8 @@ def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
         axes.errorbar(distance, values, errors, **style, label=RAY_WORDS if ray == 0 else None)
     if curves.mean_errors is not None:
         low, high = curves.mean - curves.mean_errors, curves.mean + curves.mean_errors
-        axes.fill_between(distance, low, high, color=MEAN_COLOUR, alpha=0.3, linewidth=0, zorder=3)
-    axes.plot(distance, curves.mean, color=MEAN_COLOUR, linewidth=2, zorder=4, label=MEAN_WORDS)
+        axes.fill_between(distance, low, high, color=MEAN_COLOR, alpha=0.3, linewidth=0, zorder=3)
+    axes.plot(distance, curves.mean, color=MEAN_COLOR, linewidth=2, zorder=4, label=MEAN_WORDS)
     _, columns = np.nonzero(curves.quantity.not_finite)
     if len(columns):
         top = np.ones(len(columns))

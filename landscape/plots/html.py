@@ -51,8 +51,8 @@ PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
-RAY_COLOUR, MEAN_COLOUR = "rgba(0, 114, 178, 0.45)", "rgb(213, 94, 0)"  # Okabe and Ito
-# A colour is a value: no light and shade.
+RAY_COLOR, MEAN_COLOR = "rgba(0, 114, 178, 0.45)", "rgb(213, 94, 0)"  # Okabe and Ito
+# A color is a value: no light and shade.
 UNLIT = {"ambient": 1, "diffuse": 0, "specular": 0, "fresnel": 0}
 OUTLINE = {"color": "black", "width": 1.5}
 
@@ -91,24 +91,24 @@ def write_html(figure: go.Figure, path: Path) -> None:
 def _draw_plane(info: PlaneInfo) -> go.Figure:
     """Draw three views of the plane, each a heat map and a surface; buttons choose the view."""
     views = (
-        (info.loss, info.loss.quantity, _loss_colours(info.loss.quantity)),
-        (info.test_loss, info.test_loss.quantity, _loss_colours(info.test_loss.quantity)),
-        (info.test_loss, info.confidence, _band_colours(info.confidence)),
+        (info.loss, info.loss.quantity, _loss_colors(info.loss.quantity)),
+        (info.test_loss, info.test_loss.quantity, _loss_colors(info.test_loss.quantity)),
+        (info.test_loss, info.confidence, _band_colors(info.confidence)),
     )
     text = _plane_text(info)
     figure = make_subplots(1, 2, specs=[[{"type": "xy"}, {"type": "scene"}]])
     buttons = []
-    for view, (surface, coloured, colours) in enumerate(views):
-        flat = _flat_traces(info, surface, coloured, colours, text)
-        solid = _solid_traces(info, surface, coloured, colours, text)
+    for view, (surface, colored, colors) in enumerate(views):
+        flat = _flat_traces(info, surface, colored, colors, text)
+        solid = _solid_traces(info, surface, colored, colors, text)
         shown = {"visible": view == 1}  # the test loss first: it is what a user would see
         figure.add_traces([trace.update(shown, meta=view) for trace in flat], rows=1, cols=1)
         figure.add_traces([trace.update(shown, meta=view) for trace in solid], rows=1, cols=2)
-    for view, (surface, coloured, _) in enumerate(views):
+    for view, (surface, colored, _) in enumerate(views):
         visible = [trace.meta == view for trace in figure.data]
         height = {"scene.zaxis.title.text": surface.quantity.measure}
         buttons.append(
-            {"label": coloured.name, "method": "update", "args": [{"visible": visible}, height]}
+            {"label": colored.name, "method": "update", "args": [{"visible": visible}, height]}
         )
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, "active": 1}
     figure.update_layout(
@@ -144,8 +144,8 @@ def _label(axis: Axis) -> str:
 def _flat_traces(
     info: PlaneInfo,
     surface: Surface,
-    coloured: Quantity,
-    colours: dict[str, Any],
+    colored: Quantity,
+    colors: dict[str, Any],
     text: NDArray[np.object_],
 ) -> list[Any]:
     """Return a heat map of raw cells, crosses and squares where there is no value, and marks."""
@@ -153,19 +153,19 @@ def _flat_traces(
         go.Heatmap(
             x=info.x.values,
             y=info.y.values,
-            z=coloured.values,
+            z=colored.values,
             text=text,
             hoverinfo="text",
             hoverongaps=False,
-            colorscale=colours["colorscale"],
-            zmin=colours["cmin"],
-            zmax=colours["cmax"],
-            colorbar={"x": 0.41} | colours["colorbar"],
+            colorscale=colors["colorscale"],
+            zmin=colors["cmin"],
+            zmax=colors["cmax"],
+            colorbar={"x": 0.41} | colors["colorbar"],
         )
     ]
     for name, symbol, missing in (
-        (NOT_FINITE_WORDS, "x", coloured.not_finite),
-        (NOT_COMPUTED_WORDS, "hash-open", coloured.not_computed),
+        (NOT_FINITE_WORDS, "x", colored.not_finite),
+        (NOT_COMPUTED_WORDS, "hash-open", colored.not_computed),
     ):
         rows, columns = np.nonzero(missing)
         if len(rows):
@@ -210,8 +210,8 @@ def _flat_traces(
 def _solid_traces(
     info: PlaneInfo,
     surface: Surface,
-    coloured: Quantity,
-    colours: dict[str, Any],
+    colored: Quantity,
+    colors: dict[str, Any],
     text: NDArray[np.object_],
 ) -> list[Any]:
     """Return the surface through the raw points, its mesh, and a pin for each mark."""
@@ -221,11 +221,11 @@ def _solid_traces(
             x=info.x.values,
             y=info.y.values,
             z=surface.quantity.values,
-            surfacecolor=coloured.values,
+            surfacecolor=colored.values,
             text=text,
             hoverinfo="text",
-            **colours,
-            showscale=False,  # the heat map's colours
+            **colors,
+            showscale=False,  # the heat map's colors
             lighting=UNLIT,
             contours={"x": _mesh_lines(info.x.values), "y": _mesh_lines(info.y.values)},
         )
@@ -274,20 +274,20 @@ def _marks(surface: Surface) -> list[tuple[str, str, str, int, list[Marker]]]:
     return [mark for mark in marks if mark[-1]]
 
 
-def _loss_colours(quantity: Quantity) -> dict[str, Any]:
+def _loss_colors(quantity: Quantity) -> dict[str, Any]:
     low, high = quantity.limits
     title = {"text": quantity.measure, "side": "right"}
     return {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": {"title": title}}
 
 
-def _band_colours(quantity: Quantity) -> dict[str, Any]:
-    """Return one flat colour for each band, and its meaning beside it."""
+def _band_colors(quantity: Quantity) -> dict[str, Any]:
+    """Return one flat color for each band, and its meaning beside it."""
     count = len(BAND_WORDS)
     flat = sample_colorscale("Cividis", count)
     words = [f"{word}<br>{limits}" for word, limits in zip(BAND_WORDS, BAND_LIMITS, strict=True)]
     return {
         "colorscale": [
-            [edge / count, colour] for band, colour in enumerate(flat) for edge in (band, band + 1)
+            [edge / count, color] for band, color in enumerate(flat) for edge in (band, band + 1)
         ],
         "cmin": -0.5,
         "cmax": count - 0.5,
@@ -348,7 +348,7 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
             x=distance,
             y=values,
             error_y=_error_bars(None if curves.errors is None else curves.errors[ray], 1),
-            line={"color": RAY_COLOUR, "width": 1},
+            line={"color": RAY_COLOR, "width": 1},
             mode="lines",
             name=RAY_WORDS,
             legendgroup=RAY_WORDS,
@@ -363,7 +363,7 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
             x=distance,
             y=curves.mean,
             error_y=_error_bars(curves.mean_errors, 2),
-            line={"color": MEAN_COLOUR, "width": 3},
+            line={"color": MEAN_COLOR, "width": 3},
             mode="lines",
             name=MEAN_WORDS,
             legendgroup=MEAN_WORDS,
@@ -415,9 +415,9 @@ def _draw_bits(info: BitsInfo) -> go.Figure:
         )
     )
     for cell, words in np.ndenumerate(info.words):
-        colour = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
+        color = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
         figure.add_annotation(
-            x=cell[1], y=cell[0], text=words, showarrow=False, font={"color": colour, "size": 11}
+            x=cell[1], y=cell[0], text=words, showarrow=False, font={"color": color, "size": 11}
         )
     for row, column in info.boxed:
         x, y = (column - 0.5, column + 0.5), (row - 0.5, row + 0.5)

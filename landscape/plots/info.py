@@ -34,7 +34,7 @@ CRITERION_WORDS = {
 TEST_LOSS_WORDS = CRITERION_WORDS["cross_entropy"]
 
 # What is scanned -> how a reader knows it, and what a step of 1 along a direction does there
-# (the normalisations of landscape.directions).
+# (the normalizations of landscape.directions).
 OVER_WORDS = {
     "scales": ("scale space", "RMS log change of the scales"),
     "zero_points": ("zero-point space", "RMS shift of the zero points in codes"),
@@ -45,7 +45,7 @@ GUIDED_WORDS = {
     "towards": "1: the checkpoint",
     "pca": "in RMS distances of the checkpoints",
 }
-NORMALISED_WEIGHTS_WORDS = {
+NORMALIZED_WEIGHTS_WORDS = {
     "layer": "change relative to each layer's norm",
     "filter": "change relative to each filter's norm",
 }
@@ -420,7 +420,7 @@ def _axis(coordinate: DataArray, name: str, configuration: Mapping[str, Any]) ->
     over = configuration.get("over", "")
     _, unit = OVER_WORDS.get(over, ("", "lengths of the direction"))
     if over == "weights":
-        unit = NORMALISED_WEIGHTS_WORDS.get(configuration.get("normalise", ""), unit)
+        unit = NORMALIZED_WEIGHTS_WORDS.get(configuration.get("normalize", ""), unit)
     unit = GUIDED_WORDS.get(configuration.get("directions", ""), unit)
     return Axis(name, unit, coordinate.values.astype(np.float64))
 

@@ -1,7 +1,7 @@
-"""How each optimizer looks in every figure: a colour, a line and a marker of its own.
+"""How each optimizer looks in every figure: a color, a line and a marker of its own.
 
-The colours are those of Okabe and Ito, told apart by colour-blind eyes and, for the first ones, by
-their greys; lines and markers tell all of them apart without colour.
+The colors are those of Okabe and Ito, told apart by color-blind eyes and, for the first ones, by
+their grays; lines and markers tell all of them apart without color.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 
 class Look(NamedTuple):
-    """A colour, a matplotlib line style and marker, and plotly's names of the same."""
+    """A color, a matplotlib line style and marker, and plotly's names of the same."""
 
-    colour: str
+    color: str
     dashes: str | tuple[int, tuple[int, ...]]
     marker: str
     dash: str

@@ -12,7 +12,7 @@ from landscape.paths.transfer import transfer_rows
 from landscape.plots.figures import STYLE
 from landscape.plots.info import CRITERION_WORDS, configuration_of, title_of
 
-# Criteria are told apart as optimizers are elsewhere: by colour, line and marker.
+# Criteria are told apart as optimizers are elsewhere: by color, line and marker.
 CRITERION_LOOKS = {
     "info_nce": ("#d55e00", "-", "o"),
     "kl": ("#0072b2", "--", "s"),
@@ -45,10 +45,10 @@ def draw_transfer(dataset: Dataset) -> Figure:
             below.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
             for number, criterion in enumerate(map(str, dataset.criterion.values)):
                 chosen = [r for r in rows if (r.optimizer, r.criterion) == (optimizer, criterion)]
-                colour, dashes, marker = CRITERION_LOOKS[criterion]
+                color, dashes, marker = CRITERION_LOOKS[criterion]
                 # a little apart, so that no error bar hides another
                 sizes = np.array([row.size for row in chosen]) * 1.05 ** (number - 1.5)
-                style = {"color": colour, "linestyle": dashes, "marker": marker}
+                style = {"color": color, "linestyle": dashes, "marker": marker}
                 above.plot(sizes, [row.closed for row in chosen], **style)
                 changes = np.array([row.test_loss_change for row in chosen])
                 below.errorbar(

@@ -1,10 +1,10 @@
-"""Directions in the space of Points: drawn at random or between two Points, and normalised.
+"""Directions in the space of Points: drawn at random or between two Points, and normalized.
 
 A direction has one tensor for each name of the Point it was drawn for, of the same shape. It lives
 in the coordinates of `evolq.points`: log scales, zero points in codes, weights in their own units.
 
-Normalisation works on groups of entries. Entries of a quantizer form one group per role and get a
-root mean square of 1, whatever the normalisation, since a step is relative already (log scales) or
+Normalization works on groups of entries. Entries of a quantizer form one group per role and get a
+root mean square of 1, whatever the normalization, since a step is relative already (log scales) or
 has a unit of its own (codes, bits): a radius r changes a typical scale by a factor exp(r) and
 shifts a typical zero point by r codes. Weights have no such unit, and there the names apply:
 
@@ -12,7 +12,7 @@ shifts a typical zero point by r codes. Weights have no such unit, and there the
 - `layer`: each tensor gets the norm of the Point's tensor;
 - `filter`: each slice along axis 0 gets the norm of the Point's slice (Li et al. 2018,
   "Visualizing the Loss Landscape of Neural Nets", section 4: d_ij <- d_ij / |d_ij| |w_ij|);
-  tensors with fewer than two dimensions, biases and the parameters of normalisation layers, do not
+  tensors with fewer than two dimensions, biases and the parameters of normalization layers, do not
   move, as in the authors' code (its option `ignore=biasbn`).
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from evolq.errors import InputError
 from evolq.points import Direction, Point, combine, displacement, inner, role
 
-NORMALISATIONS = ("none", "layer", "filter")
+NORMALIZATIONS = ("none", "layer", "filter")
 
 # A part of a group that is left after projection is rounding, not a direction, below this fraction
 # of what was there before: float64 rounds at 1e-16 and the groups have up to about 1e7 entries.
@@ -52,7 +52,7 @@ def _draw(
 
 
 def gaussian(point: Point, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw every entry from a normal distribution: after normalisation uniform on the sphere."""
+    """Draw every entry from a normal distribution: after normalization uniform on the sphere."""
     return _draw(
         point,
         generator,
@@ -86,7 +86,7 @@ def rademacher(point: Point, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def between(start: Point, end: Point) -> dict[str, Tensor]:
-    """Return the direction from `start` to `end`: distance 1 along it is `end`; not normalised.
+    """Return the direction from `start` to `end`: distance 1 along it is `end`; not normalized.
 
     Raises:
         InputError: if a name of `start` is missing in `end`.
@@ -94,13 +94,13 @@ def between(start: Point, end: Point) -> dict[str, Tensor]:
     return displacement(start, end)
 
 
-def normalise(direction: Direction, point: Point, how: str = "none") -> dict[str, Tensor]:
+def normalize(direction: Direction, point: Point, how: str = "none") -> dict[str, Tensor]:
     """Scale each group of `direction` to its norm at `point` (see the top of this module).
 
     A group that is zero, in the direction or (for weights) in the Point, stays or becomes zero.
 
     Raises:
-        InputError: for an unknown normalisation, or if nothing of the direction is left.
+        InputError: for an unknown normalization, or if nothing of the direction is left.
     """
     _check(direction, point, how)
     result: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ def normalise(direction: Direction, point: Point, how: str = "none") -> dict[str
 def principal_directions(
     rows: Sequence[Direction], weights: Sequence[float], count: int
 ) -> list[tuple[float, dict[str, Tensor]]]:
-    """Return the principal directions of weighted displacements, not centred, longest first.
+    """Return the principal directions of weighted displacements, not centered, longest first.
 
     The singular vectors of the matrix whose rows are the displacements times the roots of their
     weights (Li et al. 2018, section 7), from its Gram matrix: rows are few and coordinates many.
@@ -142,14 +142,14 @@ def principal_directions(
 def orthogonal_to(
     other: Direction, direction: Direction, point: Point, how: str = "none"
 ) -> dict[str, Tensor]:
-    """Make `direction` orthogonal to `other` within each group of `how`, and normalise it.
+    """Make `direction` orthogonal to `other` within each group of `how`, and normalize it.
 
     Gram-Schmidt inside the groups keeps both properties at once: scaling a whole group does not
     change its angle to the other direction's group, and angles of 90 degrees in all groups add up
     to one overall. A group with a single entry has no second direction; it becomes zero.
 
     Raises:
-        InputError: for an unknown normalisation, or if nothing of the direction is left.
+        InputError: for an unknown normalization, or if nothing of the direction is left.
     """
     _check(direction, point, how)
     result: dict[str, Tensor] = {}
@@ -175,17 +175,17 @@ def orthogonal_to(
 def orthogonal_pair(
     point: Point, generator: torch.Generator, kind: str = "gaussian", how: str = "none"
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draw two directions of a `kind` in DIRECTIONS, orthogonal in every group and normalised.
+    """Draw two directions of a `kind` in DIRECTIONS, orthogonal in every group and normalized.
 
     The first is exactly of its kind; the second is its kind less its part along the first (of two
     Rademacher directions, only the first has entries of equal size).
 
     Raises:
-        InputError: for an unknown kind or normalisation, or a Point with too few entries.
+        InputError: for an unknown kind or normalization, or a Point with too few entries.
     """
     if kind not in DIRECTIONS:
         raise InputError(f"unknown kind of direction {kind!r}; choose from {', '.join(DIRECTIONS)}")
-    x = normalise(DIRECTIONS[kind](point, generator), point, how)
+    x = normalize(DIRECTIONS[kind](point, generator), point, how)
     try:
         y = orthogonal_to(x, DIRECTIONS[kind](point, generator), point, how)
     except InputError as error:  # the choices are known by now, so nothing is left of the second
@@ -198,8 +198,8 @@ def orthogonal_pair(
 
 
 def _check(direction: Direction, point: Point, how: str) -> None:
-    if how not in NORMALISATIONS:
-        raise InputError(f"unknown normalisation {how!r}; choose from {', '.join(NORMALISATIONS)}")
+    if how not in NORMALIZATIONS:
+        raise InputError(f"unknown normalization {how!r}; choose from {', '.join(NORMALIZATIONS)}")
     for name, value in direction.items():
         if name not in point:
             raise InputError(f"the direction names {name!r}, which the Point does not have")
@@ -242,8 +242,8 @@ def _finish(rows: dict[str, Tensor], direction: Direction, how: str) -> dict[str
     """Return `rows` in the shapes and types of `direction`; names without rows do not move."""
     if not any(bool(row.any()) for row in rows.values()):
         raise InputError(
-            f"with the normalisation {how!r} nothing of the direction is left: it is zero, has too "
-            "few entries, or only biases and normalisation parameters; widen the choice of names"
+            f"with the normalization {how!r} nothing of the direction is left: it is zero, has too "
+            "few entries, or only biases and normalization parameters; widen the choice of names"
         )
     return {
         name: rows[name].reshape(value.shape).to(value.dtype)

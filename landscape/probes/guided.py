@@ -20,7 +20,7 @@ from evolq.files.saved import load_point
 from evolq.losses.objective import Objective
 from evolq.points import Direction, Point, displacement
 from evolq.problem import Problem
-from landscape.probes.directions import normalise, principal_directions
+from landscape.probes.directions import normalize, principal_directions
 
 # Of Hessian eigenvalues, relative: eigenvectors need not be more exact than a picture.
 EIGENVALUE_TOLERANCE = 1e-3
@@ -68,7 +68,7 @@ def pca(moving: Point, origin: Point, count: int, guide: Guide) -> list[Directio
     """Return principal components of the checkpoints' displacements from the start.
 
     As Li et al. (2018, section 7) write it: the singular vectors of the matrix whose rows are the
-    displacements, not centred. The length of each is the root mean square of the checkpoints'
+    displacements, not centered. The length of each is the root mean square of the checkpoints'
     coordinates along it, so that trajectories stay within a few units.
     """
     rows = towards(moving, origin, len(guide.checkpoints), guide)
@@ -117,7 +117,7 @@ def hessian(moving: Point, origin: Point, count: int, guide: Guide) -> list[Dire
     start = np.random.default_rng(0).standard_normal(sum(sizes), dtype=np.float32)
     operator = LinearOperator((sum(sizes),) * 2, matvec=product, dtype=np.float32)
     _, vectors = eigsh(operator, count, which="LA", v0=start, tol=EIGENVALUE_TOLERANCE)
-    return [normalise(direction(vector), moving) for vector in vectors.T[::-1]]
+    return [normalize(direction(vector), moving) for vector in vectors.T[::-1]]
 
 
 GUIDED: dict[str, Callable[[Point, Point, int, Guide], list[Direction]]] = {

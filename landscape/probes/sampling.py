@@ -1,4 +1,4 @@
-"""Measure losses on slices of the space of Points, kept per image, with labelled axes."""
+"""Measure losses on slices of the space of Points, kept per image, with labeled axes."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def sample_cells(
     on_point: OnPoint | None,
     also: xr.Dataset | None = None,
 ) -> xr.Dataset:
-    """Fill a Dataset over `coordinates`, one labelled cell after the other.
+    """Fill a Dataset over `coordinates`, one labeled cell after the other.
 
     Args:
         origin: the start.

@@ -7,12 +7,12 @@ stated threshold count.
 
 What the count depends on is explicit:
 
-- Connectivity: with 8, points are neighbours across corners too; with 4, along the axes only. gudhi
+- Connectivity: with 8, points are neighbors across corners too; with 4, along the axes only. gudhi
   calls the first `top_dimensional_cells` (squares that touch in a corner are connected), the second
   `vertices`. The default is 8: a valley that runs diagonally across the grid is one valley. Along a
-  ray both mean the two neighbours.
+  ray both mean the two neighbors.
 - Plateaus: connected points of equal loss are one minimum, reported at the point nearest to
-  their centre.
+  their center.
 - Boundary: a minimum is marked if it touches the edge of the grid or a point that is not finite,
   since the surface may fall further beyond.
 - Points that are not finite are walls: excluded, counted, and never a way from minimum to minimum.
@@ -89,7 +89,7 @@ def significant_minima(dataset: xr.Dataset, sigmas: float = 4.0, connectivity: i
     A persistence is the difference of two test losses, at the saddle and at the minimum, measured
     on the same images. Its noise is therefore the paired standard error of that difference, from
     the per-image losses at those two points. Both points were picked for being extreme, among many
-    and on the same images, which favours large persistences; hence 4 sigmas and not 2.
+    and on the same images, which favors large persistences; hence 4 sigmas and not 2.
 
     Raises:
         InputError: if `dataset` is not a scan, for another connectivity or negative `sigmas`.
@@ -161,8 +161,8 @@ def _described(
 
     `values` are those of `grid`, with walls at +inf.
     """
-    neighbours = ndimage.generate_binary_structure(values.ndim, 1 if connectivity == 4 else 2)
-    offsets = np.argwhere(neighbours)  # indices in `walls`, whose indices are higher by one
+    neighbors = ndimage.generate_binary_structure(values.ndim, 1 if connectivity == 4 else 2)
+    offsets = np.argwhere(neighbors)  # indices in `walls`, whose indices are higher by one
     walls = np.pad(np.isinf(values), 1, constant_values=True)  # the edge of the grid is one too
     shared = {"ray": float(grid["ray"])} if "ray" in grid.coords else {}
     axes = {str(name): grid[name].values for name in grid.dims if name in grid.coords}
@@ -171,15 +171,15 @@ def _described(
         if np.count_nonzero(values[near] == values[bottom]) == 1:
             members = np.array([bottom])  # no plateau, as nearly always: no search of the grid
         else:
-            labels, _ = ndimage.label(values == values[bottom], neighbours)
+            labels, _ = ndimage.label(values == values[bottom], neighbors)
             members = np.argwhere(labels == labels[bottom])
-        centre = members[((members - members.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        center = members[((members - members.mean(axis=0)) ** 2).sum(axis=1).argmin()]
         around = (members[:, None] + offsets).reshape(-1, values.ndim)
         yield {
             "coordinates": shared
             | {
                 str(name): float(axes[name][index])
-                for name, index in zip(grid.dims, centre, strict=True)
+                for name, index in zip(grid.dims, center, strict=True)
                 if name in axes
             },
             "value": float(values[bottom]),

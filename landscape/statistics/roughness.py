@@ -84,7 +84,7 @@ def split_half_reliability(per_image: xr.DataArray) -> Reliability:
     """Correlate the increments of a surface between disjoint halves of the test images.
 
     `per_image` has a dimension `image`: the loss of each test image at each point. With d_i the
-    increments of image i along the axes, centred over the surface, the average over all ways to
+    increments of image i along the axes, centered over the surface, the average over all ways to
     draw two disjoint halves of h images is known in closed form: their covariance averages to
     c = mean over i != j of <d_i, d_j>, the variance of each to s / h + (1 - 1 / h) c with
     s = mean of <d_i, d_i>. Their ratio is `half`; the same with all images in place of h is `full`
@@ -153,7 +153,7 @@ def _axes(array: xr.DataArray) -> list[str]:
 
 
 def _increments(per_image: xr.DataArray) -> np.ndarray:
-    """Return all increments between neighbours that are finite, (increments, images) float64."""
+    """Return all increments between neighbors that are finite, (increments, images) float64."""
     parts = []
     for axis in _axes(per_image):
         order = (axis, ..., "image")
