@@ -101,7 +101,7 @@ def problem_for(recipe: Recipe, network: str, bits: int, seed: int, **counts: in
         observer=recipe.observer,
         weight_observer=recipe.weight_observer,
         moment_matching=recipe.moment_matching,
-        integers_in_layer_norm=recipe.integers_in_layer_norm,
+        integer_layer_norm=recipe.integer_layer_norm,
         seed=seed,
         **counts,  # type: ignore[arg-type]
     )

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from evolq.optimizers.recipes import RECIPES, Recipe, choose_recipe
     from evolq.optimizers.registry import OPTIMIZERS, choose_optimizer
     from evolq.points import Direction, Point, displace, displacement, select
-    from evolq.problem import Problem, Settings, prepare
+    from evolq.problem import Problem, prepare
+    from evolq.quantization import Quantization
+    from evolq.settings import Settings
     from evolq.starts.calibration import calibrate
     from evolq.tensor.observers import OBSERVERS
     from evolq.tensor.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
@@ -44,7 +46,9 @@ _MODULES = {
     "tensor.observers": ("OBSERVERS",),
     "optimizers.registry": ("OPTIMIZERS", "choose_optimizer"),
     "points": ("Direction", "Point", "displace", "displacement", "select"),
-    "problem": ("Problem", "Settings", "prepare"),
+    "problem": ("Problem", "prepare"),
+    "quantization": ("Quantization",),
+    "settings": ("Settings",),
     "tensor.quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
     "optimizers.recipes": ("RECIPES", "Recipe", "choose_recipe"),
     "files.saved": ("load", "load_point", "save"),
@@ -69,6 +73,7 @@ __all__ = [
     "Point",
     "Problem",
     "QuantSpec",
+    "Quantization",
     "QuantizedNetwork",
     "Recipe",
     "SearchResult",

@@ -7,193 +7,154 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from evolq import command_line as options
+from evolq import command_line
+from evolq.command_line import Command, Output
 from evolq.errors import InputError, require
+from evolq.quantization import MAX_BITS, MIN_BITS, PUBLISHED, Quantization
+from evolq.settings import Settings
 
 if TYPE_CHECKING:
     from evolq.optimizers.evolve import Iterate
     from evolq.optimizers.recipes import Recipe
     from evolq.problem import Problem
+    from evolq.progress import Progress
 
-CHECKPOINT = "checkpoint.safetensors"
-RESULTS = ("model.safetensors", "model.onnx", "report.json", CHECKPOINT)
+STATE = "search.safetensors"
+RESULTS = ("model.safetensors", "model.onnx", "report.json", STATE)
 
 
-def main(
-    model: options.Model = "fashion_vit",
-    weights: options.Weights = None,
-    images: options.Images = None,
-    calibration_dir: options.CalibrationDir = None,
-    test_dir: options.TestDir = None,
-    weight_bits: options.WeightBits = 3,
-    activation_bits: options.ActivationBits = 8,
-    average_bits: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead of --weight-bits: search the bits of each layer, at most so many on "
-            "average."
-        ),
-    ] = None,
-    scheme: options.Scheme = "linear",
-    execution: options.Execution = "simulated",
-    observer: Annotated[
-        str | None,
-        typer.Option(
-            help="How scales start: minmax, ema, percentile, omse or mse; by default the recipe's."
-        ),
-    ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="default, or published (the published Evol-Q code).")
-    ] = "default",
-    passes: Annotated[
-        int | None, typer.Option(help="P, passes over all blocks; by default the recipe's.")
-    ] = None,
-    population: Annotated[
-        int | None, typer.Option(help="K, candidates in a block; by default the recipe's.")
-    ] = None,
-    cycles: Annotated[
-        int | None, typer.Option(help="C, children in a visit of a block; by default the recipe's.")
-    ] = None,
-    criterion: options.CriterionName = "info_nce",
-    temperature: options.Temperature = None,
-    within: options.Within = None,
-    calibration_images: options.CalibrationImages = 200,
-    selection_images: options.SelectionImages = 200,
-    test_images: options.TestImages = 2000,
-    batch_size: options.BatchSize = 50,
-    threads: options.Threads = None,
-    skip_unreadable: options.SkipUnreadable = False,
-    seed: options.Seed = 0,
-    device: options.Device = "cpu",
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx, too.")] = False,
-    out: options.Out = None,
-    overwrite: options.Overwrite = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the search that was stopped in --out.")
-    ] = False,
-) -> None:
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and how.
+
+    Attributes:
+        recipe: How to search: default, or published (the published Evol-Q code, which starts from
+            min-max weights and quantizes fully, with scheme full).
+        average_bits: Instead of `weight_bits`: search the bits of each layer, at most so many on
+            average.
+        passes: P, passes over all blocks; by default the recipe's.
+        population: K, candidates in a block; by default the recipe's.
+        cycles: C, children in a visit of a block; by default the recipe's.
+        within: Only the names of scales that match this glob: 'blocks.3.*'.
+        onnx: Write model.onnx, too.
+        resume: Go on with the search that was stopped in `out`.
+    """
+
+    recipe: str = "default"
+    average_bits: float | None = None
+    passes: int | None = None
+    population: int | None = None
+    cycles: int | None = None
+    within: str | None = None
+    onnx: bool = False
+    resume: bool = False
+
+
+def main(settings: Settings, search: Search, output: Output, given: frozenset[str]) -> None:
     """Quantize a network, search its scales by evolution, and test it once at the end.
 
     Writes model.safetensors and report.json; the search itself sees no test image.
     """
-    if test_images < 2:
-        raise InputError(f"--test-images is {test_images}; an interval needs 2 or more")
-    if average_bits is not None and not 2 <= average_bits <= 8:
-        raise InputError(f"--average-bits is {average_bits:g}; give a number from 2 to 8")
-    if resume and (out is None or not out.is_dir()):
-        raise InputError(f"--resume goes on in an existing folder and --out is {out}; name it")
-    for package in ("onnx", "onnxruntime") if onnx else ():
-        require(package, "onnx", "--onnx")  # now, not after the search
-    options.check_output_folder(out, overwrite or resume)
-
-    from rich.console import Console
+    if settings.test_images < 2:
+        raise InputError(f"`test_images` is {settings.test_images}; an interval needs 2 or more")
+    if settings.quantization.scheme == "none":
+        raise InputError("`scheme` none has no scales to search; choose weights, linear or full")
+    average_bits = search.average_bits
+    if average_bits is not None and not MIN_BITS <= average_bits <= MAX_BITS:
+        raise InputError(
+            f"`average_bits` is {average_bits:g}; give a number from {MIN_BITS} to {MAX_BITS}"
+        )
+    if search.resume:
+        _check_resume(output.out)
+    for package in ("onnx", "onnxruntime") if search.onnx else ():
+        require(package, "onnx", "`onnx`")  # now, not after the search
+    command_line.check_start(settings, given)
+    command_line.check_output_folder(output.out, output.overwrite or search.resume)
 
     from evolq.optimizers.recipes import choose_recipe
-    from evolq.problem import Settings, prepare
+    from evolq.progress import Progress
 
-    chosen = choose_recipe(recipe, passes=passes, population=population, cycles=cycles)
-    settings = Settings(
-        model=model,
-        weights=weights,
-        images=images,
-        calibration_dir=calibration_dir,
-        test_dir=test_dir,
-        weight_bits=weight_bits if average_bits is None else int(average_bits),
-        activation_bits=activation_bits,
-        scheme=scheme,
-        execution=execution,
-        observer=observer or chosen.observer,
-        weight_observer=observer or chosen.weight_observer,
-        moment_matching=chosen.moment_matching,
-        integers_in_layer_norm=chosen.integers_in_layer_norm,
-        criterion=criterion,
-        temperature=temperature,
-        calibration_images=calibration_images,
-        selection_images=selection_images,
-        test_images=test_images,
-        batch_size=batch_size,
-        threads=threads,
-        skip_unreadable=skip_unreadable,
-        seed=seed,
-        device=device,
+    recipe = choose_recipe(
+        search.recipe, passes=search.passes, population=search.population, cycles=search.cycles
     )
+    settings = replace(settings, quantization=_quantization(settings, search, given))
+    progress = Progress(output.quiet)
     began = time.monotonic()
-    with Console(stderr=True).status("Loading, quantizing and calibrating"):
-        problem = prepare(settings)
-    folder = options.make_output_folder(
-        out, overwrite or resume, f"evolq-{model}", () if resume else RESULTS
+    problem = command_line.prepare(settings, progress)
+    folder = command_line.make_output_folder(
+        output.out,
+        output.overwrite or search.resume,
+        f"evolq-{Path(settings.model).name}",
+        () if search.resume else RESULTS,
     )
-    result = _search(problem, chosen, average_bits, within, folder / CHECKPOINT)
+    options = command_line.options_of(problem.settings, search)
+    command_line.write_configuration(folder, options)
+    result = _search(problem, recipe, search, folder / STATE, progress)
     report = _test(problem, result) | {
         "fitness_evaluations": result.step,
         "forward_passes": result.cost,
         "seconds": time.monotonic() - began,
+        "options": options,
+        **problem.provenance,
     }
-    configuration = {
-        **problem.provenance["configuration"],
-        "recipe": recipe,
-        "passes": chosen.passes,
-        "population": chosen.population,
-        "cycles": chosen.cycles,
-        "average_bits": average_bits,
-        "within": within,
-    }
-    report["configuration"] = configuration
-    report |= {key: value for key, value in problem.provenance.items() if key != "configuration"}
-    _write(problem, result, report, folder, onnx)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    _print(report, folder, onnx)
+    _write(problem, result, report, folder, search.onnx)
+    (folder / STATE).unlink(missing_ok=True)
+    _print(report, folder, search.onnx, output.json)
+
+
+def _quantization(settings: Settings, search: Search, given: frozenset[str]) -> Quantization:
+    """Return how the network is quantized: as given, but for what recipe or budget of bits say."""
+    chosen = settings.quantization
+    if search.average_bits is not None:
+        chosen = replace(chosen, weight_bits=int(search.average_bits))
+    if search.recipe == "published" and settings.start is None:
+        # the published search is one of the published network, where nothing else is asked for
+        own = {field.name for field in fields(Quantization)} & given | {"weight_bits"}
+        chosen = replace(PUBLISHED, **{name: getattr(chosen, name) for name in own})
+    return chosen
+
+
+def _check_resume(out: Path | None) -> None:
+    """Refuse to go on where nothing was begun, and say where something was."""
+    if out is not None and out.is_dir():
+        return
+    unfinished = sorted(str(path.parent) for path in command_line.RUNS.glob(f"*/{STATE}"))
+    where = f"unfinished: {', '.join(unfinished)}" if unfinished else "no run here is unfinished"
+    raise InputError(f"`resume` goes on in a folder that `out` names, and that is {out}; {where}")
 
 
 def _search(
-    problem: Problem,
-    recipe: Recipe,
-    average_bits: float | None,
-    within: str | None,
-    checkpoint: Path,
+    problem: Problem, recipe: Recipe, search: Search, state: Path, progress: Progress
 ) -> Iterate:
-    """Search with a progress bar and return the last Iterate."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Search, say how it goes, and return the last Iterate."""
     from evolq.points import select
     from evolq.workflow import improve, iterates_at_most
 
-    names = None if within is None else select(problem.start, recipe.roles, within)
-    total = iterates_at_most(problem.network, recipe, average_bits, names)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("fitness {task.fields[fitness]:.4f} ({task.fields[improvement]:+.4f}),"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(stderr=True),
-    ) as progress:
-        task = progress.add_task("Searching", total=total, fitness=0.0, improvement=0.0)
-        first: float | None = None
-        for iterate in improve(
-            problem.objective,
-            problem.start,
-            recipe,
-            average_bits=average_bits,
-            names=names,
-            selection=problem.selection,
-            seed=problem.settings.seed,
-            checkpoint=checkpoint,
+    names = None
+    if search.within is not None:
+        names = select(problem.start, recipe.roles, search.within)
+    total = iterates_at_most(problem.network, recipe, search.average_bits, names)
+    first: float | None = None
+    with progress.task("Searching", total) as task:
+        for done, iterate in enumerate(
+            improve(
+                problem.objective,
+                problem.start,
+                recipe,
+                average_bits=search.average_bits,
+                names=names,
+                selection=problem.selection,
+                seed=problem.settings.seed,
+                checkpoint=state,
+            )
         ):
             first = iterate.loss if first is None else first
-            progress.update(
-                task,
-                advance=1,
-                description=iterate.label,
-                fitness=iterate.loss,
-                improvement=iterate.loss - first,
-            )
+            fitness = f"fitness {iterate.loss:.4f} ({iterate.loss - first:+.4f})"
+            task.update(done, label=f"{iterate.label}, {fitness}")
     return iterate
 
 
@@ -256,10 +217,13 @@ def _write(
     write_whole(folder / "report.json", json.dumps(report, indent=2).encode())
 
 
-def _print(report: dict[str, Any], folder: Path, onnx: bool) -> None:
+def _print(report: dict[str, Any], folder: Path, onnx: bool, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if as_json:
+        command_line.print_json(report | {"folder": str(folder)})
+        return
     table = Table("", "top-1", "cross entropy")
     for name, words in (("fp32", "full precision"), ("start", "start"), ("final", "final")):
         table.add_row(words, f"{report[f'{name}_accuracy']:.2%}", f"{report[f'{name}_loss']:.4f}")
@@ -274,9 +238,21 @@ def _print(report: dict[str, Any], folder: Path, onnx: bool) -> None:
     console.print(table)
     if onnx:
         console.print(f"ONNX Runtime agrees on {report['onnx_top1_agreement']:.2%} of test images.")
-    files = "model.safetensors, report.json" + (", model.onnx" if onnx else "")
+    files = "model.safetensors, report.json, config.yaml" + (", model.onnx" if onnx else "")
     console.print(f"Written to {folder}: {files}", highlight=False)
 
 
+COMMAND = Command(
+    "evolq",
+    main,
+    {"weight_bits": 3, "calibration_images": 200, "selection_images": 200, "test_images": 2000},
+)
+
+
+def run() -> None:
+    """Run the command line."""
+    command_line.run(COMMAND)
+
+
 if __name__ == "__main__":
-    options.run(main)
+    run()

@@ -1,123 +1,293 @@
-"""What the command lines share: options, and errors in one line.
+"""Command lines from declared experiments: options, configuration files, errors in one line.
 
-Nothing here imports torch, so that `--help` and a misspelt option answer at once.
+A command is a function of frozen dataclasses. Their fields are its options: name, type, default
+and help (the Attributes of the docstring) stand there once. Nothing here imports torch, so that
+`--help` and a misspelt option answer at once.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import typer
+import cyclopts
+import h5py
+import yaml
+from docstring_parser import parse as parse_docstring
 
+from evolq.atomic import write_whole
 from evolq.errors import InputError
+from evolq.quantization import Quantization
+from evolq.settings import Settings, configuration
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from evolq.problem import Problem, Settings
-
-# typer brings a click of its own in some versions and uses the separate package in others; either
-# way the base of all its usage errors is two steps above typer's public name.
-UsageError: Any = typer.BadParameter.__mro__[2]
+    from evolq.problem import Problem
+    from evolq.progress import Progress
 
 RUNS = Path("runs")
-# Options that say again what a saved network brings with it.
-OF_THE_START = ("scheme", "weight_bits", "activation_bits", "observer")
+CONFIG = "config.yaml"
 
-Model = Annotated[str, typer.Option(help="fashion_vit, fashion_resnet or any timm name.")]
-Weights = Annotated[
-    Path | None,
-    typer.Option(help="Weights as FILE.safetensors; without it bundled, or downloaded by timm."),
-]
-Images = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of class folders, or of images with a labels.csv (file,label); calibration, "
-        "selection and test images are drawn from it, disjoint. The bundled networks bring their "
-        "own images."
-    ),
-]
-CalibrationDir = Annotated[
-    Path | None, typer.Option(help="Like --images, for calibration and selection images only.")
-]
-TestDir = Annotated[Path | None, typer.Option(help="Like --images, for test images only.")]
-WeightBits = Annotated[int, typer.Option(help="Bits of a weight, 2 to 8.")]
-ActivationBits = Annotated[int, typer.Option(help="Bits of an activation, 2 to 8.")]
-Execution = Annotated[
-    str,
-    typer.Option(
-        help="How the network runs: simulated; compiled (the same in fewer passes); integer "
-        "(products on integer codes, compiled; several times faster, no gradients). The first run "
-        "of the last two compiles for up to a minute."
-    ),
-]
-Scheme = Annotated[
-    str,
-    typer.Option(
-        help="What is quantized: weights; linear (weights, and the inputs of linear, convolution "
-        "and matmul); full (also softmax, LayerNorm, activation functions, residual sums); none."
-    ),
-]
-Observer = Annotated[
-    str, typer.Option(help="How scales start: minmax, ema, percentile, omse or mse.")
-]
-CriterionName = Annotated[
-    str,
-    typer.Option(
-        "--criterion",
-        help="Calibration loss: info_nce, kl, mse, cosine, cross_entropy or fisher.",
-    ),
-]
-Temperature = Annotated[float | None, typer.Option(help="Temperature of info_nce, 3 by default.")]
-Within = Annotated[
-    str | None, typer.Option(help="Only the Point's names that match this glob: 'blocks.3.*'.")
-]
-CalibrationImages = Annotated[int, typer.Option(help="Number of calibration images.")]
-SelectionImages = Annotated[
-    int, typer.Option(help="Number of images set apart to choose among results.")
-]
-TestImages = Annotated[int, typer.Option(help="Number of test images.")]
-BatchSize = Annotated[
-    int, typer.Option(help="Images per forward pass; part of what a result depends on.")
-]
-Threads = Annotated[int | None, typer.Option(help="Threads; all cores by default.")]
-SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-Out = Annotated[
-    Path | None, typer.Option(help="Output folder; the next free runs/NAME-N by default.")
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Write into an existing --out, in place of its results."),
-]
+# The options of each panel of --help, in this order; what is named nowhere comes first of all.
+PANELS = {
+    "Model and images": [
+        *("model", "weights", "images", "calibration_dir", "test_dir", "start"),
+        *("calibration_images", "selection_images", "test_images", "skip_unreadable"),
+    ],
+    "Quantization": [field.name for field in fields(Quantization)],
+    "Loss": ["criterion", "temperature"],
+    "Running": ["execution", "batch_size", "threads", "seed", "device"],
+}
+FIRST_PANEL, LAST_PANEL = "What is done", "Output, and runs again"
 
 
-def run(command: Callable[..., None]) -> None:
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and what is said meanwhile.
+
+    Attributes:
+        out: Output folder; by default the next free runs/NAME-N.
+        overwrite: Write into an existing out, in place of its results.
+        config: Take options from this YAML file, such as the config.yaml that each run writes;
+            options given beside it win.
+        like: Take options from an earlier run: its folder, or its scan.nc, compare.nc or
+            report.json.
+        quiet: Show no progress.
+        json: Print the table's content as JSON.
+    """
+
+    out: Path | None = None
+    overwrite: bool = False
+    config: Path | None = None
+    like: Path | None = None
+    quiet: bool = False
+    json: bool = False
+
+
+PANELS[LAST_PANEL] = [field.name for field in fields(Output)]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: the field of a dataclass.
+
+    Attributes:
+        hint: its type.
+        default: of the field, or of the command.
+        help: one sentence.
+    """
+
+    hint: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line.
+
+    Attributes:
+        name: as users type it.
+        function: takes frozen dataclasses, by the names of its parameters; one of type
+            `frozenset[str]` gets the names of the options that were given.
+        defaults: of options whose field has another one.
+        left_out: fields that are no options of this command.
+    """
+
+    name: str
+    function: Callable[..., None]
+    defaults: Mapping[str, Any]
+    left_out: Collection[str] = ()
+
+    @property
+    def parts(self) -> dict[str, type]:
+        """The dataclasses of the function's parameters."""
+        hints = get_type_hints(self.function)
+        return {name: hint for name, hint in hints.items() if _is_part(hint)}
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """Every option by the name of its field."""
+        found: dict[str, Option] = {}
+        for part in self.parts.values():
+            found |= _options(part)
+        return {
+            name: Option(option.hint, self.defaults.get(name, option.default), option.help)
+            for name, option in found.items()
+            if name not in self.left_out
+        }
+
+    def app(self) -> cyclopts.App:
+        """Return the parser."""
+        options = self.options
+        panels = [name for names in PANELS.values() for name in names]
+        order = [FIRST_PANEL, *PANELS]
+        groups = {title: cyclopts.Group(title, sort_key=index) for index, title in enumerate(order)}
+        panel_of = {name: title for title, names in PANELS.items() for name in names}
+        parameters = []
+        for name in [
+            *(n for n in options if n not in panels),
+            *(n for n in panels if n in options),
+        ]:
+            option = options[name]
+            parameter = cyclopts.Parameter(
+                help=_as_options(option.help, options),
+                group=groups[panel_of.get(name, FIRST_PANEL)],
+                # a flag that is off needs no --no-flag
+                negative="" if option.default is False or option.default == () else None,
+                consume_multiple=True,  # of values of a tuple
+                show_default=not (option.default is None or option.default is False)
+                and option.default != (),
+            )
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=option.default,
+                    annotation=Annotated[option.hint, parameter],
+                )
+            )
+
+        def command(**_: Any) -> None:
+            pass
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        app = cyclopts.App(
+            name=self.name,
+            help=parse_docstring(inspect.getdoc(self.function) or "").description,
+            help_format="plaintext",
+            version=_version,
+        )
+        app["--help"].group = app["--version"].group = groups[LAST_PANEL]
+        app.default(command)
+        return app
+
+    def parse(self, tokens: Sequence[str]) -> tuple[dict[str, Any], frozenset[str]] | None:
+        """Return the value of every option, and the names of those that were given.
+
+        None if the tokens asked for help or the version, which is printed.
+
+        Raises:
+            cyclopts.CycloptsError: for options that there are not, or values of another type.
+            InputError: for a configuration that cannot be read.
+        """
+        app = self.app()
+        _, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
+        if bound.signature != app.default_command.__signature__:  # type: ignore[union-attr]
+            bound.apply_defaults()
+            app(tokens)
+            return None
+        source = bound.arguments.get("config") or bound.arguments.get("like")
+        if source is not None:
+            stored = read_configuration(source)
+            unknown = sorted(stored.keys() - self.options.keys() - {*self.left_out})
+            if unknown:
+                raise InputError(
+                    f"{source} has {', '.join(unknown)}, which are no options of {self.name}; "
+                    "give the configuration of one of its own runs"
+                )
+            known = {
+                name: value
+                for name, value in stored.items()
+                if value is not None and name not in self.left_out
+            }
+            app.config = (cyclopts.config.Dict(known, source=str(source)),)
+            _, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
+        given = frozenset(bound.arguments)
+        bound.apply_defaults()
+        return dict(bound.arguments), given
+
+    def __call__(self, tokens: Sequence[str]) -> None:
+        """Run the command.
+
+        Raises:
+            InputError, OSError, cyclopts.CycloptsError: for bad input.
+        """
+        parsed = self.parse(tokens)
+        if parsed is None:
+            return
+        values, given = parsed
+        try:
+            arguments = {name: _build(part, values) for name, part in self.parts.items()}
+            hints = get_type_hints(self.function)
+            arguments |= {name: given for name, hint in hints.items() if hint == frozenset[str]}
+            self.function(**arguments)
+        except InputError as error:
+            raise InputError(_as_options(str(error), self.options)) from error
+
+
+def _is_part(hint: Any) -> bool:
+    return is_dataclass(hint)
+
+
+def _options(part: type) -> dict[str, Option]:
+    hints = get_type_hints(part)
+    helps = {p.arg_name: p.description for p in parse_docstring(inspect.getdoc(part) or "").params}
+    found: dict[str, Option] = {}
+    for field in fields(part):
+        if is_dataclass(hints[field.name]):
+            found |= _options(hints[field.name])
+            continue
+        words = " ".join((helps.get(field.name) or "").split())
+        found[field.name] = Option(hints[field.name], field.default, words)
+    return found
+
+
+def _build(part: type, values: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(part)
+    return part(
+        **{
+            field.name: _build(hints[field.name], values)
+            if is_dataclass(hints[field.name])
+            else values[field.name]
+            for field in fields(part)
+            if is_dataclass(hints[field.name]) or field.name in values
+        }
+    )
+
+
+def _as_options(text: str, options: Mapping[str, Option]) -> str:
+    """Return a text with arguments between backticks as options, as users type them."""
+
+    def option(match: re.Match[str]) -> str:
+        name = match[1]
+        return "--" + name.replace("_", "-") if name in options else match[0]
+
+    return re.sub(r"`(\w+)`", option, text)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"evolq {version('evolq')}"
+
+
+# Running ------------------------------------------------------------------------------------------
+
+
+def run(command: Callable[[Sequence[str]], None]) -> None:
     """Run a command line; bad input ends with one line on standard error and exit code 2.
 
     So does what the file system refuses (a full disk, a name too long). A warning is one line, too.
     """
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(command)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
-            result: Any = app(standalone_mode=False)
-    except (UsageError, InputError, OSError) as error:
-        message = error.format_message() if isinstance(error, UsageError) else str(error)
-        _print_line("error", message)
+            command(sys.argv[1:])
+    except (cyclopts.CycloptsError, InputError, OSError) as error:
+        _print_line("error", str(error))
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    sys.exit(result if isinstance(result, int) else 0)
+    sys.exit(0)
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -128,27 +298,76 @@ def _print_line(kind: str, message: str) -> None:
     print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
 
 
-def prepare(settings: Settings, console: Console) -> Problem:
-    """Return `evolq.prepare(settings)`, with a line that says what goes on."""
+def prepare(settings: Settings, progress: Progress) -> Problem:
+    """Return `evolq.prepare(settings)`, and say what goes on."""
     from evolq import problem
 
-    with console.status("Loading, quantizing and calibrating") as status:
-        return problem.prepare(
-            settings, lambda done, total: status.update(f"Reading images: {done} of {total}")
-        )
+    with progress.task("Loading, quantizing and calibrating") as task:
+        return problem.prepare(settings, task.images)
 
 
-def check_start(context: typer.Context, start: Path | None) -> None:
-    """Check that the options given with `--start` do not say again what the saved network brings.
+def check_start(settings: Settings, given: Collection[str]) -> None:
+    """Check that the options given with `start` do not say again what the saved network brings.
 
     Raises:
         InputError: if one does; it would have no effect.
     """
-    for name in OF_THE_START if start is not None else ():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = name.replace("_", "-")
-            raise InputError(f"--start brings its own {option}; leave out --{option}")
+    if settings.start is not None:
+        for field in fields(Quantization):
+            if field.name in given:
+                raise InputError(f"`start` brings its own {field.name}; leave out `{field.name}`")
+
+
+# Configurations -----------------------------------------------------------------------------------
+
+
+def options_of(settings: Settings, *declared: Any) -> dict[str, Any]:
+    """Return the options that repeat a run, by name."""
+    found = configuration(settings, *declared)
+    brought = fields(Quantization) if settings.start is not None else ()
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None and name not in {field.name for field in brought}
+    }
+
+
+def write_configuration(folder: Path, options: Mapping[str, Any]) -> None:
+    """Write config.yaml, with which `--config` repeats a run."""
+    text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
+    write_whole(folder / CONFIG, text.encode())
+
+
+def read_configuration(source: Path) -> dict[str, Any]:
+    """Return the options of a run: from config.yaml, a run's folder, or one of its results.
+
+    Raises:
+        InputError: if there is none in it.
+    """
+    path = source / CONFIG if source.is_dir() else source
+    if not path.is_file():
+        raise InputError(f"there is no {path}; give a run's folder, or a file that it wrote")
+    try:
+        if path.suffix == ".nc":
+            with h5py.File(path) as file:
+                content = json.loads(file.attrs["provenance"])
+        else:
+            content = yaml.safe_load(path.read_text())  # JSON is YAML, too
+    except (yaml.YAMLError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"cannot read options from {path}: {error}") from error
+    if isinstance(content, dict) and "options" in content:
+        content = content["options"]
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no options (name: value); give a run's config.yaml")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print the content of a table, and nothing else, on standard output."""
+    print(json.dumps(content, indent=2))
+
+
+# Output folders -----------------------------------------------------------------------------------
 
 
 def check_output_folder(out: Path | None, overwrite: bool) -> None:
@@ -159,7 +378,7 @@ def check_output_folder(out: Path | None, overwrite: bool) -> None:
     """
     folder = out or RUNS
     if out is not None and out.exists() and not overwrite:
-        raise InputError(f"--out {out} exists; choose another folder or give --overwrite")
+        raise InputError(f"`out` {out} exists; choose another folder or give `overwrite`")
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -195,7 +414,7 @@ def make_output_folder(
             return folder
         except FileExistsError as error:
             if out is not None:
-                raise InputError(f"--out {out} exists by now; choose another folder") from error
+                raise InputError(f"`out` {out} exists by now; choose another folder") from error
             number += 1
         except OSError as error:
             raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -7,10 +7,9 @@ quantize, calibrate, objectives.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,15 +25,15 @@ from evolq.data.models import (
     weights_hash,
 )
 from evolq.errors import InputError
-from evolq.files.saved import load_point, quantization, read
+from evolq.files.saved import load_point, read
 from evolq.losses.criteria import choose_criterion
 from evolq.losses.objective import Objective, TestEvaluation, predict
 from evolq.network.placement import SCHEMES
-from evolq.network.quantized import BATCH_SIZE, EXECUTIONS, QuantizedNetwork, quantize
+from evolq.network.quantized import EXECUTIONS, QuantizedNetwork, quantize
 from evolq.points import Point, fingerprint
+from evolq.settings import Settings, configuration
 from evolq.starts.calibration import calibrate
 from evolq.tensor.observers import OBSERVERS
-from evolq.tensor.quantizers import MAX_BITS, MIN_BITS
 
 # Calibration images that observers look at: ranges settle long before searches do, and observed
 # values are large. Nagel et al. 2021 ("A White Paper on Neural Network Quantization", section 3.1)
@@ -48,41 +47,11 @@ MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything that a problem depends on; the options of the command lines, by the same names."""
-
-    model: str = "fashion_vit"
-    weights: Path | None = None
-    images: Path | None = None
-    calibration_dir: Path | None = None
-    test_dir: Path | None = None
-    start: Path | None = None
-    weight_bits: int = 4
-    activation_bits: int = 8
-    scheme: str = "linear"
-    observer: str = "mse"
-    weight_observer: str | None = None
-    moment_matching: bool = False
-    integers_in_layer_norm: bool = False
-    execution: str = "simulated"
-    criterion: str = "info_nce"
-    temperature: float | None = None
-    calibration_images: int = 100
-    selection_images: int = 100
-    test_images: int = 200
-    batch_size: int = BATCH_SIZE
-    threads: int | None = None
-    skip_unreadable: bool = False
-    seed: int = 0
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
 class Problem:
     """A calibrated network and the losses around it.
 
     Attributes:
-        settings: what it was prepared from.
+        settings: what it was prepared from, with every rule resolved.
         model: the untouched full-precision model, the teacher.
         split: calibration, selection and test images, disjoint.
         network: the quantized network.
@@ -108,61 +77,38 @@ def check(settings: Settings) -> None:
     """Check what can be checked without reading a file.
 
     Raises:
-        InputError: for bits outside 2 to 8, unknown names, or numbers out of range.
+        InputError: for unknown names, or numbers out of range.
     """
-    for option, bits in (
-        ("weight-bits", settings.weight_bits),
-        ("activation-bits", settings.activation_bits),
-    ):
-        if not MIN_BITS <= bits <= MAX_BITS:
-            raise InputError(f"--{option} is {bits}; give a number from {MIN_BITS} to {MAX_BITS}")
-    for option, value, known in (
-        ("scheme", settings.scheme, SCHEMES),
+    quantization = settings.quantization
+    for name, value, known in (
+        ("scheme", quantization.scheme, SCHEMES),
         ("execution", settings.execution, EXECUTIONS),
-        ("observer", settings.observer, OBSERVERS),
-        ("weight-observer", settings.weight_observer or settings.observer, OBSERVERS),
+        ("weight_observer", quantization.weight_observer or "mse", OBSERVERS),
+        ("activation_observer", quantization.activation_observer or "mse", OBSERVERS),
     ):
         if value not in known:
-            raise InputError(f"unknown --{option} {value!r}; choose from {', '.join(known)}")
-    criterion = choose_criterion(settings.criterion, settings.temperature)
+            raise InputError(f"unknown `{name}` {value!r}; choose from {', '.join(known)}")
+    criterion = choose_criterion(settings.criterion_name, settings.temperature)
     criterion.check(settings.calibration_images)
     criterion.check(settings.selection_images)
     if settings.batch_size < 1:
-        raise InputError(f"--batch-size is {settings.batch_size}; give 1 or more images")
+        raise InputError(f"`batch_size` is {settings.batch_size}; give 1 or more images")
     if settings.threads is not None and not 1 <= settings.threads <= MAX_THREADS:
-        raise InputError(f"--threads is {settings.threads}; give 1 or more, up to {MAX_THREADS}")
+        raise InputError(f"`threads` is {settings.threads}; give 1 or more, up to {MAX_THREADS}")
     if not 0 <= settings.seed <= MAX_SEED:
-        raise InputError(f"--seed is {settings.seed}; give a number from 0 to {MAX_SEED}")
+        raise InputError(f"`seed` is {settings.seed}; give a number from 0 to {MAX_SEED}")
     check_name(settings.model)
     if (settings.calibration_dir is None) != (settings.test_dir is None):
         raise InputError(
-            "--calibration-dir and --test-dir go together; for one folder give --images"
+            "`calibration_dir` and `test_dir` go together; for one folder give `images`"
         )
     if settings.images is not None and settings.calibration_dir is not None:
-        raise InputError("give either --images or --calibration-dir and --test-dir, not both")
+        raise InputError("give either `images`, or `calibration_dir` and `test_dir`, not both")
     if settings.model not in BUNDLED and settings.images is None is settings.calibration_dir:
         raise InputError(
-            f"--model {settings.model} needs images: give --images DIR, or --calibration-dir DIR "
-            "and --test-dir DIR (only the bundled networks come with images)"
+            f"`model` {settings.model} needs images: give a folder as `images`, or two as "
+            "`calibration_dir` and `test_dir` (only the bundled networks come with images)"
         )
-
-
-def as_saved(settings: Settings, built: Mapping[str, Any]) -> Settings:
-    """Return `settings` with the scheme and bits of a saved network in place of their own.
-
-    Args:
-        settings: see `Settings`.
-        built: how the saved network was built (`saved.Header.quantization`).
-    """
-    weights, activations = built["weight_spec"], built["activation_spec"]
-    return replace(
-        settings,
-        scheme=built["scheme"],
-        moment_matching=built["moment_matching"],
-        integers_in_layer_norm=built["integers_in_layer_norm"],
-        weight_bits=weights.bits if weights else settings.weight_bits,
-        activation_bits=activations.bits if activations else settings.activation_bits,
-    )
 
 
 def load_split(
@@ -208,38 +154,24 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
     Raises:
         InputError: for bad settings, models, weights or images; the cheapest checks come first.
     """
-    if settings.start is None:
-        built: dict[str, Any] = {
-            "scheme": settings.scheme,
-            "weight_bits": settings.weight_bits,
-            "activation_bits": settings.activation_bits,
-            "moment_matching": settings.moment_matching,
-            "integers_in_layer_norm": settings.integers_in_layer_norm,
-        }
-    else:
-        built = read(settings.start)[0].quantization
-        settings = as_saved(settings, built)
+    if settings.start is not None:
+        settings = replace(settings, quantization=read(settings.start)[0].quantization)
     check(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = load_model(settings.model, settings.weights, settings.device)
     split = load_split(settings, model, progress)
-    network = quantize(model, split.calibration.images[:2], **built)
+    network = quantize(model, split.calibration.images[:2], settings.quantization)
     network = network.executed(settings.execution)
     if settings.start is None:
         observed = split.calibration.images[:OBSERVED_IMAGES]
-        start: Point = calibrate(
-            network,
-            observed,
-            settings.observer,
-            settings.batch_size,
-            settings.weight_observer,
-        )
+        start: Point = calibrate(network, observed, settings.batch_size)
     else:
         start = load_point(settings.start, network, model)
     network.check(start)
 
-    criterion = choose_criterion(settings.criterion, settings.temperature)
+    settings = replace(settings, quantization=network.quantization, threads=torch.get_num_threads())
+    criterion = choose_criterion(settings.criterion_name, settings.temperature)
     objectives = [
         Objective.of(
             network,
@@ -262,22 +194,15 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
         objective=objectives[0],
         selection=objectives[1],
         test=TestEvaluation.of(network, split.test, settings.batch_size),
-        provenance=provenance(settings, model, split, network, start),
+        provenance=provenance(settings, model, split, start),
     )
 
 
-def provenance(
-    settings: Settings, model: nn.Module, split: Split, network: QuantizedNetwork, start: Point
-) -> dict[str, Any]:
+def provenance(settings: Settings, model: nn.Module, split: Split, start: Point) -> dict[str, Any]:
     """Return what the numbers depend on: configuration, versions, hashes. No time, no host."""
     packages = ("evolq", "torch", "torchvision", "timm", "numpy")
     return {
-        "configuration": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(settings).items()
-        }
-        | {"threads": torch.get_num_threads()},
-        "quantization": {name: str(value) for name, value in quantization(network).items()},
+        "configuration": configuration(settings),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in packages},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,12 +15,13 @@ from evolq.errors import InputError
 from evolq.files.saved import save
 from evolq.losses.criteria import choose_criterion
 from evolq.losses.objective import Objective, predict
-from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork, quantize
+from evolq.network.quantized import BATCH_SIZE, DEFAULT, QuantizedNetwork, quantize
 from evolq.optimizers.evolve import Iterate, search_scales, visits
 from evolq.optimizers.mixed_precision import search_bits
 from evolq.optimizers.recipes import Recipe, choose_recipe
 from evolq.points import Point, select
 from evolq.problem import OBSERVED_IMAGES
+from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate
 
 # Children of the search of bits. On the bundled networks the loss hardly falls after that.
@@ -61,7 +62,6 @@ def improve(
             average_bits,
             evaluations=BIT_EVALUATIONS,
             recipe=recipe,
-            observer=recipe.weight_observer,
             seed=seed,
         ):
             yield iterate
@@ -126,11 +126,9 @@ class SearchResult:
 def search(
     model: nn.Module,
     calibration_images: Tensor,
-    bits: int = 4,
-    activation_bits: int = 8,
+    quantization: Quantization = DEFAULT,
     *,
     average_bits: float | None = None,
-    scheme: str = "linear",
     recipe: str = "default",
     passes: int | None = None,
     criterion: str = "info_nce",
@@ -143,10 +141,9 @@ def search(
     Args:
         model: any module from images to logits; it is not changed.
         calibration_images: (n, channels, height, width), preprocessed as the model wants them.
-        bits: of weights.
-        activation_bits: of activations.
-        average_bits: instead of `bits`, let each layer have its own, at most this many on average.
-        scheme: weights, linear or full; see `quantize`.
+        quantization: scheme, bits, and how scales start.
+        average_bits: instead of `quantization.weight_bits`, let each layer have its own, at most
+            this many on average.
         recipe: a name in `RECIPES`.
         passes: over all blocks, instead of the recipe's.
         criterion: a name in `CRITERIA`; fitness.
@@ -162,17 +159,10 @@ def search(
     measure = choose_criterion(criterion)
     if measure.uses_labels:
         raise InputError(f"criterion {criterion} needs labels; choose another, such as info_nce")
-    network = quantize(
-        model,
-        calibration_images,
-        scheme,
-        int(average_bits or bits),
-        activation_bits,
-        moment_matching=chosen.moment_matching,
-        integers_in_layer_norm=chosen.integers_in_layer_norm,
-    )
-    observed = calibration_images[:OBSERVED_IMAGES]
-    start = calibrate(network, observed, chosen.observer, batch_size, chosen.weight_observer)
+    if average_bits is not None:
+        quantization = replace(quantization, weight_bits=int(average_bits))
+    network = quantize(model, calibration_images, quantization)
+    start = calibrate(network, calibration_images[:OBSERVED_IMAGES], batch_size)
     count = len(calibration_images)
     data = LabeledImages(
         calibration_images, torch.zeros(count, dtype=torch.int64), tuple(map(str, range(count)))

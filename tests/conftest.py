@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from evolq import command_line
+from evolq.command_line import Command
 from evolq.network import regions
 from landscape import scan as scan_module
 
@@ -32,17 +33,17 @@ def evolq_data() -> Path:
 @pytest.fixture
 def command_line_of(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
-) -> Callable[[Callable[..., None]], Callable[..., tuple[int, str, str]]]:
+) -> Callable[[Command], Callable[..., tuple[int, str, str]]]:
     """Return what runs a command line in this process, in a folder of its own.
 
-    Given the command's function it returns a function of the arguments, which returns exit code,
-    standard output and error.
+    Given the command it returns a function of the arguments, which returns exit code, standard
+    output and error.
     """
     monkeypatch.chdir(tmp_path)
 
-    def runner(command: Callable[..., None]) -> Callable[..., tuple[int, str, str]]:
+    def runner(command: Command) -> Callable[..., tuple[int, str, str]]:
         def run(*arguments: str) -> tuple[int, str, str]:
-            monkeypatch.setattr(sys, "argv", [command.__module__, *arguments])
+            monkeypatch.setattr(sys, "argv", [command.name, *arguments])
             with pytest.raises(SystemExit) as stopped:
                 command_line.run(command)
             out, err = capsys.readouterr()
@@ -56,7 +57,7 @@ def command_line_of(
 @pytest.fixture
 def scan(command_line_of):
     """Run `python -m landscape.scan` in this process."""
-    return command_line_of(scan_module.scan)
+    return command_line_of(scan_module.COMMAND)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import synthetic_scans
 import torch
-from tiny_models import TinyTransformer, images, randomized
+from tiny_models import TinyTransformer, images, plain, randomized
 
 from evolq.data.images import LabeledImages
 from evolq.errors import InputError
@@ -27,8 +27,8 @@ def losses():
     """A model, its 8-bit network's start, table and losses."""
     model = randomized(TinyTransformer())
     data = LabeledImages(images(6), torch.arange(6) % 3, tuple("abcdef"))
-    network = quantize(model, images(), weight_bits=8)
-    start = calibrate(network, images(), "minmax")
+    network = quantize(model, images(), plain(weight_bits=8))
+    start = calibrate(network, images())
     objective = Objective.of(network, data, CRITERIA["kl"], predict(model, data.images))
     table = calibration_table(network, weight_values(network, images()), "minmax")
     return model, start, table, objective, TestEvaluation.of(network, data)
@@ -40,7 +40,7 @@ def layers(losses):
 
 
 def calibrated_at(model, bits):
-    return calibrate(quantize(model, images(), weight_bits=bits), images(), "minmax")
+    return calibrate(quantize(model, images(), plain(weight_bits=bits)), images())
 
 
 def test_each_layer_alone_has_its_bits_and_their_calibration(losses, layers) -> None:

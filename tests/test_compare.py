@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evolq.command_line import OF_THE_START
 from evolq.optimizers.registry import OPTIMIZERS
 from landscape import compare as compare_module
 from landscape import store
@@ -20,20 +19,20 @@ QUICK = ("--test-images", "20", "--budget", "8", "--seeds", "2", "--learning-rat
 @pytest.fixture
 def compare(command_line_of):
     """Run `python -m landscape.compare` in this process."""
-    return command_line_of(compare_module.compare)
+    return command_line_of(compare_module.COMMAND)
 
 
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_comparison(compare, plane) -> None:
     arguments = (*QUICK, "--calibration-images", "20", "--points", "2", "--plane", plane)
-    optimizers = "evol-q,adam" if plane == "ends" else "random-search,cma,adam"
-    code, out, err = compare(*arguments, "--optimizers", optimizers)
+    optimizers = ("evol-q", "adam") if plane == "ends" else ("random-search", "cma", "adam")
+    code, out, err = compare(*arguments, "--optimizers", *optimizers)
     assert code == 0, err
     folder = Path("runs/compare-fashion_vit-1")
     files = {path.name for path in folder.iterdir()}
-    assert files == {"compare.nc", "compare.png", "compare.html"}
+    assert files == {"compare.nc", "compare.png", "compare.html", "config.yaml"}
     dataset = store.load(folder / "compare.nc", "compare")
-    assert dataset.optimizer.values.tolist() == optimizers.split(",")
+    assert dataset.optimizer.values.tolist() == [*optimizers]
     assert dataset.sizes["seed"] == 2
     assert (dataset.cost.max("step") <= 8 + 1e-6).all()
     starts = dataset.isel(step=0)
@@ -54,10 +53,14 @@ def test_a_comparison(compare, plane) -> None:
 
 
 def test_criteria_by_calibration_sets(compare) -> None:
-    arguments = (*QUICK, "--criterion", "info_nce,kl", "--calibration-images", "16,8")
-    code, out, err = compare(*arguments, "--optimizers", "evol-q,adam", "--out", "out")
+    arguments = (*QUICK, "--criteria", "info_nce", "kl", "--sizes", "16", "8")
+    code, out, err = compare(*arguments, "--optimizers", "evol-q", "adam", "--out", "out")
     assert code == 0, err
-    assert {path.name for path in Path("out").iterdir()} == {"transfer.nc", "transfer.png"}
+    assert {path.name for path in Path("out").iterdir()} == {
+        "transfer.nc",
+        "transfer.png",
+        "config.yaml",
+    }
     dataset = store.load("out/transfer.nc", "transfer")
     assert dataset["size"].values.tolist() == [8, 16]
     assert dataset.criterion.values.tolist() == ["info_nce", "kl"]
@@ -69,23 +72,21 @@ def test_criteria_by_calibration_sets(compare) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--optimizers", "evol-q,annealing"), "unknown optimizer 'annealing'"),
-        (("--optimizers", "adam,adam"), "give each once"),
-        (("--optimizers", "cma,evol-q"), "add one (adam, evol-q)"),
-        (("--plane", "tilted"), "unknown --plane 'tilted'"),
-        (("--execution", "integer"), "adam needs gradients"),
-        (("--learning-rates", "0.1,x"), "--learning-rates is '0.1,x'"),
+        (("--optimizers", "evol-q", "annealing"), 'Invalid value "annealing" for --optimizers'),
+        (("--optimizers", "adam", "adam"), "give each once"),
+        (("--plane", "tilted"), 'Invalid value "tilted" for --plane'),
+        (("--execution", "integer"), "adam needs gradients, which --execution integer has not"),
+        (("--learning-rates", "0.1", "x"), "Invalid value for --learning-rates"),
         (("--learning-rates", "-1"), "positive"),
         (("--seeds", "0"), "--seeds is 0"),
         (("--points", "1"), "--points is 1"),
         (("--budget", "1"), "--budget is 1"),
         (("--test-images", "1"), "--test-images is 1"),
-        (("--criterion", "info_nce,hinge"), "unknown criterion 'hinge'"),
-        (("--calibration-images", "10,20"), "several criteria"),
-        (("--calibration-images", "many"), "--calibration-images is 'many'"),
+        (("--criteria", "info_nce", "hinge"), 'Invalid value "hinge" for --criteria'),
+        (("--scheme", "none"), "--scheme none has no scales"),
         *(
-            (("--start", "file", f"--{option}", "4"), f"leave out --{option}")
-            for option in (name.replace("_", "-") for name in OF_THE_START)
+            (("--start", "file", f"--{option}", value), f"leave out --{option}")
+            for option, value in (("scheme", "full"), ("weight-bits", "4"), ("softmax", "log2"))
         ),
         (("--start", "nowhere.safetensors"), "nowhere.safetensors"),
     ],
@@ -102,12 +103,12 @@ def test_bad_input_is_one_line_before_any_work(compare, arguments, words) -> Non
 def test_help_names_every_optimizer_and_needs_no_torch(compare) -> None:
     code, out, _ = compare("--help")
     assert code == 0
-    words = "".join(out.split())  # lines break at hyphens
+    words = "".join(out.replace("│", " ").split())  # lines break at hyphens
     assert all(name in words for name in OPTIMIZERS)
     program = (
         "import sys; sys.argv = ['x', '--help']\n"
         "import landscape.compare, evolq.command_line\n"
-        "try:\n    evolq.command_line.run(landscape.compare.compare)\n"
+        "try:\n    evolq.command_line.run(landscape.compare.COMMAND)\n"
         "finally:\n    assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

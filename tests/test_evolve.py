@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from tiny_models import TinyResidual, TinyTransformer, randomized
+from tiny_models import TinyResidual, TinyTransformer, plain, randomized
 from torch import Tensor, nn
 
 from evolq.data.images import LabeledImages
@@ -67,9 +67,9 @@ class Problem:
         self.model = transformer()
         self.data = labeled(24, seed=1)
         self.network = quantize(
-            self.model, self.data.images[:2], weight_bits=3, moment_matching=moment_matching
+            self.model, self.data.images[:2], plain(weight_bits=3, moment_matching=moment_matching)
         )
-        self.start = calibrate(self.network, self.data.images, "minmax")
+        self.start = calibrate(self.network, self.data.images)
 
     def objective(
         self, criterion: Criterion = CRITERIA["info_nce"], data: LabeledImages | None = None
@@ -288,8 +288,9 @@ def confident_problem(
         model.head.weight *= 20
         model.head.bias -= predict(model, data.images).mean(0)
     teacher = predict(model, data.images)
-    network = quantize(model, data.images[:2], weight_bits=4)
-    start = calibrate(network, data.images, "mse")
+    observers = {"weight_observer": "mse", "activation_observer": "mse"}
+    network = quantize(model, data.images[:2], plain(weight_bits=4, **observers))
+    start = calibrate(network, data.images)
     return network, start, replace(data, labels=teacher.argmax(1)), teacher
 
 
@@ -512,7 +513,7 @@ class Convolutions(nn.Module):
 
 @pytest.mark.parametrize("scheme", ["weights", "linear", "full"])
 def test_blocks_of_a_network_of_convolutions(scheme: str) -> None:
-    network = quantize(Convolutions(), torch.zeros(2, 1, 8, 8), scheme)
+    network = quantize(Convolutions(), torch.zeros(2, 1, 8, 8), plain(scheme))
     found = find_blocks(network)
     assert list(found) == ["stem", "layer.0", "head"]
     assert "layer.0.downsample.0.weight.scale" in found["layer.0"]
@@ -521,7 +522,7 @@ def test_blocks_of_a_network_of_convolutions(scheme: str) -> None:
 
 def test_nothing_to_search_is_refused(network: QuantizedNetwork) -> None:
     with pytest.raises(InputError, match="quantizes nothing"):
-        find_blocks(quantize(Convolutions(), torch.zeros(2, 1, 8, 8), "none"))
+        find_blocks(quantize(Convolutions(), torch.zeros(2, 1, 8, 8), plain("none")))
     inputs = [name for name in network.names if name.endswith(".input.scale")]
     words = f"no scale of a weight in the {len(inputs)} names given can move; .*--within"
     with pytest.raises(InputError, match=words):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies
-from tiny_models import TinyResidual, TinyTransformer, images, randomized
+from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -39,7 +39,6 @@ from evolq.starts.calibration import calibrate
 from evolq.tensor.moments import MomentMatchedQuantizer
 from evolq.tensor.quantizers import (
     PerChannel,
-    PerGroup,
     PerTensor,
     Quantizer,
     QuantSpec,
@@ -55,8 +54,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 @cache
 def build(kind: str, scheme: str, **options: object) -> tuple[QuantizedNetwork, Point]:
-    network = quantize(randomized(MODELS[kind]()), images(), scheme, **options)
-    return network, calibrate(network, images(16, seed=2), "minmax")
+    network = quantize(randomized(MODELS[kind]()), images(), plain(scheme, **options))
+    return network, calibrate(network, images(16, seed=2))
 
 
 # The arithmetic -----------------------------------------------------------------------------------
@@ -288,9 +287,8 @@ def test_lowering_does_not_change_the_network() -> None:
 
 
 def test_weights_in_groups_stay_simulated() -> None:
-    network = quantize(
-        randomized(TinyTransformer()), images(), weight_spec=QuantSpec(granularity=PerGroup(-1, 4))
-    )
+    groups = plain(weight_granularity="group", group_size=4)
+    network = quantize(randomized(TinyTransformer()), images(), groups)
     targets = [node.target for node in lower(network._graph).nodes]
     assert integer_product not in targets
     assert targets.count(torch.ops.aten.linear.default) == linears(network)
@@ -404,7 +402,7 @@ class Deep(nn.Module):
 def test_a_deep_network_has_as_few_functions_as_a_shallow_one(execution: str) -> None:
     counts = []
     for depth in (3, 9):
-        network = quantize(Deep(depth), torch.randn(4, 8, 2, 2), "full").executed(execution)
+        network = quantize(Deep(depth), torch.randn(4, 8, 2, 2), plain("full")).executed(execution)
         called = [
             network._executed.module.get_submodule(node.target)
             for node in network._executed.nodes

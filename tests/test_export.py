@@ -6,7 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny_models import TinyResidual, TinyTransformer, images, randomized
+from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +18,6 @@ from evolq.files.onnx_operators import TRANSLATIONS
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
 from evolq.starts.calibration import calibrate
-from evolq.tensor.quantizers import PerChannel, PerGroup, QuantSpec
 
 
 def run(path: Path, x: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ class Each(nn.Module):
 
 @pytest.fixture(scope="module")
 def each() -> QuantizedNetwork:
-    return quantize(Each(), images(), "none")
+    return quantize(Each(), images(), plain("none"))
 
 
 def test_operators_mean_the_same_in_onnx(each: QuantizedNetwork, tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ class Cumulative(nn.Module):
 
 def test_an_unknown_operator_is_named_with_its_module(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Cumulative())
-    network = quantize(model, images(), "none")
+    network = quantize(model, images(), plain("none"))
     with pytest.raises(InputError, match=r"cannot write 2 as ONNX: aten\.cumsum\.default has no"):
         export_onnx(network, network.weights, tmp_path / "model.onnx", images())
     assert not list(tmp_path.iterdir())
@@ -147,17 +146,13 @@ def test_an_unknown_operator_is_named_with_its_module(tmp_path: Path) -> None:
 # Quantizers ---------------------------------------------------------------------------------------
 
 MODELS = {"transformer": TinyTransformer, "residual": TinyResidual}
-SIGNED = QuantSpec(5, signed=True, granularity=PerChannel(0))
-SYMMETRIC = QuantSpec(8, signed=True, symmetric=True)
-GROUPS = QuantSpec(3, signed=True, symmetric=True, granularity=PerGroup(-1, 4))
-CHANNELS = QuantSpec(8, granularity=PerChannel(-1))
 
 
 def build(
     kind: str, *args: object, **options: object
 ) -> tuple[QuantizedNetwork, dict[str, Tensor]]:
-    network = quantize(randomized(MODELS[kind]()), images(), *args, **options)
-    return network, calibrate(network, images(), "minmax")
+    network = quantize(randomized(MODELS[kind]()), images(), plain(*args, **options))
+    return network, calibrate(network, images())
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
@@ -200,7 +195,7 @@ def test_an_older_opset_has_bytes_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opset", [20, 21])
 def test_everything_but_qdq_becomes_explicit(tmp_path: Path, opset: int) -> None:
-    network, point = build("transformer", "full", weight_spec=SIGNED, moment_matching=True)
+    network, point = build("transformer", "full", weight_bits=5, moment_matching=True)
     model = check_equal(tmp_path / "model.onnx", network, point, opset)
     sites = Counter(site.kind for site in network.sites.values())
     count = operators(model)
@@ -210,31 +205,17 @@ def test_everything_but_qdq_becomes_explicit(tmp_path: Path, opset: int) -> None
 
 
 def test_symmetric_specs_and_groups(tmp_path: Path) -> None:
-    network, point = build("transformer", weight_spec=GROUPS, activation_spec=SYMMETRIC)
+    network, point = build(
+        "transformer",
+        weight_bits=3,
+        weight_granularity="group",
+        group_size=4,
+        weight_symmetric=True,
+        activation_symmetric=True,
+    )
     check_equal(tmp_path / "model.onnx", network, point)
     with pytest.raises(InputError, match="scales per group need opset 21, not 20"):
         export_onnx(network, point, tmp_path / "old.onnx", images(), opset=20)
-
-
-def test_activations_per_channel(tmp_path: Path) -> None:
-    model = randomized(
-        nn.Sequential(nn.Flatten(2), nn.Linear(64, 5), nn.Flatten(), nn.Linear(5, 3))
-    )
-    network = quantize(model, images(), "linear", activation_spec=CHANNELS)
-    point = calibrate(network, images(), "minmax")
-    assert point["1.input.scale"].shape == (8,)
-    check_equal(tmp_path / "model.onnx", network, point)
-
-
-def test_log2_activations_and_their_zeros(tmp_path: Path) -> None:
-    model = randomized(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
-    network = quantize(model, images(), "linear", activation_spec=QuantSpec(2, kind="log2"))
-    point = calibrate(network, images(), "minmax")
-    scale = point["1.input.scale"]
-    x = images(5, seed=3)  # those of check_equal
-    assert ((x > 0) & (x < scale * 2**-3.6)).any()  # positive, and zero after all
-    assert ((x > scale * 2**-3.4) & (x < scale * 2**-2.6)).any()  # the last code with a value
-    check_equal(tmp_path / "model.onnx", network, point)
 
 
 def test_zero_points_beyond_the_codes(tmp_path: Path) -> None:
@@ -283,8 +264,8 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_bundled_networks_agree_on_real_images(name: str, scheme: str, tmp_path: Path) -> None:
     split = bundled_split(50, 0, 500)
     model = load_model(name)
-    network = quantize(model, split.calibration.images, scheme, 4, 8)
-    point = calibrate(network, split.calibration.images, "mse")
+    network = quantize(model, split.calibration.images, plain(scheme, 4, 8))
+    point = calibrate(network, split.calibration.images)
     path = tmp_path / "model.onnx"
     export_onnx(network, point, path, split.test.images)
     assert top1_agreement(path, network, point, split.test.images) >= 0.995
@@ -303,8 +284,8 @@ def test_a_deit_agrees_on_imagenet(evolq_data: Path, tmp_path: Path) -> None:
         selection=0,
         test=200,
     )
-    network = quantize(model, split.calibration.images, "weights", 4)
-    point = calibrate(network, split.calibration.images, "minmax")
+    network = quantize(model, split.calibration.images, plain("weights", 4))
+    point = calibrate(network, split.calibration.images)
     path = tmp_path / "model.onnx"
     export_onnx(network, point, path, split.test.images)
     assert top1_agreement(path, network, point, split.test.images) >= 0.995

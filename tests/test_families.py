@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 from graph_checks import unquantized_inputs, unquantized_values
+from tiny_models import plain
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,7 +27,7 @@ from evolq.network.placement import OPERATORS
 from evolq.network.quantized import QuantizedNetwork, quantize_graph
 from evolq.points import role
 from evolq.starts.calibration import calibrate
-from evolq.tensor.quantizers import PerChannel, Quantizer, QuantSpec
+from evolq.tensor.quantizers import Quantizer
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 
@@ -186,12 +187,9 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         logits = model(images)
     exported = export(reparameterize(model), images)
     networks = {
-        scheme: quantize_graph(
-            exported.duplicate(), scheme, QuantSpec(8, granularity=PerChannel(0)), QuantSpec(8)
-        )
-        for scheme in ("none", *SCHEMES)
+        scheme: quantize_graph(exported.duplicate(), plain(scheme)) for scheme in ("none", *SCHEMES)
     }
-    points = {scheme: calibrate(networks[scheme], images, "minmax") for scheme in SCHEMES}
+    points = {scheme: calibrate(networks[scheme], images) for scheme in SCHEMES}
     return Case(family, model, images, logits, networks, points)
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import TinyResidual, TinyTransformer, images, randomized
+from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,9 +21,9 @@ from landscape.probes.guided import GUIDED, Guide, hessian, pca, towards
 from landscape.probes.slices import Line, Plane
 
 
-def plain(model: nn.Module) -> tuple[dict[str, Tensor], Objective]:
+def unquantized(model: nn.Module) -> tuple[dict[str, Tensor], Objective]:
     """The weights of a network without quantizers, and its cross entropy."""
-    network = quantize(model, images(), "none")
+    network = quantize(model, images(), plain("none"))
     data = LabeledImages(images(8), torch.arange(8) % 3, tuple("abcdefgh"))
     objective = Objective.of(
         network, data, CRITERIA["cross_entropy"], predict(model, data.images), batch_size=3
@@ -44,7 +44,7 @@ def test_filter_normalization_is_the_papers() -> None:
     The j-th filter of the i-th layer is what makes one output channel or neuron; as in the
     authors' code, biases and parameters of batch norms do not move.
     """
-    point, _ = plain(randomized(TinyResidual()))
+    point, _ = unquantized(randomized(TinyResidual()))
     drawn = draw(0, point)
     result = normalize(drawn, point, "filter")
     for layer, weights in point.items():
@@ -59,7 +59,7 @@ def test_filter_normalization_is_the_papers() -> None:
 def test_weights_move_and_buffers_do_not() -> None:
     """A Point of the plane is the model with these parameters and its own running statistics."""
     model = randomized(TinyResidual())
-    point, objective = plain(model)
+    point, objective = unquantized(model)
     assert point.keys() == dict(model.named_parameters()).keys(), "no batch norm was folded"
     moved = displace(point, normalize(draw(0, point), point, "filter"), 0.5)
     other = copy.deepcopy(model)
@@ -75,8 +75,8 @@ def test_weights_move_and_buffers_do_not() -> None:
 
 
 def test_coordinate_one_is_the_checkpoint() -> None:
-    point, objective = plain(randomized(TinyResidual()))
-    ends = [plain(randomized(TinyResidual(), seed))[0] for seed in (1, 2)]
+    point, objective = unquantized(randomized(TinyResidual()))
+    ends = [unquantized(randomized(TinyResidual(), seed))[0] for seed in (1, 2)]
     directions = towards(point, point, 2, Guide(ends, objective))
     for direction, end in zip(directions, ends, strict=True):
         at_one = Line(point, direction).at(1.0)
@@ -87,7 +87,7 @@ def test_coordinate_one_is_the_checkpoint() -> None:
 
 
 def test_principal_components_span_a_flat_trajectory() -> None:
-    point, objective = plain(randomized(TinyResidual()))
+    point, objective = unquantized(randomized(TinyResidual()))
     x, y = draw(0, point), draw(1, point)
     coordinates = [(3.0, 0.1), (-1.0, 0.3), (2.0, -0.2), (1.0, 0.4)]
     ends = [displace(displace(point, x, a), y, b) for a, b in coordinates]
@@ -118,7 +118,7 @@ def test_principal_components_span_a_flat_trajectory() -> None:
 )
 def test_eigenvectors_are_those_of_the_dense_hessian(model: nn.Module, prefix: str) -> None:
     model = randomized(model)
-    point, objective = plain(model)
+    point, objective = unquantized(model)
     moving = {name: value for name, value in point.items() if name.startswith(prefix)}
 
     def loss(*values: Tensor) -> Tensor:
@@ -146,15 +146,15 @@ def test_eigenvectors_are_those_of_the_dense_hessian(model: nn.Module, prefix: s
 
 
 def test_more_eigenvectors_than_values_are_refused() -> None:
-    point, objective = plain(randomized(TinyResidual()))
+    point, objective = unquantized(randomized(TinyResidual()))
     with pytest.raises(InputError, match="3 eigenvectors need more than 3 values"):
         hessian({"head.bias": point["head.bias"]}, point, 3, Guide([], objective))
 
 
 @pytest.mark.parametrize("kind", GUIDED)
 def test_every_kind_names_what_moves_and_nothing_else(kind: str) -> None:
-    point, objective = plain(randomized(TinyResidual()))
-    ends = [plain(randomized(TinyResidual(), seed))[0] for seed in (1, 2, 3)]
+    point, objective = unquantized(randomized(TinyResidual()))
+    ends = [unquantized(randomized(TinyResidual(), seed))[0] for seed in (1, 2, 3)]
     moving = {name: value for name, value in point.items() if value.dim() > 1}
     directions = GUIDED[kind](moving, point, 2, Guide(ends, objective))
     assert len(directions) == 2

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import plain
 from torch import Tensor, nn
 
 from evolq.data.images import LabeledImages
@@ -48,12 +49,12 @@ def data() -> LabeledImages:
 
 @pytest.fixture(scope="module")
 def network(data: LabeledImages) -> QuantizedNetwork:
-    return quantize(Layers(), data.images[:2], weight_bits=3)
+    return quantize(Layers(), data.images[:2], plain(weight_bits=3, weight_observer="mse"))
 
 
 @pytest.fixture(scope="module")
 def start(network: QuantizedNetwork, data: LabeledImages) -> dict[str, Tensor]:
-    return calibrate(network, data.images, "mse")
+    return calibrate(network, data.images)
 
 
 def objective(
@@ -107,7 +108,8 @@ def test_changed_bits_bring_their_own_calibration(
     network.check(last.point)
     for name in sizes(network):
         bits = bits_in(last.point)[name]
-        alone = calibrate(quantize(Layers(), data.images[:2], weight_bits=bits), data.images, "mse")
+        at_bits = plain(weight_bits=bits, weight_observer="mse")
+        alone = calibrate(quantize(Layers(), data.images[:2], at_bits), data.images)
         for entry in (f"{name}.scale", f"{name}.zero_point", f"{name}.bits"):
             assert torch.equal(last.point[entry], alone[entry])
 

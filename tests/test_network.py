@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 from graph_checks import unquantized_inputs, unquantized_values
-from tiny_models import TinyResidual, TinyTransformer, images, randomized
+from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
@@ -25,7 +25,7 @@ def build(
     kind: str, scheme: str = "linear", **options: object
 ) -> tuple[nn.Module, QuantizedNetwork]:
     model = randomized(MODELS[kind]())
-    return model, quantize(model, images(), scheme, **options)
+    return model, quantize(model, images(), plain(scheme, **options))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -58,7 +58,7 @@ def test_batch_norm_is_folded_and_the_names_stay() -> None:
 
 def test_a_batch_norm_that_follows_no_layer_stays() -> None:
     model = randomized(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3)))
-    network = quantize(model, images(), "linear")
+    network = quantize(model, images(), plain("linear"))
     assert "0.weight" in network.weights
     with torch.no_grad():
         torch.testing.assert_close(network.observe(images(), lambda *_: None), model(images()))
@@ -67,7 +67,7 @@ def test_a_batch_norm_that_follows_no_layer_stays() -> None:
 def test_the_model_is_not_changed() -> None:
     model = randomized(TinyResidual()).train()
     before = copy.deepcopy(model.state_dict())
-    quantize(model, images())
+    quantize(model, images(), plain())
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
@@ -119,7 +119,7 @@ def test_every_product_reads_quantized_values(
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_eight_bits_are_close_to_full_precision(kind: str, scheme: str) -> None:
     model, network = build(kind, scheme)
-    point = calibrate(network, images(), "minmax")
+    point = calibrate(network, images())
     with torch.no_grad():
         difference = network(point, images()) - model(images())
         # 8 bits leave 0.2 % of each tensor's range; a dozen roundings in a row, 5 % in all (and
@@ -129,8 +129,8 @@ def test_eight_bits_are_close_to_full_precision(kind: str, scheme: str) -> None:
 
 def test_logits_equal_a_network_quantized_by_hand() -> None:
     model = randomized(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)))
-    network = quantize(model, images(), "linear", weight_bits=3, activation_bits=4)
-    point = calibrate(network, images(), "minmax")
+    network = quantize(model, images(), plain("linear", weight_bits=3, activation_bits=4))
+    point = calibrate(network, images())
 
     def rounded(value: Tensor, name: str, spec: QuantSpec) -> Tensor:
         scale, zero_point = point[f"{name}.scale"], point[f"{name}.zero_point"]
@@ -169,7 +169,7 @@ def test_partial_evaluation_equals_the_whole_bit_for_bit(kind: str, scheme: str)
 
 def test_the_share_counts_products_downstream_only() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 3))
-    network = quantize(model, images())
+    network = quantize(model, images(), plain())
     assert network.operations == 64 * 10 + 10 * 3
     point = calibrate(network, images())
     last = network.vary(["3.weight.scale"], point, images())
@@ -183,7 +183,7 @@ def test_values_on_the_cut_beyond_the_memory_are_computed_again(
     batches: int, recomputed: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 3))
-    network = quantize(model, images())
+    network = quantize(model, images(), plain())
     point = calibrate(network, images())
     # the cut: quantized inputs (n, 10) of the last layer, in batches of 4 and 2 images
     monkeypatch.setattr("evolq.network.quantized.CUT_BYTES", (0, 4 * 40, 6 * 40)[batches])
@@ -247,7 +247,7 @@ def test_one_value_has_one_quantizer() -> None:
             x = x.flatten(1).relu()
             return self.a(x) + self.b(x.reshape(-1, 64))
 
-    network = quantize(randomized(Shared()), images(), "linear")
+    network = quantize(randomized(Shared()), images(), plain("linear"))
     assert list(network.sites) == ["a.input", "a.weight", "b.weight"]
 
 
@@ -263,7 +263,7 @@ def test_a_view_that_feeds_layer_norm_and_a_sum_gives_each_its_quantizer() -> No
             return self.head(x.flatten(1))
 
     model = randomized(Block())
-    network = quantize(model, images(), "full")
+    network = quantize(model, images(), plain("full"))
     assert set(network.sites) == {
         "add.output", "norm.input", "fc.input", "fc.weight", "add_1.output", "head.weight",
     }  # fmt: skip
@@ -276,7 +276,7 @@ def test_a_view_that_feeds_layer_norm_and_a_sum_gives_each_its_quantizer() -> No
     assert source(own.args[0].args[0]) is first_sum, "the LayerNorm's own reads the plain sum"
     assert other.target == "quantizer_add_output"
     assert other.args[0] is first_sum
-    point = calibrate(network, images(), "minmax")
+    point = calibrate(network, images())
     with torch.no_grad():
         difference = network(point, images()) - model(images())
     assert difference.norm() < 0.05 * model(images()).norm()
@@ -291,7 +291,7 @@ def test_a_quantizer_says_what_it_is() -> None:
 
 class TestBadInput:
     def test_unknown_scheme(self) -> None:
-        with pytest.raises(InputError, match="unknown scheme 'half'"):
+        with pytest.raises(InputError, match="unknown `scheme` 'half'"):
             build("residual", "half")
 
     @pytest.mark.parametrize("bits", [0, 1, 9])
@@ -302,7 +302,7 @@ class TestBadInput:
     def test_an_operator_that_cannot_be_quantized_is_named_with_its_module(self) -> None:
         model = nn.Sequential(nn.ConvTranspose2d(1, 2, 2), nn.Flatten(), nn.Linear(162, 3))
         with pytest.raises(InputError, match=r"transposed convolution .* in module '0'"):
-            quantize(model, images())
+            quantize(model, images(), plain())
 
     def test_a_model_that_cannot_be_exported(self) -> None:
         class Branches(nn.Module):
@@ -310,7 +310,7 @@ class TestBadInput:
                 return x if x.sum() > 0 else -x
 
         with pytest.raises(InputError, match="cannot trace Branches"):
-            quantize(Branches(), images())
+            quantize(Branches(), images(), plain())
 
     def test_a_model_with_two_outputs(self) -> None:
         class Two(nn.Module):
@@ -318,7 +318,7 @@ class TestBadInput:
                 return x, x + 1
 
         with pytest.raises(InputError, match="2 tensors"):
-            quantize(Two(), images())
+            quantize(Two(), images(), plain())
 
     def test_missing_entries_and_images(self) -> None:
         _, network = build("residual")
@@ -369,7 +369,7 @@ class Weighted(nn.Module):
 
 @pytest.mark.parametrize("how", ["linear", "matmul", "left"])
 def test_a_weight_has_one_scale_for_each_output_channel(how: str) -> None:
-    network = quantize(randomized(Weighted(how)), images(), "weights")
+    network = quantize(randomized(Weighted(how)), images(), plain("weights"))
     point = calibrate(network, images())
     assert point["weight.scale"].shape == (5,)
 
@@ -384,7 +384,7 @@ def test_a_batch_norm_over_tokens_is_not_folded() -> None:
             return self.head(self.norm(self.fc(x.flatten(1).reshape(-1, 8, 8))).flatten(1))
 
     model = randomized(Tokens())
-    network = quantize(model, images(), "linear")
+    network = quantize(model, images(), plain("linear"))
     with torch.no_grad():
         torch.testing.assert_close(network.observe(images(), lambda *_: None), model(images()))
 
@@ -398,7 +398,7 @@ def test_names_that_differ_by_dots_only_stay_apart() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.a_0(self.a[0](x.flatten(1)))
 
-    network = quantize(randomized(Alike()), images(), "linear")
+    network = quantize(randomized(Alike()), images(), plain("linear"))
     assert {"a.0.weight", "a_0.weight"} <= set(network.sites)
 
 
@@ -421,9 +421,9 @@ def layer_norm_outputs(network: QuantizedNetwork, point: Point) -> dict[str, Ten
 
 def test_layer_norms_in_integers_give_whole_multiples_of_the_next_scale() -> None:
     _, plain = build("transformer", "full")
-    _, network = build("transformer", "full", integers_in_layer_norm=True)
+    _, network = build("transformer", "full", integer_layer_norm=True)
     assert list(network.names) == list(plain.names)
-    point = calibrate(plain, images(), "minmax")
+    point = calibrate(plain, images())
     values, wanted = layer_norm_outputs(network, point), layer_norm_outputs(plain, point)
     assert len(values) == 2
     for name, reader in (("qkv", "qkv_input"), ("fc1", "fc1_input")):
@@ -439,8 +439,8 @@ def test_layer_norms_in_integers_give_whole_multiples_of_the_next_scale() -> Non
 
 def test_layer_norms_in_integers_need_quantizers_around_them() -> None:
     _, plain = build("transformer", "linear")
-    _, network = build("transformer", "linear", integers_in_layer_norm=True)
-    point = calibrate(plain, images(), "minmax")
+    _, network = build("transformer", "linear", integer_layer_norm=True)
+    point = calibrate(plain, images())
     assert torch.equal(network(point, images()), plain(point, images()))
 
 
@@ -457,8 +457,8 @@ class Standardized(nn.Conv2d):
 @pytest.mark.parametrize("scheme", ["weights", "linear"])
 def test_a_weight_that_is_computed_through_views_is_quantized_per_channel(scheme: str) -> None:
     model = randomized(nn.Sequential(Standardized(1, 5, 3), nn.Flatten(), nn.Linear(180, 3)))
-    network = quantize(model, images(), scheme)
-    point = calibrate(network, images(), "minmax")
+    network = quantize(model, images(), plain(scheme))
+    point = calibrate(network, images())
     assert point["0.weight.scale"].shape == (5,)
     assert network.sites["0.weight"].kind == "weight"
     if scheme == "linear":
@@ -480,8 +480,8 @@ def test_a_wrong_folding_of_batch_norms_is_noticed(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("evolq.network.quantized.fold_batch_norm", wrong)
     with pytest.raises(InputError, match="folding the batch norms of TinyResidual"):
-        quantize(randomized(TinyResidual()), images())
-    quantize(randomized(TinyResidual()), images(), "none")
+        quantize(randomized(TinyResidual()), images(), plain())
+    quantize(randomized(TinyResidual()), images(), plain("none"))
 
 
 class Windows(nn.Module):
@@ -499,7 +499,7 @@ class Windows(nn.Module):
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_memory_is_counted_for_all_windows(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = quantize(randomized(Windows()), images(), "linear")
+    network = quantize(randomized(Windows()), images(), plain("linear"))
     sizes = {}
     network.observe(images(count), lambda name, value: sizes.__setitem__(name, value.nbytes))
     assert sizes["fc.input"] == count * 64 * 4

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import TinyResidual, TinyTransformer, images, randomized
+from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 
 from evolq.data.images import LabeledImages
 from evolq.errors import InputError
@@ -30,7 +30,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def network(model):
-    return quantize(model, images(), "linear", weight_bits=3)
+    return quantize(model, images(), plain("linear", weight_bits=3))
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +168,14 @@ class TestCalibrate:
     @pytest.mark.parametrize("observer", OBSERVERS)
     @pytest.mark.parametrize("scheme", ["linear", "full"])
     def test_every_observer_gives_a_complete_point(self, model, observer, scheme):
-        network = quantize(model, images(), scheme, weight_bits=4)
-        point = calibrate(network, images(COUNT), observer, batch_size=4)
+        observers = {"weight_observer": observer, "activation_observer": observer}
+        network = quantize(model, images(), plain(scheme, weight_bits=4, **observers))
+        point = calibrate(network, images(COUNT), batch_size=4)
         assert tuple(point) == network.names
         network.check(point)
 
     def test_min_max_by_hand(self, model, network):
-        point = calibrate(network, images(COUNT), "minmax")
+        point = calibrate(network, images(COUNT))
         tokens = model.embed(images(COUNT)).flatten(2).transpose(1, 2)
         seen = model.norm1(tokens).detach()
         low, high = seen.min().clamp(max=0), seen.max().clamp(min=0)
@@ -183,10 +184,14 @@ class TestCalibrate:
         low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
         torch.testing.assert_close(point["fc1.weight.scale"], (high - low) / 7)
 
-    def test_weights_may_have_an_observer_of_their_own(self, network):
-        mixed = calibrate(network, images(COUNT), "mse", weight_observer="minmax")
-        minmax = calibrate(network, images(COUNT), "minmax")
-        mse = calibrate(network, images(COUNT), "mse")
+    def test_weights_may_have_an_observer_of_their_own(self, model):
+        def start(weights, activations):
+            observers = {"weight_observer": weights, "activation_observer": activations}
+            network = quantize(model, images(), plain(weight_bits=3, **observers))
+            return network, calibrate(network, images(COUNT))
+
+        network, mixed = start("minmax", "mse")
+        minmax, mse = start("minmax", "minmax")[1], start("mse", "mse")[1]
         for name, site in network.sites.items():
             expected = minmax if site.kind == "weight" else mse
             assert torch.equal(mixed[f"{name}.scale"], expected[f"{name}.scale"])
@@ -199,8 +204,8 @@ class TestCalibrate:
         assert all(torch.equal(expected[name], value) for name, value in small.items())
 
     def test_bad_input(self, model, network):
-        with pytest.raises(InputError, match="unknown observer 'max'"):
-            calibrate(network, images(), "max")
+        with pytest.raises(InputError, match="unknown `weight_observer` 'max'"):
+            calibrate(quantize(model, images(), plain(weight_observer="max")), images())
         with pytest.raises(InputError, match="at least one image"):
             calibrate(network, images()[:0])
         broken = images()
@@ -211,7 +216,7 @@ class TestCalibrate:
 
 def test_residual_networks_work_alike(data):
     model = randomized(TinyResidual())
-    network = quantize(model, images(), "full", weight_bits=4)
+    network = quantize(model, images(), plain("full", weight_bits=4))
     point = calibrate(network, images(COUNT))
     measured = objective(network, data, model, "mse")
     assert dataclasses.is_dataclass(measured)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import TinyTransformer, images, randomized
+from tiny_models import TinyTransformer, images, plain, randomized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -34,8 +34,8 @@ ALL = pytest.mark.parametrize("name", OPTIMIZERS)
 def problem() -> SimpleNamespace:
     model = randomized(TinyTransformer())
     data = LabeledImages(images(COUNT), torch.arange(COUNT) % 3, tuple(map(str, range(COUNT))))
-    network = quantize(model, data.images, weight_bits=3)
-    start = calibrate(network, data.images, "minmax")
+    network = quantize(model, data.images, plain(weight_bits=3))
+    start = calibrate(network, data.images)
     return SimpleNamespace(
         model=model, data=data, network=network, start=start, names=list(select(start, {"scale"}))
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import TinyResidual, TinyTransformer, images, randomized
+from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 from torch.nn import functional
 
 from evolq.errors import InputError
@@ -65,7 +65,7 @@ class TestRoundColumns:
 
 def prepared(kind):
     model = randomized(kind())
-    network = quantize(model, images(), weight_bits=3)
+    network = quantize(model, images(), plain(weight_bits=3))
     return model, network, calibrate(network, images(12))
 
 

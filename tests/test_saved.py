@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_models import TinyResidual, TinyTransformer, images, randomized
+from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,9 +18,10 @@ from evolq.data.images import bundled_split
 from evolq.data.models import BUNDLED, load_model, weights_hash
 from evolq.errors import InputError
 from evolq.files.saved import IntegerWeight, load, load_point, pack, read, save, unpack
-from evolq.network.quantized import QuantizedNetwork, quantize
+from evolq.network.quantized import quantize
+from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate
-from evolq.tensor.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec
+from evolq.tensor.quantizers import PerChannel, QuantSpec
 
 
 class Standardized(nn.Module):
@@ -37,21 +38,27 @@ class Standardized(nn.Module):
 
 
 MODELS = {"transformer": TinyTransformer, "residual": TinyResidual, "standardized": Standardized}
-GROUPS = QuantSpec(4, signed=True, granularity=PerGroup(-1, 4))
-SYMMETRIC = QuantSpec(3, signed=True, symmetric=True, granularity=PerChannel(0))
-SYMMETRIC_INPUT = QuantSpec(8, signed=True, symmetric=True)
 
 CASES = {
     "plain": ("residual", {"scheme": "none"}),
     "linear": ("transformer", {"scheme": "linear", "weight_bits": 3, "activation_bits": 6}),
     "full": ("transformer", {"scheme": "full", "weight_bits": 4, "moment_matching": True}),
-    "integers": ("transformer", {"scheme": "full", "integers_in_layer_norm": True}),
-    "symmetric": ("residual", {"weight_spec": SYMMETRIC, "activation_spec": SYMMETRIC_INPUT}),
+    "integers": ("transformer", {"scheme": "full", "integer_layer_norm": True}),
+    "symmetric": (
+        "residual",
+        {"weight_bits": 3, "weight_symmetric": True, "activation_symmetric": True},
+    ),
     "groups": (
         "transformer",
-        {"scheme": "weights", "weight_spec": GROUPS, "moment_matching": True},
+        {
+            "scheme": "weights",
+            "weight_bits": 4,
+            "weight_granularity": "group",
+            "group_size": 4,
+            "moment_matching": True,
+        },
     ),
-    "one scale": ("residual", {"weight_spec": QuantSpec(2, granularity=PerTensor())}),
+    "one scale": ("residual", {"weight_bits": 2, "weight_granularity": "tensor"}),
     "computed": ("standardized", {"weight_bits": 4, "moment_matching": True}),
 }
 
@@ -61,8 +68,8 @@ class Case:
 
     def __init__(self, kind: str, **options: object) -> None:
         self.model = randomized(MODELS[kind]())
-        self.network = quantize(self.model, images(), **options)
-        self.point = calibrate(self.network, images(), "minmax")
+        self.network = quantize(self.model, images(), plain(**options))
+        self.point = calibrate(self.network, images())
         generator = torch.Generator().manual_seed(7)
         for name, value in self.point.items():
             if name.endswith(".zero_point"):
@@ -150,10 +157,7 @@ def test_a_file_describes_itself(linear: Case, tmp_path: Path) -> None:
     header, _ = read(path)
     assert header.model is None
     assert (header.classes, header.image_shape) == (3, (1, 8, 8))
-    assert header.quantization["scheme"] == "linear"
-    assert header.quantization["weight_spec"] == QuantSpec(4, granularity=PerChannel(0))
-    assert header.quantization["activation_spec"] == QuantSpec(8)
-    assert header.quantization["moment_matching"] is False
+    assert header.quantization == linear.network.quantization
     assert header.weight_shapes["conv1.weight"] == (6, 1, 3, 3)
     assert header.weights_hash == weights_hash(linear.model)
     assert header.provenance == {"seed": 4, "note": "é"}
@@ -171,8 +175,8 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, T
     made = {}
     for name in BUNDLED:
         model = load_model(name)
-        network = quantize(model, x, "linear", 4, 8)
-        point = calibrate(network, bundled_split(50, 0, 1).calibration.images, "minmax")
+        network = quantize(model, x, plain("linear", 4, 8))
+        point = calibrate(network, bundled_split(50, 0, 1).calibration.images)
         path = tmp_path_factory.mktemp("saved") / f"{name}.safetensors"
         save(network, point, path, model, x, name)
         size = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -221,9 +225,9 @@ def test_a_four_bit_deit_takes_an_eighth(
     name = "deit_tiny_patch16_224"
     weights = evolq_data / f"{name}.safetensors"
     model, x = load_model(name, weights), torch.zeros(2, 3, 224, 224)
-    network = quantize(model, x, weight_bits=4, moment_matching=moment_matching)
+    network = quantize(model, x, plain(weight_bits=4, moment_matching=moment_matching))
     path = tmp_path / "model.safetensors"
-    save(network, calibrate(network, x, "minmax"), path, model, x, name)
+    save(network, calibrate(network, x), path, model, x, name)
     assert path.stat().st_size <= (4 / 32 + 0.03) * weights.stat().st_size
 
 
@@ -242,15 +246,15 @@ def test_a_point_of_another_scheme_is_refused(linear: Case, tmp_path: Path) -> N
     path = linear.save(tmp_path / "model.safetensors")
     for options, wanted in [
         ({"scheme": "weights"}, "scheme linear, and the network has weights"),
-        ({"weight_spec": SYMMETRIC}, "weight_spec .*symmetric=False.* has .*symmetric=True"),
+        ({"weight_symmetric": True}, "weight_symmetric False, and the network has True"),
     ]:
         with pytest.raises(InputError, match=wanted):
-            load_point(path, quantize(linear.model, images(), **options), linear.model)
+            load_point(path, quantize(linear.model, images(), plain(**options)), linear.model)
 
 
 def test_a_network_of_other_bits_takes_the_point(linear: Case, tmp_path: Path) -> None:
     path = linear.save(tmp_path / "model.safetensors")
-    network = quantize(linear.model, images(), "linear", weight_bits=8, activation_bits=4)
+    network = quantize(linear.model, images(), plain("linear", weight_bits=8, activation_bits=4))
     point = load_point(path, network, linear.model)
     with torch.no_grad():
         assert torch.equal(network(point, images()), linear.network(linear.point, images()))
@@ -306,11 +310,36 @@ def test_files_that_are_no_networks_are_refused(linear: Case, tmp_path: Path) ->
 
 def test_a_missing_tensor_is_named(linear: Case, tmp_path: Path) -> None:
     path = linear.save(tmp_path / "model.safetensors")
-    tensors, metadata = load_file(path), {"evolq": read(path)[0].to_json()}
+    tensors, (header, _) = load_file(path), read(path)
     del tensors["conv1.weight.codes"]
-    save_file(tensors, path, metadata)
+    save_file(tensors, path, {"evolq": header.to_json(tensors)})
     with pytest.raises(InputError, match=r"it lacks conv1\.weight\.codes"):
         load(path, TinyResidual())
+
+
+def test_every_flipped_bit_is_found(linear: Case, tmp_path: Path) -> None:
+    path = linear.save(tmp_path / "model.safetensors")
+    whole = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for position in torch.randint(8 * len(whole), (100,), generator=generator).tolist():
+        damaged = bytearray(whole)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError):
+            read(path)
+
+
+def test_a_file_of_format_1_still_loads() -> None:
+    path = Path(__file__).parent / "golden" / "format_1.safetensors"
+    header, _ = read(path)
+    assert header.quantization == Quantization(
+        "full", 3, 6, moment_matching=True, integer_layer_norm=True
+    )
+    model = randomized(TinyTransformer())
+    network = quantize(model, images(), header.quantization)
+    with torch.no_grad():
+        logits = network(load_point(path, network, model), images())
+        assert torch.equal(load(path, TinyTransformer())(images()), logits)
 
 
 def test_what_cannot_be_saved_is_refused(linear: Case, tmp_path: Path) -> None:
@@ -318,11 +347,6 @@ def test_what_cannot_be_saved_is_refused(linear: Case, tmp_path: Path) -> None:
     wrong = {**linear.point, "conv1.bias": linear.point["conv1.bias"].double()}
     with pytest.raises(InputError, match=r"conv1\.bias is torch\.float64"):
         save(linear.network, wrong, path, linear.model, images())
-    log2 = QuantSpec(4, kind="log2", granularity=PerChannel(0))
-    network: QuantizedNetwork = quantize(linear.model, images(), "weights", weight_spec=log2)
-    point = calibrate(network, images(), "minmax")
-    with pytest.raises(InputError, match="quantized by log2"):
-        save(network, point, path, linear.model, images())
     assert not path.exists()
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from evolq.__main__ import main
+from evolq.__main__ import COMMAND
 from evolq.data.fashion import fashion_resnet
 from evolq.data.images import bundled_split
 from evolq.data.models import load_model
 from evolq.errors import InputError
 from evolq.files.saved import load
 from evolq.optimizers.mixed_precision import average_bits, bits_in
+from evolq.quantization import Quantization
 from evolq.workflow import BIT_EVALUATIONS, search
 
 IMAGES = bundled_split(calibration=20).calibration.images
@@ -20,7 +21,7 @@ IMAGES = bundled_split(calibration=20).calibration.images
 
 def test_three_lines_for_any_module(tmp_path: Path) -> None:
     model = fashion_resnet().train()
-    result = search(model, IMAGES, bits=3, passes=1)
+    result = search(model, IMAGES, Quantization(weight_bits=3), passes=1)
     assert model.training, "the model is not changed"
     assert result.loss < result.start_loss
     assert result.evaluations == 1 + 4 * 6
@@ -51,7 +52,7 @@ def test_labels_cannot_be_asked_for() -> None:
 @pytest.fixture
 def run(command_line_of):
     """Run `python -m evolq` in this process."""
-    return command_line_of(main)
+    return command_line_of(COMMAND)
 
 
 QUICK = (

@@ -4,6 +4,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evolq.quantization import Quantization
+
+
+def plain(
+    scheme: str = "linear", weight_bits: int = 8, activation_bits: int = 8, **changes: object
+) -> Quantization:
+    """Return the plainest quantization: min-max scales, no moments matched."""
+    defaults = {
+        "weight_observer": "minmax",
+        "activation_observer": "minmax",
+        "moment_matching": False,
+    }
+    return Quantization(scheme, weight_bits, activation_bits, **(defaults | changes))
+
 
 class TinyTransformer(nn.Module):
     """One attention block with a strided patch embedding; 3 classes, images (n, 1, 8, 8)."""

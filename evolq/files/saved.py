@@ -12,10 +12,11 @@ values are all small whole numbers is stored as integers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,20 @@ from evolq.errors import InputError
 from evolq.network.graph import dependents
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
-from evolq.tensor.integer_layer_norm import integer_layer_norm
+from evolq.quantization import Quantization
 from evolq.tensor.moments import MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
-    PerChannel,
-    PerGroup,
-    PerTensor,
     QuantSpec,
     codes_range,
     dequantize,
 )
 from evolq.tensor.quantizers import quantize as to_codes
 
-FORMAT = "evolq quantized network 1"
+FORMAT, FORMAT_1 = "evolq quantized network 2", "evolq quantized network 1"
 
-GRANULARITIES = {kind.__name__: kind for kind in (PerTensor, PerChannel, PerGroup)}
 
+# What a saved Point says itself, whatever its network started from.
+POINTS_OWN = {"weight_bits", "activation_bits", "weight_observer", "activation_observer"}
 
 # Weights as integers ------------------------------------------------------------------------------
 
@@ -86,20 +85,12 @@ class IntegerWeight:
 
 
 def integer_weights(network: QuantizedNetwork, point: Point) -> dict[str, IntegerWeight]:
-    """Return the weights that `network` quantizes at `point`, by the names of their quantizers.
-
-    Raises:
-        InputError: for log2 weights, which have no code for negative values.
-    """
+    """Return the weights that `network` quantizes at `point`, by the names of their quantizers."""
     # a symmetric quantizer's zero point is None
     values: dict[Any, Any] = {None: None} | constants(network, point)
     weights = {}
     for name, node in weight_nodes(network).items():
         spec = network.sites[name].spec
-        if spec.kind != "uniform":
-            raise InputError(
-                f"{name} is quantized by {spec.kind}; only uniformly quantized weights can be saved"
-            )
         value, scale, zero_point, bits = (values[argument] for argument in node.args)
         codes = to_codes(value, scale, zero_point, bits, spec)
         matched = None
@@ -216,7 +207,7 @@ class Header:
         model: name of the architecture (see `models.load_model`), None if it has none.
         classes: number of logits.
         image_shape: (channels, height, width).
-        quantization: arguments of `quantize` that build the network again.
+        quantization: how the network was built.
         weight_shapes: shape of each quantized weight.
         weights_hash: `models.weights_hash` of the full-precision model, None if the Point's weights
             had moved away from it.
@@ -226,57 +217,74 @@ class Header:
     model: str | None
     classes: int
     image_shape: tuple[int, ...]
-    quantization: dict[str, Any]
+    quantization: Quantization
     weight_shapes: dict[str, tuple[int, ...]]
     weights_hash: str | None
     provenance: dict[str, Any]
 
-    def to_json(self) -> str:
-        """Return JSON, with equal text for equal headers."""
+    def to_json(self, tensors: Mapping[str, Tensor]) -> str:
+        """Return JSON, with equal text for equal headers and tensors, and a checksum over both."""
         content = asdict(self) | {"format": FORMAT}
-        for key, value in self.quantization.items():
-            if isinstance(value, QuantSpec):
-                kind = type(value.granularity).__name__
-                content["quantization"][key]["granularity"] = [kind, asdict(value.granularity)]
-        return json.dumps(content, sort_keys=True)
+        return json.dumps(content | {"checksum": _checksum(content, tensors)}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Header:
-        """Return the header that `to_json` wrote.
+    def from_json(cls, text: str, tensors: Mapping[str, Tensor]) -> Header:
+        """Return the header that `to_json` wrote. Files of format 1 have no checksum.
 
         Raises:
             ValueError, KeyError, TypeError or AttributeError: if it is none.
+            InputError: if header or tensors are not those that were written.
         """
         content = json.loads(text)
-        if content.pop("format") != FORMAT:
+        checksum = content.pop("checksum", None)
+        if content["format"] == FORMAT:
+            if checksum != _checksum(content, tensors):
+                raise InputError("its checksum does not fit its content")
+            content["quantization"] = Quantization(**content["quantization"])
+        elif content["format"] == FORMAT_1:
+            content["quantization"] = _quantization_1(**content["quantization"])
+        else:
             raise ValueError("another format")
-        for key, value in content["quantization"].items():
-            if isinstance(value, dict):
-                kind, arguments = value.pop("granularity")
-                granularity = GRANULARITIES[kind](**arguments)
-                content["quantization"][key] = QuantSpec(**value, granularity=granularity)
+        del content["format"]
         content["image_shape"] = tuple(content["image_shape"])
         content["weight_shapes"] = {k: tuple(v) for k, v in content["weight_shapes"].items()}
         return cls(**content)
 
 
-def quantization(network: QuantizedNetwork) -> dict[str, Any]:
-    """Return arguments of `quantize` that build the same graph from the same model."""
-    weights = [site.spec for site in network.sites.values() if site.kind == "weight"]
-    activations = [
-        site.spec for site in network.sites.values() if site.kind not in ("weight", "softmax")
-    ]
-    return {
-        "scheme": network.scheme,
-        "weight_spec": weights[0] if weights else None,
-        "activation_spec": activations[0] if activations else None,
-        "moment_matching": any(
-            _matches_moments(network, node) for node in weight_nodes(network).values()
-        ),
-        "integers_in_layer_norm": any(
-            node.target is integer_layer_norm for node in network.module.graph.nodes
-        ),
-    }
+def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 (hex) of what a file holds."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _quantization_1(
+    scheme: Any,
+    weight_spec: dict[str, Any] | None,
+    activation_spec: dict[str, Any] | None,
+    moment_matching: bool,
+    integers_in_layer_norm: bool,
+) -> Quantization:
+    """Return how the network in a file of format 1 was built; observers are not recorded there."""
+    found: dict[str, Any] = {}
+    for kind, spec in (("weight", weight_spec), ("activation", activation_spec)):
+        if spec is None:
+            continue
+        found |= {f"{kind}_bits": spec["bits"], f"{kind}_symmetric": spec["symmetric"]}
+        name, arguments = spec["granularity"]
+        if kind == "weight":
+            found["weight_granularity"] = name.removeprefix("Per").lower()
+            found |= {"group_size": arguments["size"]} if "size" in arguments else {}
+        if spec["kind"] != "uniform" or spec["signed"] != spec["symmetric"]:
+            raise InputError(f"its {kind} quantizers, {spec}, are of a kind that is gone")
+    return Quantization(
+        scheme=scheme,
+        moment_matching=moment_matching,
+        integer_layer_norm=integers_in_layer_norm,
+        **found,
+    )
 
 
 def save(
@@ -302,8 +310,8 @@ def save(
         provenance: whatever else is worth knowing; goes through JSON.
 
     Raises:
-        InputError: for a Point that does not belong to the network or is not float32, log2 weights,
-            or a file that cannot be written.
+        InputError: for a Point that does not belong to the network or is not float32, or a file
+            that cannot be written.
     """
     network.check(point)
     for name, value in point.items():
@@ -329,13 +337,13 @@ def save(
         model=model_name,
         classes=classes,
         image_shape=tuple(images.shape[1:]),
-        quantization=quantization(network),
+        quantization=network.quantization,
         weight_shapes={name: tuple(weight.codes.shape) for name, weight in weights.items()},
         weights_hash=weights_hash(model) if unmoved else None,
         provenance=dict(provenance or {}),
     )
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    write_whole(path, to_bytes(tensors, {"evolq": header.to_json()}))
+    write_whole(path, to_bytes(tensors, {"evolq": header.to_json(tensors)}))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -359,7 +367,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
                 f"{path} names no architecture; load(path, model) with the module it was made from"
             )
         model = untrained(header.model, header.classes)
-    network = quantize(model, torch.zeros(2, *header.image_shape), **header.quantization)
+    network = quantize(model, torch.zeros(2, *header.image_shape), header.quantization)
     _check_fit(path, header, tensors, network)
     entries, buffers = _kept(network)
     nodes = entry_nodes(network)
@@ -377,8 +385,8 @@ def load_point(path: str | Path, network: QuantizedNetwork, model: nn.Module) ->
 
     Args:
         path: a file that `save` wrote.
-        network: made from `model` with the scheme and specs of the saved one; the bits it starts
-            from do not matter.
+        network: made from `model` with the quantization of the saved one; the bits and observers it
+            starts from do not matter.
         model: the full-precision model, with the weights that the saved network was made from.
 
     Raises:
@@ -395,11 +403,11 @@ def load_point(path: str | Path, network: QuantizedNetwork, model: nn.Module) ->
             f"{path} was made from {made_from} of {header.model or 'a model without a name'}, and "
             f"the model has weights {own_hash[:12]}; give the model and weights it was made from"
         )
-    for key, value in quantization(network).items():
-        saved = header.quantization[key]
-        if _but_for_bits(saved) != _but_for_bits(value):
+    for field in fields(Quantization):
+        saved, own = (getattr(q, field.name) for q in (header.quantization, network.quantization))
+        if field.name not in POINTS_OWN and saved != own:
             raise InputError(
-                f"{path} was saved with {key} {saved}, and the network has {value}; build the "
+                f"{path} was saved with {field.name} {saved}, and the network has {own}; build the "
                 "network as the file says"
             )
     _check_fit(path, header, tensors, network)
@@ -428,16 +436,14 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot read {path} ({error}); save the network again") from error
     try:
-        return Header.from_json(metadata["evolq"]), tensors
+        return Header.from_json(metadata["evolq"], tensors), tensors
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}; save the network again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not a quantized network of this program ({FORMAT!r}); give a file that "
             "evolq saved"
         ) from error
-
-
-def _but_for_bits(option: Any) -> Any:
-    return replace(option, bits=8) if isinstance(option, QuantSpec) else option
 
 
 def _stored_weight(
@@ -461,7 +467,7 @@ def _check_fit(
     """Raise InputError unless the file has just the tensors that `network` needs, in its shapes."""
     entries, buffers = _kept(network)
     weights = weight_nodes(network)
-    endings = ("codes", "moments") if header.quantization["moment_matching"] else ("codes",)
+    endings = ("codes", "moments") if header.quantization.moment_matching else ("codes",)
     wanted = {*entries, *buffers, *(f"{name}.{ending}" for name in weights for ending in endings)}
     given = {name: tuple(value.shape) for name, value in tensors.items()} | header.weight_shapes
     wanted_shapes = {name: tuple(value.shape) for name, value in network.weights.items()}

@@ -19,8 +19,8 @@ def find_blocks(network: QuantizedNetwork) -> dict[str, tuple[str, ...]]:
     """
     if not network.sites:
         raise InputError(
-            f"scheme {network.scheme!r} quantizes nothing, so there is nothing to search; "
-            "use weights, linear or full"
+            f"scheme {network.quantization.scheme!r} quantizes nothing, so there is nothing to "
+            "search; use weights, linear or full"
         )
     attention = attention_modules(network)
     layers = {name: name.rpartition(".")[0] for name in network.sites}

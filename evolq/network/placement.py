@@ -22,9 +22,17 @@ from evolq.network.graph import (
     module_path,
     source,
 )
+from evolq.quantization import Quantization
 from evolq.tensor.integer_layer_norm import integer_layer_norm
 from evolq.tensor.moments import MomentMatchedQuantizer
-from evolq.tensor.quantizers import Granularity, PerChannel, Quantizer, QuantSpec
+from evolq.tensor.quantizers import (
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Quantizer,
+    QuantSpec,
+)
 
 Kind = Literal["weight", "product", "softmax", "layer_norm", "activation", "residual"]
 
@@ -118,15 +126,30 @@ class Site:
         return ("scale", *zero_point, "bits", *factor)
 
 
-def place(
-    graph: Graph,
-    scheme: str,
-    weight_spec: QuantSpec,
-    activation_spec: QuantSpec,
-    moment_matching: bool = False,
-    integers_in_layer_norm: bool = False,
-) -> dict[str, Site]:
-    """Put the quantizers of `scheme` into `graph` and return them by name, in graph order.
+def weight_spec(quantization: Quantization) -> QuantSpec:
+    """Return the constants of the quantizers of weights; the axis of channels differs by layer."""
+    granularities: dict[str, Granularity] = {
+        "channel": PerChannel(0),
+        "group": PerGroup(-1, quantization.group_size),
+        "tensor": PerTensor(),
+    }
+    symmetric = quantization.weight_symmetric
+    return QuantSpec(
+        quantization.weight_bits,
+        signed=symmetric,
+        symmetric=symmetric,
+        granularity=granularities[quantization.weight_granularity],
+    )
+
+
+def activation_spec(quantization: Quantization) -> QuantSpec:
+    """Return the constants of the quantizers of activations, but for log2 softmax outputs."""
+    symmetric = quantization.activation_symmetric
+    return QuantSpec(quantization.activation_bits, signed=symmetric, symmetric=symmetric)
+
+
+def place(graph: Graph, quantization: Quantization) -> dict[str, Site]:
+    """Put the quantizers of a scheme into `graph` and return them by name, in graph order.
 
     A value gets one quantizer, at the node that makes it, and a second only where consumers differ:
     the inputs of a LayerNorm have their own (PTF), on the edge.
@@ -134,14 +157,15 @@ def place(
     Raises:
         InputError: for an unknown scheme, or an operator that cannot be quantized.
     """
-    if scheme not in SCHEMES:
-        raise InputError(f"unknown scheme {scheme!r}; choose from {', '.join(SCHEMES)}")
-    kinds = SCHEMES[scheme]
-    if not kinds:
+    if quantization.scheme not in SCHEMES:
+        raise InputError(
+            f"unknown `scheme` {quantization.scheme!r}; choose from {', '.join(SCHEMES)}"
+        )
+    if not SCHEMES[quantization.scheme]:
         return {}
-    placement = _Placement(graph, kinds, weight_spec, activation_spec, moment_matching)
+    placement = _Placement(graph, quantization)
     placement.run()
-    if integers_in_layer_norm:
+    if quantization.integer_layer_norm:
         placement.compute_layer_norms_in_integers()
     return placement.finish()
 
@@ -149,19 +173,13 @@ def place(
 class _Placement:
     """The state of one walk over a graph."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        kinds: frozenset[Kind],
-        weight_spec: QuantSpec,
-        activation_spec: QuantSpec,
-        moment_matching: bool,
-    ) -> None:
+    def __init__(self, graph: Graph, quantization: Quantization) -> None:
         self.graph = graph
-        self.kinds = kinds
-        self.weight_spec = weight_spec
-        self.activation_spec = activation_spec
-        self.moment_matching = moment_matching
+        self.kinds = SCHEMES[quantization.scheme]
+        self.weight_spec = weight_spec(quantization)
+        self.activation_spec = activation_spec(quantization)
+        self.moment_matching = bool(quantization.moment_matching)  # resolved
+        self.log2_softmax = quantization.softmax == "log2"
         self.on_images = dependents(graph.module.graph, [graph.images])
         self.names = _Names(graph)
         self.sites: dict[str, Site] = {}
@@ -231,7 +249,7 @@ class _Placement:
         ):
             return  # adding a constant, such as an attention mask or a position embedding
         spec = self.activation_spec
-        if rule.kind == "softmax":
+        if rule.kind == "softmax" and self.log2_softmax:
             spec = QuantSpec(bits=SOFTMAX_BITS, kind="log2")
         name = self.names.of(node, rule.label, "output")
         self.insert(node, rule.kind, spec, name)

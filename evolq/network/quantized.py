@@ -18,7 +18,10 @@ from evolq.network.lowering import lower
 from evolq.network.placement import Site, place
 from evolq.network.regions import fuse
 from evolq.points import Point
-from evolq.tensor.quantizers import PerChannel, QuantSpec, check_parameters
+from evolq.quantization import Quantization
+from evolq.tensor.quantizers import check_parameters
+
+DEFAULT = Quantization()
 
 # Images per forward pass. Logits differ in the last bits between batch sizes, so one size is used
 # throughout; 50 is near the fastest on a CPU and divides the usual numbers of images.
@@ -53,7 +56,7 @@ class QuantizedNetwork:
     Attributes:
         weights: the model's own (full-precision, batch norm folded) weights, by name.
         sites: each quantizer by name, in the order in which they run.
-        scheme: the scheme it was built with.
+        quantization: how it was built, with every rule resolved.
         execution: how it runs, a name in `EXECUTIONS`.
     """
 
@@ -62,7 +65,7 @@ class QuantizedNetwork:
         graph: Graph,
         full_precision: fx.GraphModule,
         sites: Mapping[str, Site],
-        scheme: str,
+        quantization: Quantization,
         execution: str = "simulated",
     ) -> None:
         if execution not in EXECUTIONS:
@@ -73,7 +76,7 @@ class QuantizedNetwork:
         self._executed = EXECUTIONS[execution](graph)
         self._full_precision = full_precision
         self._sites = dict(sites)
-        self.scheme = scheme
+        self.quantization = quantization
         self.execution = execution
 
     def executed(self, execution: str) -> QuantizedNetwork:
@@ -83,7 +86,7 @@ class QuantizedNetwork:
             InputError: for an unknown name.
         """
         return QuantizedNetwork(
-            self._graph, self._full_precision, self._sites, self.scheme, execution
+            self._graph, self._full_precision, self._sites, self.quantization, execution
         )
 
     @property
@@ -332,68 +335,34 @@ class PartialEvaluation:
 
 
 def quantize(
-    model: nn.Module,
-    images: Tensor,
-    scheme: str = "linear",
-    weight_bits: int = 8,
-    activation_bits: int = 8,
-    weight_spec: QuantSpec | None = None,
-    activation_spec: QuantSpec | None = None,
-    moment_matching: bool = False,
-    integers_in_layer_norm: bool = False,
+    model: nn.Module, images: Tensor, quantization: Quantization = DEFAULT
 ) -> QuantizedNetwork:
-    """Export `model`, fold its batch norms and put a quantizer on each value that `scheme` names.
+    """Export `model`, fold its batch norms and put a quantizer on each value that a scheme names.
+
+    Scheme `none` puts none and folds nothing: the plain network as a function of its weights.
 
     Args:
         model: any module from an image tensor to logits; it is not changed.
         images: (n, channels, height, width), an example of what it will see.
-        scheme: `weights`, `linear` (weights and the inputs of linear, convolution and matmul),
-            `full` (also softmax outputs, LayerNorm inputs, activation functions, residual sums) or
-            `none` (no quantizer and no folding: the plain network as a function of its weights).
-        weight_bits: 2 to 8.
-        activation_bits: 2 to 8.
-        weight_spec: instead of asymmetric per channel, the published choice; its bits rule.
-        activation_spec: instead of asymmetric per tensor; its bits rule.
-        moment_matching: shift and scale each dequantized output channel of a weight to the mean and
-            standard deviation of the original (what the published code calls bias correction).
-        integers_in_layer_norm: in scheme `full`, compute LayerNorms in integers as the published
-            code does; see `integer_layer_norm`. Gradients stop there.
+        quantization: scheme, bits and everything else that decides how the network is built.
 
     Raises:
-        InputError: for an unknown scheme, bits outside 2 to 8, or a model that cannot be exported,
-            holds an operator that cannot be quantized (named with its module), or gives other
-            logits once its batch norms are folded.
+        InputError: for a model that cannot be exported, holds an operator that cannot be quantized
+            (named with its module), or gives other logits once its batch norms are folded.
     """
     plain = reparameterize(model)
-    graph = export(plain, images)
-    network = quantize_graph(
-        graph,
-        scheme,
-        weight_spec or QuantSpec(bits=weight_bits, granularity=PerChannel(0)),
-        activation_spec or QuantSpec(bits=activation_bits),
-        moment_matching,
-        integers_in_layer_norm,
-    )
+    network = quantize_graph(export(plain, images), quantization)
     _check_folding(network, plain, images[:2])
     return network
 
 
-def quantize_graph(
-    graph: Graph,
-    scheme: str,
-    weight_spec: QuantSpec,
-    activation_spec: QuantSpec,
-    moment_matching: bool = False,
-    integers_in_layer_norm: bool = False,
-) -> QuantizedNetwork:
+def quantize_graph(graph: Graph, quantization: Quantization) -> QuantizedNetwork:
     """Do to an exported graph what `quantize` does to a model; the graph is edited."""
-    if scheme != "none":
+    resolved = quantization.resolved()
+    if resolved.scheme != "none":
         fold_batch_norm(graph)
     full_precision = copy.deepcopy(graph.module)
-    sites = place(
-        graph, scheme, weight_spec, activation_spec, moment_matching, integers_in_layer_norm
-    )
-    return QuantizedNetwork(graph, full_precision, sites, scheme)
+    return QuantizedNetwork(graph, full_precision, place(graph, resolved), resolved)
 
 
 def _check_folding(network: QuantizedNetwork, model: nn.Module, images: Tensor) -> None:

@@ -28,7 +28,7 @@ from evolq.optimizers.evolve import (
 )
 from evolq.optimizers.recipes import RECIPES, Recipe
 from evolq.points import Point, role
-from evolq.starts.calibration import start_of
+from evolq.starts.calibration import observer_of, start_of
 from evolq.tensor.quantizers import MAX_BITS, MIN_BITS
 
 Table = Mapping[str, Mapping[int, Mapping[str, Tensor]]]
@@ -42,7 +42,6 @@ def search_bits(
     *,
     evaluations: int = 100,
     recipe: Recipe = RECIPES["published"],
-    observer: str = "mse",
     seed: int = 0,
 ) -> Iterator[Iterate]:
     """Search the bits of each weight, at no more than `average` bits per weight value.
@@ -58,7 +57,6 @@ def search_bits(
         average: bits of a weight value, from 2 to 8; scales and zero points are not counted.
         evaluations: number of children.
         recipe: only its population, sample and replacement are read.
-        observer: what the scale and zero point of each number of bits come from.
         seed: of all that is drawn.
 
     Raises:
@@ -76,7 +74,7 @@ def search_bits(
     weights = weight_values(objective.forward.network, objective.forward.images)
     if not weights:
         raise InputError("the network has no quantized weights, so there are no bits to search")
-    table = calibration_table(objective.forward.network, weights, observer)
+    table = calibration_table(objective.forward.network, weights)
     sizes = {name: value.numel() for name, value in weights.items()}
     return _search(objective, start, average, evaluations, recipe, table, sizes, seed)
 
@@ -173,13 +171,12 @@ def weight_values(network: QuantizedNetwork, images: Tensor) -> dict[str, Tensor
     return {name: weights[name] for name in network.sites if name in weights}
 
 
-def calibration_table(
-    network: QuantizedNetwork, weights: Mapping[str, Tensor], observer: str
-) -> Table:
+def calibration_table(network: QuantizedNetwork, weights: Mapping[str, Tensor]) -> Table:
     """Calibrate each weight at each number of bits from 2 to 8."""
     table: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, weight in weights.items():
         site = network.sites[name]
+        observer = observer_of(network, site)
         table[name] = {}
         for bits in range(MIN_BITS, MAX_BITS + 1):
             found = start_of(replace(site, spec=replace(site.spec, bits=bits)), [weight], observer)

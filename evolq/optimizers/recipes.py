@@ -66,7 +66,7 @@ class Relative:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to start, and how to search.
+    """How to search.
 
     Attributes:
         passes: P, times that all blocks are visited.
@@ -86,11 +86,6 @@ class Recipe:
         last_block_first: the order in which a pass visits the blocks.
         roles: roles of the entries that move.
         weights_only: move no activation's entries.
-        observer: what activations' scales start from.
-        weight_observer: what weights' scales start from.
-        moment_matching: match mean and deviation of each weight channel after quantizing it.
-        integers_in_layer_norm: where LayerNorms are quantized (scheme `full`), compute them in
-            integers.
         patience: with selection images, passes without improvement after which the search ends;
             None for never.
     """
@@ -109,10 +104,6 @@ class Recipe:
     last_block_first: bool = True
     roles: tuple[str, ...] = ("scale",)
     weights_only: bool = True
-    observer: str = "omse"
-    weight_observer: str = "minmax"
-    moment_matching: bool = True
-    integers_in_layer_norm: bool = True
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -144,9 +135,6 @@ RECIPES: dict[str, Recipe] = {
         adaptation=1.5,
         reevaluate=False,
         attention_only=False,
-        observer="mse",
-        weight_observer="mse",
-        integers_in_layer_norm=False,
         weights_only=False,
     ),
 }

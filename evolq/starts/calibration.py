@@ -21,42 +21,50 @@ MEMORY_BYTES = 2 * 2**30
 def calibrate(
     network: QuantizedNetwork,
     images: Tensor,
-    observer: str = "mse",
     batch_size: int = BATCH_SIZE,
-    weight_observer: str | None = None,
 ) -> dict[str, Tensor]:
     """Return a complete start Point: the model's weights, and what the observers find.
 
-    Activations are observed in the full-precision network, LayerNorm inputs by their power-of-two
-    factors whatever the observer is.
+    The network's `quantization` names the observers. Activations are observed in the full-precision
+    network, LayerNorm inputs by their power-of-two factors whatever the observer is.
 
     Args:
         network: from `quantize`.
         images: (n, channels, height, width) calibration images.
-        observer: a name in `OBSERVERS`.
         batch_size: images per pass, and per batch of `ema` and `percentile`.
-        weight_observer: for the weights, if it is to be another one.
 
     Raises:
         InputError: for an unknown observer, no images, or values that are not finite (the quantizer
             is named).
     """
-    for name in (observer, weight_observer or observer):
-        if name not in OBSERVERS:
-            raise InputError(f"unknown observer {name!r}; choose from {', '.join(OBSERVERS)}")
     if len(images) == 0:
         raise InputError("calibration needs at least one image and got none")
+    for role in ("weight_observer", "activation_observer"):
+        name = getattr(network.quantization, role)
+        if name not in OBSERVERS:
+            raise InputError(f"unknown `{role}` {name!r}; choose from {', '.join(OBSERVERS)}")
     point = dict(network.weights)
     for group in _groups(network, images):
         for name, values in _observed(network, images, batch_size, group).items():
             site = network.sites[name]
-            chosen = weight_observer or observer if site.kind == "weight" else observer
+            chosen = observer_of(network, site)
             try:
                 found = start_of(site, values, chosen)
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
             point |= {f"{name}.{role}": value for role, value in found.items()}
     return {name: point[name] for name in network.names}
+
+
+def observer_of(network: QuantizedNetwork, site: Site) -> str:
+    """Return the name of the observer that a quantizer's scale starts from."""
+    weights, activations = (
+        network.quantization.weight_observer,
+        network.quantization.activation_observer,
+    )
+    chosen = weights if site.kind == "weight" else activations
+    assert chosen is not None  # a network's quantization is resolved
+    return chosen
 
 
 def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, Tensor]:

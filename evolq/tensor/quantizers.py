@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from evolq.errors import InputError
-
-MIN_BITS, MAX_BITS = 2, 8
+from evolq.quantization import MAX_BITS, MIN_BITS
 
 
 def _checked_axis(axis: int, shape: tuple[int, ...]) -> int:

@@ -47,7 +47,7 @@ def load_checkpoints(problem: Problem, paths: Sequence[Path]) -> list[Point]:
     Raises:
         InputError: if a file cannot be read or belongs to another model or scheme.
     """
-    if problem.network.scheme != "none":
+    if problem.network.quantization.scheme != "none":
         return [load_point(path, problem.network, problem.model) for path in paths]
     settings = problem.settings
     models = [reparameterize(load_model(settings.model, path, settings.device)) for path in paths]

@@ -1,0 +1,106 @@
+"""How a network is quantized: declared once, the same for every command and in Python.
+
+Nothing here imports torch, so that command lines can read the fields before they need it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from evolq.errors import InputError
+
+MIN_BITS, MAX_BITS = 2, 8
+
+Scheme = Literal["none", "weights", "linear", "full"]
+ObserverName = Literal["minmax", "ema", "percentile", "omse", "mse"]
+SoftmaxCodes = Literal["log2", "uniform"]
+WeightGranularity = Literal["channel", "group", "tensor"]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Everything that decides how a network is quantized and where its scales start.
+
+    Fields that are None follow a rule, which `resolved` applies: the best start that is known for
+    these bits (docs/real_networks.md has the measurements behind it).
+
+    Attributes:
+        scheme: What is quantized: weights; linear (weights, and the inputs of linear, convolution
+            and matmul); full (also softmax, LayerNorm, activation functions, residual sums); none.
+        weight_bits: Bits of a weight, 2 to 8.
+        activation_bits: Bits of an activation, 2 to 8.
+        weight_observer: How weights' scales start; by default mse below 8 bits, minmax at 8.
+        activation_observer: How activations' scales start; by default mse.
+        moment_matching: Match mean and standard deviation of each output channel of a quantized
+            weight to the original's; by default below 8 bits.
+        integer_layer_norm: In scheme full, compute LayerNorms in integers as the published code
+            does; no gradients there.
+        softmax: Codes of attention maps in scheme full: log2 (4 bits, as FQ-ViT has them) or
+            uniform (as many bits as other activations).
+        weight_granularity: Weights that share a scale: an output channel, a group of `group_size`
+            inputs, or the tensor.
+        group_size: Weights in a group, with `weight_granularity` group.
+        weight_symmetric: Signed codes of weights, with zero point 0.
+        activation_symmetric: Signed codes of activations, with zero point 0.
+
+    Raises:
+        InputError: for bits outside 2 to 8, unknown choices, or an empty group. Schemes and
+            observers are looked up in their registries when used.
+    """
+
+    scheme: Scheme = "linear"
+    weight_bits: int = 4
+    activation_bits: int = 8
+    weight_observer: ObserverName | None = None
+    activation_observer: ObserverName | None = None
+    moment_matching: bool | None = None
+    integer_layer_norm: bool = False
+    softmax: SoftmaxCodes = "log2"
+    weight_granularity: WeightGranularity = "channel"
+    group_size: int = 32
+    weight_symmetric: bool = False
+    activation_symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if bits not in range(MIN_BITS, MAX_BITS + 1):
+                raise InputError(
+                    f"`{name}` is {bits}; give a whole number from {MIN_BITS} to {MAX_BITS}"
+                )
+        # registries of schemes and observers are open, these are not
+        for name, known in (
+            ("softmax", get_args(SoftmaxCodes)),
+            ("weight_granularity", get_args(WeightGranularity)),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"unknown `{name}` {getattr(self, name)!r}; choose from {', '.join(known)}"
+                )
+        if self.group_size < 1:
+            raise InputError(f"`group_size` is {self.group_size}; give 1 or more weights")
+
+    def resolved(self) -> Quantization:
+        """Return this with the rule's choice in place of each None."""
+        lossy = self.weight_bits < MAX_BITS
+        rule: dict[str, Any] = {
+            "weight_observer": "mse" if lossy else "minmax",
+            "activation_observer": "mse",
+            "moment_matching": lossy,
+        }
+        return replace(
+            self, **{name: value for name, value in rule.items() if getattr(self, name) is None}
+        )
+
+
+# What the published Evol-Q code quantizes with (Frumkin et al. 2023); its search is the recipe of
+# the same name.
+PUBLISHED = Quantization(
+    scheme="full",
+    weight_observer="minmax",
+    activation_observer="omse",
+    moment_matching=True,
+    integer_layer_norm=True,
+)
