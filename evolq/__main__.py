@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from evolq.optimizers.recipes import Recipe
     from evolq.problem import Problem
 
-CHECKPOINT = "checkpoint.safetensors"
-RESULTS = ("model.safetensors", "model.onnx", "report.json", CHECKPOINT)
+STATE = "search_state.safetensors"
+RESULTS = ("model.safetensors", "model.onnx", "report.json", STATE)
 
 
 def main(
@@ -128,9 +128,9 @@ def main(
     folder = options.make_output_folder(
         out, overwrite or resume, f"evolq-{model}", () if resume else RESULTS
     )
-    result = _search(problem, chosen, average_bits, within, folder / CHECKPOINT)
+    result = _search(problem, chosen, average_bits, within, folder / STATE)
     report = _test(problem, result) | {
-        "fitness_evaluations": result.step,
+        "fitness_evaluations": result.evaluations,
         "forward_passes": result.cost,
         "seconds": time.monotonic() - began,
     }
@@ -146,7 +146,7 @@ def main(
     report["configuration"] = configuration
     report |= {key: value for key, value in problem.provenance.items() if key != "configuration"}
     _write(problem, result, report, folder, onnx)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    (folder / STATE).unlink(missing_ok=True)
     _print(report, folder, onnx)
 
 
@@ -155,7 +155,7 @@ def _search(
     recipe: Recipe,
     average_bits: float | None,
     within: str | None,
-    checkpoint: Path,
+    state_file: Path,
 ) -> Iterate:
     """Search with a progress bar and return the last Iterate."""
     from rich.console import Console
@@ -164,7 +164,7 @@ def _search(
     from evolq.points import select
     from evolq.workflow import improve, iterates_at_most
 
-    names = None if within is None else select(problem.start, recipe.roles, within)
+    names = None if within is None else select(problem.start, {"scale"}, within)
     total = iterates_at_most(problem.network, recipe, average_bits, names)
     with Progress(
         TextColumn("{task.description}"),
@@ -184,7 +184,7 @@ def _search(
             names=names,
             selection=problem.selection,
             seed=problem.settings.seed,
-            checkpoint=checkpoint,
+            state_file=state_file,
         ):
             first = iterate.loss if first is None else first
             progress.update(

@@ -120,13 +120,12 @@ def compare(
     from rich.console import Console
 
     from evolq.losses.criteria import choose_criterion
-    from evolq.optimizers.registry import GRADIENT, choose_optimizer
+    from evolq.optimizers.registry import choose_optimizer
     from evolq.problem import Settings
     from landscape.paths.comparison import check_plane
 
     for name in chosen:
-        choose_optimizer(name)
-        if name in GRADIENT and execution == "integer":
+        if choose_optimizer(name).gradient and execution == "integer":
             raise InputError(
                 f"{name} needs gradients, which --execution integer has not; compiled has"
             )
@@ -204,7 +203,7 @@ def _compare(
     from evolq.points import select
     from landscape.paths.comparison import (
         common_plane,
-        compare,
+        measure_runs,
         run_optimizers,
         sample_surface,
         with_surface,
@@ -227,7 +226,7 @@ def _compare(
         status.update("Measuring the paths on test images")
         generator = torch.Generator().manual_seed(settings.seed)
         common = common_plane(plane, problem.start, runs, names, generator)
-        dataset = compare(runs, common.plane, problem.test)
+        dataset = measure_runs(runs, common.plane, problem.test)
         surface = sample_surface(
             dataset,
             common.plane,
@@ -309,7 +308,7 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path) -> None:
     table.add_column(f"Against {found[0].optimizer}")
     table.add_column("Cost\n(sweep)")
     accuracy = float(dataset.start_test_correct_per_image.mean())
-    loss = float(dataset.loss.isel(optimizer=0, seed=0, step=0))
+    loss = float(dataset.loss.isel(optimizer=0, seed=0, iterate=0))
     table.add_row("start", f"{loss:.4f}", f"{accuracy:.1%}")
     for row in found:
         table.add_row(
