@@ -58,14 +58,10 @@ CHOICES: dict[str, Recipe] = {
     "steps of 2 %": replace(DEFAULT, perturbation=Relative(0.02)),
     "steps of 30 %": replace(DEFAULT, perturbation=Relative(0.3)),
     "no step adaptation": replace(DEFAULT, adaptation=1.0),
-    "a quarter of the scales": replace(DEFAULT, mutation_rate=0.25),
-    "zero points, too": replace(DEFAULT, roles=("scale", "zero_point")),
     "weights only": replace(DEFAULT, weights_only=True),
     "attention only": replace(DEFAULT, attention_only=True),
-    "first block first": replace(DEFAULT, last_block_first=False),
     "12 children a visit": replace(DEFAULT, cycles=12),
     "population of 15, sample of 10": replace(DEFAULT, population=15, sample=10),
-    "recombination": replace(DEFAULT, population=5, sample=2, cycles=12, recombination=0.5),
 }
 # Forward-pass equivalents of the calibration set that each choice may spend: about what 6 passes of
 # the published recipe spend on fashion_vit (6 blocks, 4 evaluations of 0.4 passes each).
@@ -145,7 +141,9 @@ def run_choice(network: str, bits: int, name: str, seed: int) -> Run:
         if iterate.cost > BUDGET:
             break
         last = iterate
-    return {"evaluations": last.step, "fitness": last.loss} | on_selection(problem, last.point)
+    return {"evaluations": last.evaluations, "fitness": last.loss} | on_selection(
+        problem, last.point
+    )
 
 
 def run_bits(network: str, bits: int, name: str, seed: int) -> Run:
@@ -162,7 +160,7 @@ def run_bits(network: str, bits: int, name: str, seed: int) -> Run:
     )
     for iterate in search_bits(problem.objective, problem.start, bits, seed=seed):
         last = iterate
-    return {"evaluations": last.step} | on_test(problem, problem.start, last.point)
+    return {"evaluations": last.evaluations} | on_test(problem, problem.start, last.point)
 
 
 def run_result(network: str, bits: int, name: str, seed: int) -> Run:
@@ -189,10 +187,10 @@ def run_result(network: str, bits: int, name: str, seed: int) -> Run:
         seed=seed,
         selection=problem.selection,
     ):
-        if iterate.step > evaluations:
+        if iterate.evaluations > evaluations:
             break
         last = iterate
-    return {"evaluations": last.step, "cost": last.cost} | on_test(
+    return {"evaluations": last.evaluations, "cost": last.cost} | on_test(
         problem, problem.start, last.point
     )
 

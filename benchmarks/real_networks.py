@@ -89,7 +89,7 @@ def measure(key: Row, settings: Settings, passes: int) -> Row:
             for iterate in search_scales(problem.objective, point, recipe, seed=settings.seed):
                 last = iterate
             point = last.point
-            row |= {"passes": passes, "evaluations": last.step, "cost": last.cost}
+            row |= {"passes": passes, "evaluations": last.evaluations, "cost": last.cost}
         simulated = problem.network.executed("simulated")  # all rows are measured alike
         losses, right = TestEvaluation.of(simulated, problem.split.test).per_image(point)
     return row | {

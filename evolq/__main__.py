@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evolq.problem import Problem
     from evolq.progress import Progress
 
-STATE = "search.safetensors"
+STATE = "search_state.safetensors"
 RESULTS = ("model.safetensors", "model.onnx", "report.json", STATE)
 
 
@@ -95,7 +95,7 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     command_line.write_configuration(folder, options)
     result = _search(problem, recipe, search, folder / STATE, progress)
     report = _test(problem, result) | {
-        "fitness_evaluations": result.step,
+        "fitness_evaluations": result.evaluations,
         "forward_passes": result.cost,
         "seconds": time.monotonic() - began,
         "options": options,
@@ -136,7 +136,7 @@ def _search(
 
     names = None
     if search.within is not None:
-        names = select(problem.start, recipe.roles, search.within)
+        names = select(problem.start, {"scale"}, search.within)
     total = iterates_at_most(problem.network, recipe, search.average_bits, names)
     first: float | None = None
     with progress.task("Searching", total) as task:
@@ -149,7 +149,7 @@ def _search(
                 names=names,
                 selection=problem.selection,
                 seed=problem.settings.seed,
-                checkpoint=state,
+                state_file=state,
             )
         ):
             first = iterate.loss if first is None else first

@@ -37,12 +37,12 @@ def improve(
     names: Collection[str] | None = None,
     selection: Objective | None = None,
     seed: int = 0,
-    checkpoint: Path | None = None,
+    state_file: Path | None = None,
 ) -> Iterator[Iterate]:
     """Search the bits of weights, if there is a budget of bits, and then quantization scales.
 
-    Yields as `search_bits` and `search_scales` do, with steps and costs counted on; the last
-    Iterate is the result. A checkpoint covers the search of scales; that of bits is repeated.
+    Yields as `search_bits` and `search_scales` do, with evaluations and costs counted on; the
+    last Iterate is the result. The state covers the search of scales; that of bits is repeated.
 
     Args:
         objective: on calibration images.
@@ -52,9 +52,9 @@ def improve(
         names: entries that may move in the search of scales; None for all.
         selection: on selection images; they choose among the ends of passes.
         seed: of all that is drawn.
-        checkpoint: a file.
+        state_file: of the search of scales; see `search_scales`.
     """
-    step, cost = 0, 0.0
+    evaluations, cost = 0, 0.0
     if average_bits is not None:
         for iterate in search_bits(
             objective,
@@ -65,7 +65,7 @@ def improve(
             seed=seed,
         ):
             yield iterate
-        step, cost, start = iterate.step, iterate.cost, iterate.point
+        evaluations, cost, start = iterate.evaluations, iterate.cost, iterate.point
     for iterate in search_scales(
         objective,
         start,
@@ -73,9 +73,11 @@ def improve(
         seed=seed,
         names=names,
         selection=selection,
-        checkpoint=checkpoint,
+        state_file=state_file,
     ):
-        yield iterate._replace(step=step + iterate.step, cost=cost + iterate.cost)
+        yield iterate._replace(
+            evaluations=evaluations + iterate.evaluations, cost=cost + iterate.cost
+        )
 
 
 def iterates_at_most(
@@ -171,12 +173,12 @@ def search(
     logits = predict(teacher, calibration_images, batch_size)
     objective = Objective.of(network, data, measure, logits, batch_size)
     start_loss = float(objective(start))
-    names = None if within is None else select(start, chosen.roles, within)
+    names = None if within is None else select(start, {"scale"}, within)
     for iterate in improve(
         objective, start, chosen, average_bits=average_bits, names=names, seed=seed
     ):
         last = iterate
     shape = tuple(calibration_images.shape[1:])
     return SearchResult(
-        teacher, network, start, last.point, start_loss, last.loss, last.step, shape
+        teacher, network, start, last.point, start_loss, last.loss, last.evaluations, shape
     )

@@ -20,7 +20,7 @@ from rich.console import Console
 from evolq import Settings, prepare, select
 from landscape.paths.comparison import (
     common_plane,
-    compare,
+    measure_runs,
     run_optimizers,
     sample_surface,
     with_surface,
@@ -45,7 +45,7 @@ def measure(bits: int, budget: float, seeds: int, points: int, test_images: int)
         on_run=lambda name, seed: console.print(f"{name}, seed {seed}"),
     )
     common = common_plane("ends", problem.start, runs, names, torch.Generator().manual_seed(0))
-    dataset = compare(runs, common.plane, problem.test, measured_points=20)
+    dataset = measure_runs(runs, common.plane, problem.test, measured_points=20)
     console.print("the map")
     surface = sample_surface(dataset, common.plane, problem.objective, problem.test, points)
     dataset = with_surface(dataset, surface, common)

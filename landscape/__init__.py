@@ -14,13 +14,11 @@ if TYPE_CHECKING:
         pca_plane,
         plane_through,
         project_path,
-        random_plane,
     )
     from landscape.probes.bit_widths import sample_bits, sample_layers
     from landscape.probes.directions import (
         DIRECTIONS,
         NORMALIZATIONS,
-        between,
         normalize,
         orthogonal_pair,
         orthogonal_to,
@@ -41,7 +39,6 @@ _MODULES = {
     "probes.directions": (
         "DIRECTIONS",
         "NORMALIZATIONS",
-        "between",
         "normalize",
         "orthogonal_pair",
         "orthogonal_to",
@@ -61,7 +58,6 @@ _MODULES = {
         "pca_plane",
         "plane_through",
         "project_path",
-        "random_plane",
     ),
 }
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
@@ -77,7 +73,6 @@ __all__ = [
     "Reliability",
     "auto_radius",
     "axis",
-    "between",
     "find_minima",
     "load",
     "measure_path",
@@ -88,7 +83,6 @@ __all__ = [
     "pca_plane",
     "plane_through",
     "project_path",
-    "random_plane",
     "sample_bits",
     "sample_layers",
     "sample_plane",

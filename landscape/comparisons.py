@@ -89,7 +89,7 @@ class Comparison:
             InputError: for unknown names, or settings that leave nothing to compare.
         """
         from evolq.losses.criteria import choose_criterion
-        from evolq.optimizers.registry import GRADIENT, choose_optimizer
+        from evolq.optimizers.registry import choose_optimizer
         from landscape.paths.comparison import check_plane
 
         if settings.quantization.scheme == "none":
@@ -99,8 +99,7 @@ class Comparison:
                 f"`test_images` is {settings.test_images}; an interval needs 2 or more"
             )
         for name in self.optimizers:
-            choose_optimizer(name)
-            if name in GRADIENT and settings.execution == "integer":
+            if choose_optimizer(name).gradient and settings.execution == "integer":
                 raise InputError(
                     f"{name} needs gradients, which `execution` integer has not; compiled has"
                 )
@@ -139,7 +138,7 @@ class Comparison:
         from evolq.points import select
         from landscape.paths.comparison import (
             common_plane,
-            compare,
+            measure_runs,
             run_optimizers,
             sample_surface,
             with_surface,
@@ -158,7 +157,7 @@ class Comparison:
         say("Measuring the paths on test images")
         generator = torch.Generator().manual_seed(problem.settings.seed)
         common = common_plane(self.plane, problem.start, runs, names, generator)
-        dataset = compare(runs, common.plane, problem.test)
+        dataset = measure_runs(runs, common.plane, problem.test)
         surface = sample_surface(
             dataset, common.plane, problem.objective, problem.test, self.points, on_point
         )

@@ -12,14 +12,14 @@ OPTIMIZERS = ("evol-q", "adam")
 IMAGES = 40
 
 
-def comparison(seeds: int = 2, steps: int = 6, points: int = 5) -> xarray.Dataset:
-    """Return two optimizers: evol-q gains 0.1 a step plus its seed, adam twice that, in fewer."""
+def comparison(seeds: int = 2, iterates: int = 6, points: int = 5) -> xarray.Dataset:
+    """Return two optimizers: evol-q gains 0.1 each time and its seed, adam twice, in fewer."""
     generator = np.random.default_rng(0)
-    shape = (len(OPTIMIZERS), seeds, steps)
+    shape = (len(OPTIMIZERS), seeds, iterates)
     cost, loss, test_loss = np.full((3, *shape), np.nan)
     final = np.zeros((len(OPTIMIZERS), seeds, IMAGES))
     start = generator.gamma(0.5, 1.0, IMAGES)
-    for index, (length, gain) in enumerate(((steps, 0.1), (steps - 2, 0.2))):
+    for index, (length, gain) in enumerate(((iterates, 0.1), (iterates - 2, 0.2))):
         for seed in range(seeds):
             shift = 0.01 * seed if index == 0 else 0.0
             taken = np.arange(length)
@@ -32,7 +32,7 @@ def comparison(seeds: int = 2, steps: int = 6, points: int = 5) -> xarray.Datase
     path = np.where(np.isnan(cost), np.nan, 0.01 * (cost - 1))
     axis = np.linspace(-0.05, 0.1, points)
     surface = 2 + axis[None, :] ** 2 + 3 * axis[:, None]
-    over = ("optimizer", "seed", "step")
+    over = ("optimizer", "seed", "iterate")
     images = ("optimizer", "seed", "image")
     return xarray.Dataset(
         {
@@ -58,7 +58,7 @@ def comparison(seeds: int = 2, steps: int = 6, points: int = 5) -> xarray.Datase
         {
             "optimizer": list(OPTIMIZERS),
             "seed": np.arange(seeds),
-            "step": np.arange(steps),
+            "iterate": np.arange(iterates),
             "x": axis,
             "y": axis,
         },

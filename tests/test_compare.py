@@ -34,15 +34,15 @@ def test_a_comparison(compare, plane) -> None:
     dataset = store.load(folder / "compare.nc", "compare")
     assert dataset.optimizer.values.tolist() == [*optimizers]
     assert dataset.sizes["seed"] == 2
-    assert (dataset.cost.max("step") <= 8 + 1e-6).all()
-    starts = dataset.isel(step=0)
+    assert (dataset.cost.max("iterate") <= 8 + 1e-6).all()
+    starts = dataset.isel(iterate=0)
     assert len(np.unique(starts.loss)) == 1, "all from the same start"
     assert (starts.distance_from_start == 0).all()
     squares = dataset.path_x**2 + dataset.path_y**2 + dataset.distance**2
     np.testing.assert_allclose(squares, dataset.distance_from_start**2, rtol=1e-3, atol=1e-7)
     if plane == "ends":
-        last = dataset.isel(seed=0).cost.argmax("step")
-        ends = dataset.isel(seed=0).isel(step=last)
+        last = dataset.isel(seed=0).cost.argmax("iterate")
+        ends = dataset.isel(seed=0).isel(iterate=last)
         assert (ends.distance < 1e-5 + 1e-3 * ends.distance_from_start).all()
     assert dataset.surface_loss.dims == ("y", "x")
     configuration = json.loads(dataset.attrs["provenance"])["configuration"]

@@ -2,19 +2,23 @@
 
 import numpy as np
 import pytest
+import xarray
 from synthetic_comparisons import IMAGES, comparison
 
+from evolq.losses.criteria import CRITERIA, Criterion
+from evolq.optimizers.registry import OPTIMIZERS
 from landscape.paths.comparison import outcomes
 from landscape.plots import (
     comparison_info,
     draw_comparison,
+    draw_transfer,
     interactive_comparison,
     save_figure,
     write_html,
 )
 from landscape.plots.comparison_html import FRAMES
 from landscape.plots.comparison_info import at_costs
-from landscape.plots.palette import LOOKS
+from landscape.plots.palette import LOOKS, looks
 
 
 def test_values_are_those_reached_within_a_cost():
@@ -31,7 +35,7 @@ def test_bands_go_from_the_least_to_the_largest_of_the_seeds():
     np.testing.assert_allclose(gradient.loss.low, gradient.loss.high)
     assert len(evolution.routes) == 1, "the same way for all seeds"
     assert gradient.routes[0].x[-1] == pytest.approx(0.06)
-    assert len(gradient.routes[0].x) == 4, "no steps after the last"
+    assert len(gradient.routes[0].x) == 4, "no Iterates after the last"
 
 
 def test_outcomes_are_paired_over_images_and_averaged_over_seeds():
@@ -96,7 +100,7 @@ def test_the_animation_follows_cost_on_fixed_axes(share):
         assert step.label == f"{cost:.1f}"
         routes, curves = frame.data[::3], frame.data[1::3]
         lengths.append([int(np.isfinite(trace.x).sum()) for trace in routes])
-        taken = (dataset.cost.isel(seed=0) <= cost + 1e-9).sum("step")
+        taken = (dataset.cost.isel(seed=0) <= cost + 1e-9).sum("iterate")
         assert lengths[-1] == taken.values.tolist(), "one route for both seeds"
         assert all(trace.x.max() <= cost + 1e-9 for trace in curves)
     assert (np.diff(lengths, axis=0) >= 0).all()
@@ -121,9 +125,53 @@ def test_a_hole_in_the_surface_is_a_hole():
     assert np.isfinite(info.test_loss.values).all(), "each loss is judged by itself"
 
 
-def test_every_optimizer_has_its_own_look():
-    from evolq.optimizers.registry import OPTIMIZERS
+@pytest.mark.parametrize("registry", [OPTIMIZERS, CRITERIA], ids=["optimizers", "criteria"])
+def test_every_member_of_a_registry_has_its_own_look(registry):
+    found = looks(list(registry), registry)
+    assert len(registry) <= len(LOOKS), "told apart without color up to here"
+    for part in ("color", "dashes", "marker", "symbol"):
+        assert len({getattr(look, part) for look in found.values()}) == len(registry), part
+    for name in registry:
+        assert looks([name], registry)[name] == found[name], f"{name} looks alike in every figure"
 
-    assert LOOKS.keys() == OPTIMIZERS.keys()
-    for part in ("color", "marker", "symbol"):
-        assert len({getattr(style, part) for style in LOOKS.values()}) == len(LOOKS)
+
+def test_looks_beyond_the_list_differ_from_all_others():
+    names = [f"optimizer {number}" for number in range(100)]
+    assert len(set(looks(names, []).values())) == 100
+    assert looks(names[:30], names) == looks(names[:30], [])
+
+
+def test_what_is_in_no_registry_looks_like_nothing_that_is():
+    known = looks(list(OPTIMIZERS), OPTIMIZERS)
+    found = looks(["theirs", "evol-q", "another"], OPTIMIZERS)
+    assert found["evol-q"] == known["evol-q"]
+    assert len({*known.values(), *found.values()}) == len(OPTIMIZERS) + 2
+
+
+def transfer_of(criteria: list[str]) -> xarray.Dataset:
+    """Return what `transfer` does, for one optimizer, on two calibration sets."""
+    generator = np.random.default_rng(0)
+    final = generator.random((len(criteria), 2, 1, 2, 20))
+    over = ("criterion", "size", "optimizer", "seed")
+    return xarray.Dataset(
+        {
+            "loss": (over, np.full(final.shape[:-1], 2.0)),
+            "start_loss": (over[:2], np.full((len(criteria), 2), 3.0)),
+            "ideal_loss": (over[:1], np.ones(len(criteria))),
+            "final_test_loss_per_image": ((*over, "image"), final),
+            "start_test_loss_per_image": ("image", np.full(20, 0.5)),
+        },
+        {"criterion": criteria, "size": [8, 32], "optimizer": ["adam"], "seed": [0, 1]},
+    )
+
+
+def test_a_new_criterion_is_drawn_by_its_words_in_a_look_of_its_own(monkeypatch):
+    hinge = Criterion("hinge", CRITERIA["mse"].per_image, words="hinge loss (nats)")
+    monkeypatch.setitem(CRITERIA, "hinge", hinge)
+    figure = draw_transfer(transfer_of([*CRITERIA, "forgotten"]))
+    (legend,) = figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words[-2:] == ["hinge loss", "forgotten"]
+    lines = figure.axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(CRITERIA) + 1
+    np.testing.assert_allclose(lines[0].get_ydata(), 0.5)  # half of the gap from 3 to 1

@@ -1,13 +1,9 @@
-"""Moment matching and bias correction against what they promise."""
-
-from functools import partial
+"""Moment matching against what it promises."""
 
 import pytest
 import torch
-from torch.nn import functional
 
-from evolq.errors import InputError
-from evolq.tensor.moments import bias_correction, moment_match
+from evolq.tensor.moments import moment_match
 from evolq.tensor.observers import minmax
 from evolq.tensor.quantizers import PerChannel, PerGroup, PerTensor, QuantSpec, fake_quantize
 
@@ -39,27 +35,3 @@ def test_moment_matching_does_not_see_the_scale_between_flips() -> None:
     torch.testing.assert_close(
         moment_match(codes, original, spec), moment_match(codes * 1.01, original, spec)
     )
-
-
-@pytest.mark.parametrize(
-    ("layer", "weight_shape", "input_shape", "axis"),
-    [
-        (functional.linear, (5, 8), (3, 4, 8), -1),
-        (partial(functional.conv2d, padding=1, stride=2), (5, 8, 3, 3), (3, 8, 7, 7), 1),
-    ],
-    ids=["linear", "conv"],
-)
-def test_the_corrected_layer_keeps_its_mean_output(layer, weight_shape, input_shape, axis) -> None:
-    original, spec = weight_of(*weight_shape), QuantSpec(2, granularity=PerChannel(0))
-    quantized = fake_quantize(original, *minmax([original], spec), 2, spec)
-    inputs = weight_of(*input_shape)
-    batches = [inputs[:2], inputs[2:]]
-    correction = bias_correction(layer, original, quantized, batches, axis)
-    before, after = (layer(inputs, w).movedim(axis, 0).flatten(1) for w in (original, quantized))
-    torch.testing.assert_close(after.mean(1) + correction, before.mean(1))
-    assert correction.abs().max() > 0.01
-
-
-def test_bias_correction_needs_inputs() -> None:
-    with pytest.raises(InputError, match="at least one batch"):
-        bias_correction(functional.linear, weight_of(2, 3), weight_of(2, 3), [])

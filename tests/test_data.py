@@ -81,16 +81,6 @@ def labeled(count: int, prefix: str = "") -> LabeledImages:
 # Sets of images -----------------------------------------------------------------------------------
 
 
-def test_taken_images_keep_their_labels_and_names():
-    images = labeled(4)
-    taken = images.take([2, 0])
-    assert torch.equal(taken.images, images.images[[2, 0]])
-    assert taken.labels.tolist() == [2, 0]
-    assert taken.names == ("2", "0")
-    assert len(taken) == 2
-    assert repr(taken) == "LabeledImages(2 images of 1x2x2)"
-
-
 @pytest.mark.parametrize(
     ("images", "labels", "names"),
     [
@@ -108,6 +98,11 @@ def test_images_that_do_not_fit_together_are_refused(images, labels, names):
         LabeledImages(images, labels, names)
 
 
+def test_images_say_how_many_and_how_large_they_are():
+    assert len(labeled(2)) == 2
+    assert repr(labeled(2)) == "LabeledImages(2 images of 1x2x2)"
+
+
 def test_fingerprint_covers_pixels_labels_and_order_but_not_names():
     images = labeled(3)
     same = LabeledImages(images.images.clone(), images.labels.clone(), ("x", "y", "z"))
@@ -118,8 +113,8 @@ def test_fingerprint_covers_pixels_labels_and_order_but_not_names():
         LabeledImages(other_pixel, images.labels, images.names),
         LabeledImages(images.images, images.labels.flip(0), images.names),
         LabeledImages(images.images.view(3, 1, 1, 4), images.labels, images.names),
-        images.take([1, 0, 2]),
-        images.take([0, 1]),
+        LabeledImages(images.images[[1, 0, 2]], images.labels[[1, 0, 2]], images.names),
+        LabeledImages(images.images[:2], images.labels[:2], images.names[:2]),
     ]
     assert len({images.fingerprint, *(other.fingerprint for other in others)}) == 6
 

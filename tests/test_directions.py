@@ -8,7 +8,6 @@ from evolq.points import displace, displacement, inner, norm, role
 from landscape.probes.directions import (
     DIRECTIONS,
     NORMALIZATIONS,
-    between,
     normalize,
     orthogonal_pair,
     orthogonal_to,
@@ -129,7 +128,7 @@ def test_a_group_of_one_entry_leaves_nothing_for_the_second_direction():
 
 def test_orthogonal_to_a_direction_over_fewer_names():
     at = point()
-    x = between(at, at | {"fc.weight": at["fc.weight"] + 1})
+    x = displacement(at, at | {"fc.weight": at["fc.weight"] + 1})
     x = {"fc.weight": x["fc.weight"]}
     y = orthogonal_to(x, DIRECTIONS["gaussian"](at, generator()), at)
     assert abs(inner(x, y)) < 1e-6 * norm(x) * norm(y)
@@ -148,7 +147,7 @@ def test_rounding_is_no_direction():
 
 def test_between_leads_from_start_to_end():
     start, end = point(), {n: v * 1.5 + (role(n) != "scale") for n, v in point().items()}
-    arrived = displace(start, between(start, end))
+    arrived = displace(start, displacement(start, end))
     for name, value in end.items():
         torch.testing.assert_close(arrived[name], value)
 

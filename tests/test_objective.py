@@ -1,5 +1,4 @@
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -7,7 +6,7 @@ from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 
 from evolq.data.images import LabeledImages
 from evolq.errors import InputError
-from evolq.losses.criteria import CRITERIA, no_bound
+from evolq.losses.criteria import CRITERIA
 from evolq.losses.objective import Objective, TestEvaluation, predict
 from evolq.network.quantized import quantize
 from evolq.points import select
@@ -63,62 +62,6 @@ def test_a_part_gives_the_same_values_at_its_share_of_the_cost(network, point, d
     assert part.cost == whole.cost == pytest.approx(2 - share), "preparing a part is not free"
     assert torch.equal(part.per_image(scales), expected)
     assert part.cost == whole.cost == pytest.approx(2)
-
-
-@pytest.mark.parametrize("name", CRITERIA)
-def test_a_loss_within_its_limit_is_the_loss(network, point, data, model, name):
-    measured = objective(network, data, model, name)
-    loss = float(measured(point))
-    for limit in (loss, math.inf):
-        before = measured.cost
-        assert float(measured.loss_within(point, limit)) == loss
-        assert measured.cost == pytest.approx(before + 1)
-
-
-@pytest.mark.parametrize("name", CRITERIA)
-def test_a_loss_beyond_its_limit_costs_only_the_images_that_show_it(
-    network, point, data, model, name
-):
-    """Batches have 4, 4 and 2 images: limits that the first one, two, and all three exceed."""
-    measured = objective(network, data, model, name)
-    values, bound = measured.per_image(point), measured.bound
-    least = [float(torch.cat([values[:done], bound[done:]]).mean()) for done in (0, 4, 8, 10)]
-    assert least == sorted(least)
-    scales = select(point, {"scale"}, within="fc2.*")
-    part = measured.vary(list(scales), point)
-    share = part.forward.function.share
-    for index, done in enumerate((4, 8, 10)):
-        limit = (least[index] + least[index + 1]) / 2
-        before = part.cost
-        assert float(part.loss_within(scales, limit)) == math.inf
-        assert part.cost - before == pytest.approx(share * done / 10)
-
-
-def test_rounding_does_not_drop_a_loss_that_equals_its_bound(network, point, data):
-    """A student that is its own teacher reaches the bounds of all distances."""
-    logits = torch.cat([network(point, batch) for batch in data.images.split(4)])
-    for name in ("kl", "mse", "cosine", "fisher"):
-        measured = Objective.of(network, data, CRITERIA[name], logits, 4)
-        loss = float(measured(point))
-        assert abs(loss) < 1e-6
-        for limit in (loss, loss - 1e-6):
-            assert float(measured.loss_within(point, limit)) == loss
-
-
-def test_a_loss_that_is_not_a_number_is_beyond_every_limit(network, point, data, model):
-    broken = {**point, "head.weight.scale": point["head.weight.scale"] * math.nan}
-    for name in CRITERIA:
-        measured = objective(network, data, model, name)
-        for limit in (1e9, math.inf):
-            assert float(measured.loss_within(broken, limit)) == math.inf
-        assert measured.cost == pytest.approx(2 * 0.4), "the first batch tells"
-
-
-def test_without_a_bound_all_images_run(network, point, data, model):
-    plain = dataclasses.replace(CRITERIA["kl"], bound=no_bound)
-    measured = Objective.of(network, data, plain, predict(model, data.images), 4)
-    assert float(measured.loss_within(point, 0.0)) == math.inf
-    assert measured.cost == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", ["info_nce", "kl"])

@@ -20,7 +20,7 @@ from evolq.network.quantized import quantize
 from evolq.optimizers.black_box import GRID
 from evolq.optimizers.budgeted import BudgetedLoss, BudgetSpent
 from evolq.optimizers.gradient import adam, sweep_learning_rate
-from evolq.optimizers.registry import DETERMINISTIC, GRADIENT, OPTIMIZERS, choose_optimizer
+from evolq.optimizers.registry import OPTIMIZERS, choose_optimizer
 from evolq.points import select
 from evolq.starts.calibration import calibrate
 
@@ -53,7 +53,9 @@ def search(name, criterion=CRITERIA["kl"], seed=0, budget=BUDGET, names=None, me
         names=names or problem().names,
         budget=budget,
         generator=torch.Generator().manual_seed(seed),
-        **({"learning_rate": 0.003} if name in GRADIENT else {}),  # so few steps, so few scales
+        **(
+            {"learning_rate": 0.003} if OPTIMIZERS[name].gradient else {}
+        ),  # so few steps, so few scales
     )
 
 
@@ -79,14 +81,19 @@ def test_the_same_seed_gives_the_same_path_bit_for_bit(name):
     again = list(search(name))
     assert len(again) == len(path(name))
     for a, b in zip(again, path(name), strict=True):
-        assert (a.step, a.cost, a.loss, a.label) == (b.step, b.cost, b.loss, b.label)
+        assert (a.evaluations, a.cost, a.loss, a.label) == (
+            b.evaluations,
+            b.cost,
+            b.loss,
+            b.label,
+        )
         assert same(a.point, b.point)
 
 
 @ALL
 def test_another_seed_matters_to_those_that_draw(name):
     equal = same(path(name)[-1].point, path(name, seed=1)[-1].point)
-    assert equal == (name in DETERMINISTIC)
+    assert equal == OPTIMIZERS[name].deterministic
 
 
 @ALL
@@ -213,7 +220,7 @@ def test_what_no_optimizer_accepts(name):
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(InputError, match="'annealing'; choose from evol-q, sgd"):
+    with pytest.raises(InputError, match="'annealing'; choose from evol-q, adam"):
         choose_optimizer("annealing")
 
 
@@ -261,7 +268,7 @@ def test_a_focused_loss_costs_less_and_is_the_same():
 def first_step(name: str, **options) -> torch.Tensor:
     """Return the coordinates where the second evaluation is."""
     seen = []
-    method = OPTIMIZERS[name].__wrapped__
+    method = OPTIMIZERS[name].search.__wrapped__
     loss = budgeted()
     original = loss.gradient
     loss.gradient = lambda at, label: (seen.append(at.clone()), original(at, label))[1]
@@ -316,14 +323,14 @@ def test_coordinate_descent_keeps_the_best_of_the_grid():
     assert last.loss <= min(losses.values()) + 1e-6
 
 
-def test_powell_moves_all_scales_of_a_kind_alike():
+def test_powell_moves_all_scales_of_equally_named_tensors_alike():
     point = path("powell")[-1].point
-    for kind in ("weight", "input"):
+    for tensor in ("weight", "input"):
         ratios = torch.cat(
             [
                 (point[n] / problem().start[n]).log().flatten()
                 for n in problem().names
-                if n.split(".")[-2] == kind
+                if n.split(".")[-2] == tensor
             ]
         )
         assert float(ratios.max() - ratios.min()) < 1e-6
@@ -335,5 +342,16 @@ def test_cma_leaves_the_global_generator_alone():
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
-def test_the_kinds_of_optimizers_are_in_the_registry():
-    assert GRADIENT <= DETERMINISTIC <= OPTIMIZERS.keys()
+@ALL
+def test_only_those_that_say_so_need_gradients(name, monkeypatch):
+    """`landscape.compare` sweeps the learning rate of these and refuses integer execution."""
+
+    def count(self, point):
+        raise AssertionError("a gradient was asked for")
+
+    monkeypatch.setattr(Objective, "gradient", count)
+    if OPTIMIZERS[name].gradient:
+        with pytest.raises(AssertionError, match="a gradient"):
+            list(search(name, budget=8))
+    else:
+        list(search(name, budget=8))

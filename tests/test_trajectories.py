@@ -14,8 +14,9 @@ from landscape.paths.trajectories import (
     pca_plane,
     plane_through,
     project_path,
-    random_plane,
 )
+from landscape.probes.directions import orthogonal_pair
+from landscape.probes.slices import Plane
 
 START = {"a.scale": torch.tensor([1.0, 2.0]), "b.scale": torch.tensor(4.0), "w": torch.ones(3)}
 NAMES = ("a.scale", "b.scale")
@@ -66,7 +67,6 @@ def test_points_of_a_plane_have_the_types_of_the_start():
     planes = [
         plane_through(START, at(0.3), at(0.1, 0.2), NAMES),
         pca_plane(START, [[at(0.1, 0.1), at(0.5, 0.4), at(0.3, -0.2)]], NAMES),
-        random_plane(START, NAMES, torch.Generator().manual_seed(0)),
     ]
     for plane in planes:
         assert {value.dtype for value in plane.at(0.1, 0.2).values()} == {torch.float32}
@@ -74,7 +74,7 @@ def test_points_of_a_plane_have_the_types_of_the_start():
 
 def test_coordinates_and_distance_add_up_to_the_length():
     generator = torch.Generator().manual_seed(0)
-    plane = random_plane(START, NAMES, generator)
+    plane = Plane(START, *orthogonal_pair({name: START[name] for name in NAMES}, generator))
     points = [at(*torch.randn(3, generator=generator).tolist()) for _ in range(5)]
     found = project_path(path(START, *points), plane)
     squares = found.x**2 + found.y**2 + found.distance**2
@@ -111,13 +111,6 @@ def test_planes_that_do_not_exist():
         pca_plane(START, [[START, at(0.1), at(0.2)]], NAMES)
     with pytest.raises(InputError, match="random plane"):
         pca_plane(START, [[START]], NAMES)
-
-
-def test_random_planes_repeat_and_have_unit_axes():
-    planes = [random_plane(START, NAMES, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
-    assert torch.equal(planes[0].x["a.scale"], planes[1].x["a.scale"])
-    assert not torch.equal(planes[0].x["a.scale"], planes[2].x["a.scale"])
-    assert norm(planes[0].y) == pytest.approx(math.sqrt(3))
 
 
 def test_costs_losses_and_test_values():

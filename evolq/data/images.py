@@ -73,16 +73,6 @@ class LabeledImages:
         digest.update(self.labels.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
-    def take(self, indices: Sequence[int] | Tensor) -> LabeledImages:
-        """Return the images at `indices`, in that order.
-
-        Raises:
-            InputError: if an index occurs twice.
-        """
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        names = tuple(self.names[index] for index in chosen.tolist())
-        return LabeledImages(self.images[chosen], self.labels[chosen], names)
-
 
 @dataclass(frozen=True)
 class Split:

@@ -21,20 +21,6 @@ from evolq.errors import InputError
 INFO_NCE_TEMPERATURE = 3.0
 INFO_NCE_BATCH = 100
 
-# Rounds towards the best bound of infoNCE. Any number gives a bound; at the published temperature
-# the third no longer moves a float32.
-BOUND_ROUNDS = 4
-
-
-def no_bound(teacher: Tensor) -> Tensor:
-    """Minus infinity (n,): nothing is known about how low a value can be."""
-    return teacher.new_full((len(teacher),), -torch.inf)
-
-
-def zero(teacher: Tensor) -> Tensor:
-    """Zero (n,): the lower bound of distances, divergences and cross entropies."""
-    return teacher.new_zeros(len(teacher))
-
 
 @dataclass(frozen=True)
 class Criterion:
@@ -46,16 +32,14 @@ class Criterion:
         uses_labels: whether it reads the labels; the others are label-free.
         batch: images whose values depend on each other (resample whole batches); None if each
             image stands for itself.
-        bound: teacher logits to values (n,) that no student's values are below, whatever the
-            labels. With it a search drops a candidate before all images have run; what runs later
-            must not change earlier values, so no value may depend on another image's student.
+        words: what readers of figures call it, with its unit in brackets; the name by default.
     """
 
     name: str
     per_image: Callable[[Tensor, Tensor, Tensor], Tensor]
     uses_labels: bool = False
     batch: int | None = None
-    bound: Callable[[Tensor], Tensor] = no_bound
+    words: str = ""
 
     def check(self, images: int) -> None:
         """Check a number of images.
@@ -82,7 +66,7 @@ def info_nce(
     van den Oord et al. 2018 (infoNCE) as published with Evol-Q: rows L2-normalized, cosine over
     temperature, cross entropy with the diagonal as the target, times 2 temperature. Images form
     batches of `batch` in their order; a remainder forms a smaller batch of its own, whose values
-    lie lower since it has fewer negatives.
+    are smaller since it has fewer negatives.
     """
     student = functional.normalize(student, dim=1)
     teacher = functional.normalize(teacher, dim=1)
@@ -93,28 +77,6 @@ def info_nce(
         for s, t in zip(student.split(batch), teacher.split(batch), strict=True)
     ]
     return torch.cat(values) * (2 * temperature)
-
-
-def info_nce_bound(
-    teacher: Tensor, temperature: float = INFO_NCE_TEMPERATURE, batch: int = INFO_NCE_BATCH
-) -> Tensor:
-    """Return values (n,) that no student's `info_nce` is below, given the teacher's logits.
-
-    With unit teacher rows t, a student row s of length at most 1, temperature T and any
-    probabilities p: logsumexp_j(s.t_j / T) >= sum_j p_j s.t_j / T + H(p) (Gibbs' inequality) and
-    s.d >= -|d|, so image i's value is at least 2 (T H(p) - |t_i - sum_j p_j t_j|). The best p is
-    the softmax that the best s gives, and that s points along the difference: they are iterated.
-    """
-    values = []
-    for t in functional.normalize(teacher, dim=1).split(batch):
-        student = t
-        for _ in range(BOUND_ROUNDS):
-            chances = (student @ t.T / temperature).softmax(1)
-            difference = t - chances @ t
-            student = functional.normalize(difference, dim=1)
-        entropy = torch.special.entr(chances).sum(1)
-        values.append(2 * (temperature * entropy - difference.norm(dim=1)))
-    return torch.cat(values)
 
 
 def kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -155,12 +117,18 @@ def fisher(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
     for criterion in (
-        Criterion("info_nce", info_nce, batch=INFO_NCE_BATCH, bound=info_nce_bound),
-        Criterion("kl", kl, bound=zero),
-        Criterion("mse", mse, bound=zero),
-        Criterion("cosine", cosine, bound=zero),
-        Criterion("cross_entropy", cross_entropy, uses_labels=True, bound=zero),
-        Criterion("fisher", fisher, bound=zero),
+        Criterion(
+            "info_nce",
+            info_nce,
+            batch=INFO_NCE_BATCH,
+            # cross entropy of matching each image to its teacher's prediction, times 2 temperature
+            words="infoNCE against full precision (nats × 2τ)",
+        ),
+        Criterion("kl", kl, words="KL divergence (nats)"),
+        Criterion("mse", mse, words="mean squared error of the logits"),
+        Criterion("cosine", cosine, words="cosine distance"),
+        Criterion("cross_entropy", cross_entropy, uses_labels=True, words="cross entropy (nats)"),
+        Criterion("fisher", fisher, words="Fisher-weighted error (nats)"),
     )
 }
 
@@ -181,8 +149,9 @@ def choose_criterion(name: str, temperature: float | None = None) -> Criterion:
         raise InputError(f"criterion {name} has no temperature; leave it out or use info_nce")
     if not 0 < temperature < float("inf"):
         raise InputError(f"temperature is {temperature:g}; give a positive number such as 3")
-    return replace(
-        criterion,
-        per_image=partial(info_nce, temperature=temperature),
-        bound=partial(info_nce_bound, temperature=temperature),
-    )
+    return replace(criterion, per_image=partial(info_nce, temperature=temperature))
+
+
+def words_of(name: str) -> str:
+    """Return what readers call the criterion `name`, which need not be known (of an old file)."""
+    return (CRITERIA[name].words if name in CRITERIA else "") or name

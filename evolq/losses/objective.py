@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,6 @@ from evolq.losses.criteria import Criterion
 from evolq.network.quantized import BATCH_SIZE, PartialEvaluation, QuantizedNetwork
 from evolq.points import Point
 
-# How far rounding may put a computed loss below its lower bound, as a share of 1 and the values'
-# magnitude: float32 sums over classes and images err by about 1e-6 of it.
-ROUNDING = 1e-5
-
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
     """Return the logits (n, classes) of a plain module, such as the full-precision teacher."""
@@ -36,7 +31,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = BATCH_SIZE) -> T
 class Spent:
     """Forward-pass equivalents of an image set, shared by an objective and its parts."""
 
-    passes: float = 0.0
+    forward_passes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,12 @@ class Forward:
     def vary(self, names: Collection[str], at: Point) -> Forward:
         """Return the function of `names` alone; preparing it costs the part that it leaves out."""
         function = self.network.vary(names, at, self.images, self.batch_size)
-        self.spent.passes += 1 - function.share
+        self.spent.forward_passes += 1 - function.share
         return replace(self, function=function)
 
     def logits(self, point: Point) -> Tensor:
         """Return the logits (n, classes) without gradients."""
-        self.spent.passes += self.function.share
+        self.spent.forward_passes += self.function.share
         with torch.no_grad():
             return self.function(point)
 
@@ -118,7 +113,7 @@ class Objective:
 
         An evaluation counts its share of the network's multiply-accumulates.
         """
-        return self.forward.spent.passes
+        return self.forward.spent.forward_passes
 
     def __call__(self, point: Point) -> Tensor:
         """Return the loss, a 0-dim tensor."""
@@ -127,33 +122,6 @@ class Objective:
     def per_image(self, point: Point) -> Tensor:
         """Return each image's value (n,); their mean is the loss."""
         return self.criterion.per_image(self.forward.logits(point), self.teacher, self.labels)
-
-    @cached_property
-    def bound(self) -> Tensor:
-        """Values (n,) that no Point's are below."""
-        return self.criterion.bound(self.teacher)
-
-    def loss_within(self, point: Point, limit: float) -> Tensor:
-        """Return the loss, or infinity as soon as it is certain to be NaN or above `limit`.
-
-        Compute batches run one after the other; images to come count with their lower bounds. A
-        loss up to `limit` equals that of a call bit for bit. Cost: of the images that ran.
-        """
-        function = self.forward.function
-        logits = self.teacher.clone()  # images to come are as good as any: no value depends on them
-        done = 0
-        with torch.no_grad():
-            prepared = function.prepare(point)
-            for index in range(len(function.images)):
-                made = function.batch(prepared, index)
-                logits[done : done + len(made)] = made
-                done += len(made)
-                self.forward.spent.passes += function.share * len(made) / len(logits)
-                values = self.criterion.per_image(logits, self.teacher, self.labels)
-                least = torch.cat([values[:done], self.bound[done:]])
-                if not least.mean() - ROUNDING * (1 + least.abs().mean()) <= limit:
-                    return torch.tensor(math.inf)
-        return values.mean()
 
     def vary(self, names: Collection[str], at: Point) -> Objective:
         """Return the same objective as a function of the entries `names` alone."""
@@ -164,7 +132,7 @@ class Objective:
 
         A forward pass and its backward pass, for one group of compute batches after the other: a
         criterion may couple images, and a group holds all that are coupled with each other. Cost:
-        three passes of the varying part (the backward pass counts two).
+        three forward passes of the varying part (the backward pass counts two).
 
         Raises:
             InputError: if the network runs on integers.
@@ -201,7 +169,7 @@ class Objective:
             for name, gradient in zip(entries, gradients, strict=True):
                 if gradient is not None:
                     total[name] += gradient
-        self.forward.spent.passes += 3 * function.share
+        self.forward.spent.forward_passes += 3 * function.share
         return torch.cat(values).mean(), total
 
 

@@ -1,14 +1,16 @@
-"""Paired comparisons: what a difference between two Points on the same images is worth."""
+"""Paired differences: what a difference of two Points on the same images is worth."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-# Two-sided 95 % of a normal distribution; the mean of hundreds of images is close to one.
-STANDARD_ERRORS = 1.959964
+# The two-sided 95 % quantile of the normal distribution; a mean of hundreds of images is close to
+# one.
+NORMAL_95 = 1.959963984540054
 
 
 class Difference(NamedTuple):
@@ -19,13 +21,30 @@ class Difference(NamedTuple):
     high: float
 
 
-def paired_difference(before: Tensor, after: Tensor) -> Difference:
+def paired_difference(before: Tensor | NDArray, after: Tensor | NDArray) -> Difference:
     """Return the mean of `after - before` over images.
 
     Both have one value per image, (n,) with n >= 2, of any number type or bool. What both share
     cancels image by image, so the interval is narrower than those of the two means.
     """
-    difference = after.double() - before.double()
+    difference = _float64(after) - _float64(before)
     mean = float(difference.mean())
-    half = STANDARD_ERRORS * float(difference.std()) / math.sqrt(len(difference))
+    half = NORMAL_95 * float(paired_standard_error(difference))
     return Difference(mean, mean - half, mean + half)
+
+
+def paired_standard_error(differences: NDArray) -> NDArray[np.float64]:
+    """Return the standard error of the mean over the last axis, (..., images) -> (...).
+
+    Given differences of two losses image by image, this is the noise of the difference of their
+    means: what the images have in common cancels. NaN for fewer than two images.
+    """
+    images = differences.shape[-1]
+    if images < 2:
+        return np.full(differences.shape[:-1], np.nan)
+    with np.errstate(invalid="ignore"):  # points that are not finite give NaN
+        return differences.std(axis=-1, ddof=1, dtype=np.float64) / np.sqrt(images)
+
+
+def _float64(values: Tensor | NDArray) -> NDArray[np.float64]:
+    return np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64)

@@ -16,7 +16,7 @@ from evolq.optimizers.budgeted import BudgetedLoss, within_budget
 # A first step of 2 %; those methods that adapt it go on from there.
 STEP = 0.02
 
-# Changes of a quantizer's log scale that coordinate descent tries, halved after each pass: OMSE
+# Changes of a quantizer's log scale that coordinate descent tries, halved after each round: OMSE
 # shrinks (Choukroun et al. 2019), and here the loss decides, so growing is tried as well.
 GRID = (-0.2, -0.1, -0.05, 0.05, 0.1)
 
@@ -79,7 +79,7 @@ def spsa(
     Each step takes two evaluations at opposite Rademacher perturbations and a third where it goes.
     The gains decay with Spall's exponents, 0.602 and 0.101; differences are divided by their root
     mean square so far, so that `step` is the length of a typical step whatever the loss measures. A
-    step that does not lower the loss is taken back (Spall's blocking).
+    step after which the loss is larger is taken back (Spall's blocking).
     """
     coordinates, here = loss.best, loss.best_loss
     squares = 0.0
@@ -108,7 +108,7 @@ def coordinate_descent(
     """Move the scales of one quantizer at a time by a grid of factors and keep the best.
 
     From the last quantizer to the first: late ones cost little, since only what comes after them
-    runs. Nothing is drawn. The grid is halved after each pass over all quantizers.
+    runs. Nothing is drawn. The grid is halved after each round over all quantizers.
     """
     position = 0
     places = {}

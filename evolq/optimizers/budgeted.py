@@ -22,9 +22,9 @@ from evolq.optimizers.evolve import ROUNDING, Iterate, comparable
 from evolq.points import Point, displace, role
 
 Method = Callable[..., Iterator[None]]
-"""(loss, generator, **options) to a generator that yields after each step, and may never end."""
+"""(loss, generator, **options) to a generator that yields now and then, and may never end."""
 
-Optimizer = Callable[..., Iterator[Iterate]]
+Search = Callable[..., Iterator[Iterate]]
 """(objective, start, *, names, budget, generator, **options) to the Iterates of a search."""
 
 
@@ -48,7 +48,7 @@ class BudgetedLoss:
     def __init__(
         self, objective: Objective, start: Point, names: Collection[str], budget: float
     ) -> None:
-        """Evaluate the start, at a cost of one pass."""
+        """Evaluate the start, at a cost of one forward pass."""
         self.start = start
         self.names = tuple(name for name in start if name in set(names))
         self.dimension = sum(start[name].numel() for name in self.names)
@@ -58,7 +58,7 @@ class BudgetedLoss:
         self.best_loss = math.inf
         self._best_point: Point = start
         self._objective = objective
-        self._steps = 0
+        self._evaluations = 0
         self._iterates: list[Iterate] = []
         self.focus(self.names)
         self(self.best, "start")
@@ -66,7 +66,7 @@ class BudgetedLoss:
     def focus(self, names: Collection[str]) -> None:
         """Move only `names` from now on, away from the best coordinates: evaluations cost less.
 
-        Costs the part of a pass that later evaluations leave out.
+        Costs the part of a forward pass that later evaluations leave out.
 
         Raises:
             BudgetSpent: if not one evaluation could follow.
@@ -121,11 +121,11 @@ class BudgetedLoss:
     def _record(self, coordinates: Tensor, loss: float, label: str) -> None:
         if loss < self.best_loss:
             self.best, self.best_loss = coordinates.clone(), loss
-            if self._steps > 0:  # the start itself is given, not made
+            if self._evaluations > 0:  # the start itself is given, not made
                 self._best_point = {**self._best_point, **self._entries(coordinates)}
-        self._steps += 1
+        self._evaluations += 1
         self._iterates.append(
-            Iterate(self._steps, self.spent, self.best_loss, self._best_point, label)
+            Iterate(self._evaluations, self.spent, self.best_loss, self._best_point, label)
         )
 
     def _afford(self, cost: float) -> None:
@@ -140,16 +140,16 @@ class BudgetedLoss:
         self.spent += self._objective.cost - before
 
 
-def within_budget(method: Method) -> Optimizer:
-    """Make an optimizer out of a method that only says where to step next.
+def within_budget(method: Method) -> Search:
+    """Make a search out of a method that only says where to step next.
 
-    The optimizer yields an Iterate for the start and for each evaluation: `point` is the best Point
+    The search yields an Iterate for the start and for each evaluation: `point` is the best Point
     so far and `loss` its loss, so that the last Iterate is the result. It ends where the next
     evaluation would go beyond the budget, or where the method ends.
     """
 
     @wraps(method)
-    def optimizer(
+    def search(
         objective: Objective,
         start: Point,
         *,
@@ -178,7 +178,7 @@ def within_budget(method: Method) -> Optimizer:
             pass
         yield from loss.take_iterates()
 
-    return optimizer
+    return search
 
 
 def check_search(objective: Objective, start: Point, names: Collection[str], budget: float) -> None:

@@ -1,13 +1,11 @@
 """Evol-Q: evolution of quantization scales, block by block, towards the teacher's predictions.
 
 Frumkin et al. 2023, "Jumping through Local Minima: Quantization in the Loss Landscape of Vision
-Transformers". P passes visit the blocks one after the other. In a block, a population of K
-candidates starts as copies of where the search stands; C times, the fittest of a sample of S
-candidates is the parent of a perturbed child, the child joins the population and the worst
-candidate leaves it. The fittest of the block is where the search goes on. Fitness is the loss of an
-`Objective` on calibration images, lower is fitter; NaN counts as the worst of all. A child's
-evaluation ends as soon as it is certain that the child would leave at once: that changes what a
-search costs, and nothing else.
+Transformers". P passes visit the blocks one after the other, the last block first. In a block, a
+population of K candidates starts as copies of where the search stands; C times, the fittest of a
+sample of S candidates is the parent of a perturbed child, the child joins the population and the
+worst candidate leaves it. The fittest of the block is where the search goes on. Fitness is the loss
+of an `Objective` on calibration images: a smaller loss is fitter; NaN counts as the worst of all.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor
 
 from evolq.errors import InputError
-from evolq.files.checkpoint import load_checkpoint, save_checkpoint
+from evolq.files.search_state import load_search_state, save_search_state
 from evolq.losses.objective import Objective
 from evolq.network.blocks import attention_modules, find_blocks
 from evolq.network.quantized import QuantizedNetwork
@@ -42,7 +40,7 @@ class Iterate(NamedTuple):
     """Where a search stands.
 
     Attributes:
-        step: fitness evaluations so far.
+        evaluations: of the loss so far.
         cost: forward-pass equivalents of the calibration set so far; evaluations on selection
             images count by their number.
         loss: of `point` on the calibration images.
@@ -50,7 +48,7 @@ class Iterate(NamedTuple):
         label: what led here, in words.
     """
 
-    step: int
+    evaluations: int
     cost: float
     loss: float
     point: Point
@@ -58,7 +56,7 @@ class Iterate(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """Entries of a Point and their fitness, lower is fitter."""
+    """Entries of a Point and their loss; a smaller loss is fitter."""
 
     entries: Point
     loss: float
@@ -73,14 +71,14 @@ def search_scales(
     names: Collection[str] | None = None,
     budget: float = math.inf,
     selection: Objective | None = None,
-    checkpoint: Path | None = None,
+    state_file: Path | None = None,
 ) -> Iterator[Iterate]:
     """Search from `start` and yield where it stands: at the start, and after each visit of a block.
 
     The last Iterate is the result. With `selection` that is the Point with the least loss on
     selection images among the start and the ends of passes, yielded once more at the end.
 
-    Deterministic in `seed`. With `checkpoint` the state is written there after each block, and a
+    Deterministic in `seed`. With `state_file` the state is written there after each block, and a
     search that finds the file goes on from there, bit for bit; its first Iterate is the last one
     before the break.
 
@@ -92,12 +90,12 @@ def search_scales(
         names: entries that may move (`evolq.points.select` finds them by a glob); None for all.
         budget: forward-pass equivalents of the calibration set, counted as in `Iterate.cost`; a
             visit that would go beyond it is not begun.
-        selection: on selection images, for the choice of the result and for stopping early.
-        checkpoint: a file.
+        selection: on selection images, for the choice of the result.
+        state_file: need not exist yet.
 
     Raises:
         TypeError: for anything but an `Objective`: test images must not be searched on.
-        InputError: if nothing can move, or the checkpoint belongs to another search.
+        InputError: if nothing can move, or the state belongs to another search.
     """
     for given in (objective, selection):
         if given is not None and not isinstance(given, Objective):
@@ -105,7 +103,7 @@ def search_scales(
                 f"a search needs an Objective on calibration or selection images, not a "
                 f"{type(given).__name__}"
             )
-    return _search(objective, start, recipe, seed, names, budget, selection, checkpoint)
+    return _search(objective, start, recipe, seed, names, budget, selection, state_file)
 
 
 def visits(
@@ -115,7 +113,7 @@ def visits(
 
     Args:
         network: from `quantize`.
-        recipe: says which roles move, and where.
+        recipe: says which scales move, and where.
         names: entries that may move; None for all.
 
     Raises:
@@ -127,7 +125,7 @@ def visits(
         moving = tuple(
             name
             for name in entries
-            if role(name) in recipe.roles
+            if role(name) == "scale"
             and (names is None or name in names)
             and (network.sites[_site(name)].kind == "weight" or not recipe.weights_only)
         )
@@ -135,36 +133,26 @@ def visits(
             found[block] = moving
     chosen = {block: moving for block, moving in found.items() if block in attention} or found
     if not chosen:
-        wanted = " or ".join(recipe.roles) + (" of a weight" if recipe.weights_only else "")
+        wanted = "scale of a weight" if recipe.weights_only else "scale"
         where = "this network" if names is None else f"the {len(names)} names given"
-        raise InputError(
-            f"no {wanted} in {where} can move; choose other names (--within) or another recipe"
-        )
-    return dict(reversed(chosen.items())) if recipe.last_block_first else chosen
+        raise InputError(f"no {wanted} in {where} can move; choose other names or another recipe")
+    return dict(reversed(chosen.items()))
 
 
 def evolve_block(
-    fitness: Callable[[Point, float], float],
+    fitness: Callable[[Point], float],
     mutate: Callable[[Point, float], Point],
     start: Candidate,
     recipe: Recipe,
     step: float,
     generator: torch.Generator,
 ) -> tuple[list[Candidate], float]:
-    """Return the population of K candidates after C cycles, and the adapted step factor.
-
-    `fitness(entries, limit)` may be infinite for a loss above `limit`: a child worse than all
-    others leaves at once, and how much worse it is makes no difference.
-    """
+    """Return the population of K candidates after C cycles, and the adapted step factor."""
     population = [start] * recipe.population
     for _ in range(recipe.cycles):
         parent = tournament(population, recipe, generator)
-        entries = parent.entries
-        if recipe.recombination:
-            partner = tournament(population, recipe, generator)
-            entries = recombine(entries, partner.entries, recipe.recombination, generator)
-        entries = mutate(entries, step)
-        child = Candidate(entries, fitness(entries, worst_loss(population)))
+        entries = mutate(parent.entries, step)
+        child = Candidate(entries, fitness(entries))
         # A tie is a success: the step was too small to change anything.
         success = child.loss <= parent.loss and math.isfinite(child.loss)
         step = min(step * recipe.adaptation ** (1 if success else -1 / 4), LARGEST_STEP)
@@ -176,10 +164,7 @@ def tournament(
     population: Sequence[Candidate], recipe: Recipe, generator: torch.Generator
 ) -> Candidate:
     """Return the fittest of a sample of S candidates, the first one drawn if several are."""
-    if recipe.replacement:
-        drawn = torch.randint(len(population), (recipe.sample,), generator=generator)
-    else:
-        drawn = torch.randperm(len(population), generator=generator)[: recipe.sample]
+    drawn = torch.randint(len(population), (recipe.sample,), generator=generator)
     return fittest([population[index] for index in drawn.tolist()])
 
 
@@ -188,29 +173,10 @@ def fittest(population: Sequence[Candidate]) -> Candidate:
     return min(population, key=lambda candidate: candidate.loss)
 
 
-def worst_loss(population: Sequence[Candidate]) -> float:
-    """Return the loss that a child must not exceed to stay."""
-    return max(candidate.loss for candidate in population)
-
-
 def survivors(population: Sequence[Candidate]) -> list[Candidate]:
     """Return all but the worst, and of several worst all but the first (the oldest)."""
     worst = max(range(len(population)), key=lambda index: population[index].loss)
     return [*population[:worst], *population[worst + 1 :]]
-
-
-def recombine(
-    entries: Point, partner: Point, chance: float, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Return `entries`, each element replaced by the partner's with probability `chance`."""
-    return {
-        name: torch.where(
-            (torch.rand(value.shape, generator=generator) < chance).to(value.device),
-            partner[name],
-            value,
-        )
-        for name, value in entries.items()
-    }
 
 
 # The search ---------------------------------------------------------------------------------------
@@ -226,11 +192,10 @@ class _State:
         best: entries with the least selection loss at the end of a pass.
         best_loss: that loss; infinite without selection images.
         best_calibration_loss: of `best`, on the calibration images.
-        steps: step factor of each block.
+        step_factors: of each block.
         visited: number of visits so far.
         evaluations: of fitness.
         cost: in forward-pass equivalents of the calibration set.
-        idle: passes since `best` was found.
         label: of the last Iterate.
     """
 
@@ -239,11 +204,10 @@ class _State:
     best: Mapping[str, Tensor]
     best_loss: float
     best_calibration_loss: float
-    steps: Mapping[str, float] = field(default_factory=dict)
+    step_factors: Mapping[str, float] = field(default_factory=dict)
     visited: int = 0
     evaluations: int = 1
     cost: float = 0.0
-    idle: int = 0
     label: str = "start"
 
 
@@ -255,7 +219,7 @@ def _search(
     names: Collection[str] | None,
     budget: float,
     selection: Objective | None,
-    checkpoint: Path | None,
+    state_file: Path | None,
 ) -> Iterator[Iterate]:
     network = objective.forward.network
     order = visits(network, recipe, names)
@@ -263,10 +227,10 @@ def _search(
     cost = _Meter(objective, selection)
     moving = [name for entries in order.values() for name in entries]
     identity = ""
-    if checkpoint is not None:
+    if state_file is not None:
         identity = _identity(objective, start, recipe, seed, moving, selection)
-    if checkpoint is not None and checkpoint.exists():
-        state = _load(checkpoint, identity, generator, objective.forward.images.device)
+    if state_file is not None and state_file.exists():
+        state = _load(state_file, identity, generator, objective.forward.images.device)
     else:
         entries = {name: start[name] for name in moving}
         loss, chosen = comparable(objective(start)), math.inf
@@ -275,9 +239,8 @@ def _search(
         state = _State(entries, loss, entries, chosen, loss, cost=cost.spent())
     yield _iterate(state, start)
 
-    while state.visited < recipe.passes * len(order) and state.idle != recipe.patience:
+    while state.visited < recipe.passes * len(order):
         block = list(order)[state.visited % len(order)]
-        # what the visit costs if no child is dropped
         share = network.share(order[block]) if budget < math.inf else 0.0
         ends_pass = state.visited % len(order) == len(order) - 1
         visit = 1 - share + (recipe.cycles + recipe.reevaluate) * share
@@ -289,8 +252,8 @@ def _search(
             state = _select(state, selection({**start, **state.entries}))
         # Rounded, since a search that was resumed has summed up less and rounds differently.
         state = replace(state, cost=round(state.cost + cost.spent() - spent_before, 9))
-        if checkpoint is not None:
-            _save(checkpoint, state, identity, generator)
+        if state_file is not None:
+            _save(state_file, state, identity, generator)
         yield _iterate(state, start)
 
     if selection is not None:
@@ -311,37 +274,38 @@ def _visit(
     generator: torch.Generator,
 ) -> _State:
     """Evolve the entries `names` of one block."""
-    sites = objective.forward.network.sites
     part = objective.vary(names, at={**start, **state.entries})
     evaluations = state.evaluations
 
-    def fitness(entries: Point, limit: float = math.inf) -> float:
+    def fitness(entries: Point) -> float:
         nonlocal evaluations
         evaluations += 1
-        return comparable(part.loss_within(entries, limit))
+        return comparable(part(entries))
 
     def mutate(entries: Point, step: float) -> dict[str, Tensor]:
         child = {}
         for name, value in entries.items():
             noise = torch.rand(value.shape, generator=generator) * 2 - 1
-            if recipe.mutation_rate < 1:
-                noise *= torch.rand(value.shape, generator=generator) < recipe.mutation_rate
             bits = float(start[f"{_site(name)}.bits"])
-            spec = sites[_site(name)].spec
-            child[name] = recipe.perturbation(name, value, noise.to(value), bits, spec, step)
+            child[name] = recipe.perturbation(value, noise.to(value), bits, step)
         return child
 
     entries = {name: state.entries[name] for name in names}
     loss = fitness(entries) if recipe.reevaluate else state.loss
     population, step = evolve_block(
-        fitness, mutate, Candidate(entries, loss), recipe, state.steps.get(block, 1.0), generator
+        fitness,
+        mutate,
+        Candidate(entries, loss),
+        recipe,
+        state.step_factors.get(block, 1.0),
+        generator,
     )
     best = fittest(population)
     return replace(
         state,
         entries={**state.entries, **best.entries},
         loss=best.loss,
-        steps={**state.steps, block: step},
+        step_factors={**state.step_factors, block: step},
         visited=state.visited + 1,
         evaluations=evaluations,
         label=f"pass {state.visited // blocks_in_pass + 1}, {block}",
@@ -351,13 +315,12 @@ def _visit(
 def _select(state: _State, loss: Tensor) -> _State:
     """Remember where a pass ended, if its selection loss is the least."""
     if not comparable(loss) < state.best_loss:
-        return replace(state, idle=state.idle + 1)
+        return state
     return replace(
         state,
         best=state.entries,
         best_loss=comparable(loss),
         best_calibration_loss=state.loss,
-        idle=0,
     )
 
 
@@ -396,7 +359,7 @@ class _Meter:
         return self.total() - self.before
 
 
-# Checkpoints --------------------------------------------------------------------------------------
+# The state file -----------------------------------------------------------------------------------
 
 
 def _save(path: Path, state: _State, identity: str, generator: torch.Generator) -> None:
@@ -404,12 +367,12 @@ def _save(path: Path, state: _State, identity: str, generator: torch.Generator) 
     tensors |= {f"best/{name}": value.clone() for name, value in state.best.items()}
     tensors["generator"] = generator.get_state()
     values = {name: value for name, value in vars(state).items() if name not in ("entries", "best")}
-    save_checkpoint(path, tensors, {"identity": identity, **values})
+    save_search_state(path, tensors, {"identity": identity, **values})
 
 
 def _load(path: Path, identity: str, generator: torch.Generator, device: torch.device) -> _State:
-    """Return the state in a checkpoint and set the generator to where it was."""
-    tensors, values = load_checkpoint(path)
+    """Return the state in a file and set the generator to where it was."""
+    tensors, values = load_search_state(path)
     if values.pop("identity", None) != identity:
         raise InputError(
             f"{path} belongs to a search with other images, weights or options; remove it to start "

@@ -2,9 +2,9 @@
 
 The gradients are LSQ's (Esser et al. 2020, "Learned Step Size Quantization", eq. 3) in log-scale
 coordinates, over all calibration images at once: nothing is drawn, so that every seed gives the
-same run. torch.optim makes the steps. The learning rate has the same meaning for all three methods,
-the change of a typical scale's logarithm in the first step: for SGD the loss is divided by the root
-mean square of its first gradient (Adam does the like by itself).
+same run. torch.optim makes the updates. The learning rate has the same meaning for all three
+methods, the change of a typical scale's logarithm in the first step: for SGD the loss is divided by
+the root mean square of its first gradient (Adam does the like by itself).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evolq.losses.objective import Objective
-from evolq.optimizers.budgeted import BudgetedLoss, Optimizer, within_budget
+from evolq.optimizers.budgeted import BudgetedLoss, Search, within_budget
 from evolq.optimizers.evolve import Iterate
 from evolq.points import Point
 
@@ -26,7 +26,7 @@ from evolq.points import Point
 LEARNING_RATES = (0.003, 0.01, 0.03)
 DEFAULT_LEARNING_RATE = 0.01
 
-MakeSteps = Callable[[Tensor], torch.optim.Optimizer]
+MakeUpdate = Callable[[Tensor], torch.optim.Optimizer]
 
 
 @within_budget
@@ -73,14 +73,16 @@ def adamw(
     )
 
 
-def _descend(loss: BudgetedLoss, make_steps: MakeSteps, normalized: bool = False) -> Iterator[None]:
+def _descend(
+    loss: BudgetedLoss, make_update: MakeUpdate, normalized: bool = False
+) -> Iterator[None]:
     """Descend for ever.
 
     Where the loss or its gradient is not finite, go on at the best so far with half the learning
     rate.
     """
     coordinates = loss.best.clone()
-    steps = make_steps(coordinates)
+    update = make_update(coordinates)
     size = math.nan
     failures = 0
     for number in itertools.count(1):
@@ -89,12 +91,12 @@ def _descend(loss: BudgetedLoss, make_steps: MakeSteps, normalized: bool = False
             if math.isnan(size):
                 size = float(gradient.square().mean().sqrt()) or 1.0
             coordinates.grad = gradient / size if normalized else gradient
-            steps.step()
+            update.step()
         else:
             failures += 1
             coordinates.copy_(loss.best)
-            steps = make_steps(coordinates)
-            for group in steps.param_groups:
+            update = make_update(coordinates)
+            for group in update.param_groups:
                 group["lr"] *= 0.5**failures
         yield
 
@@ -116,7 +118,7 @@ class Sweep(NamedTuple):
 
 
 def sweep_learning_rate(
-    optimizer: Optimizer,
+    search: Search,
     objective: Objective,
     start: Point,
     *,
@@ -128,12 +130,12 @@ def sweep_learning_rate(
     """Run a gradient method with each learning rate, each with the whole budget.
 
     The runs are judged by the calibration loss alone. What the sweep costs is reported and not
-    charged to the winner: a comparison at equal budget is then one of methods that know their
-    learning rate, which favors the gradient.
+    charged to the winner: at equal budget the gradient is favored, since its learning rate is
+    known.
     """
     runs = {
         rate: list(
-            optimizer(
+            search(
                 objective,
                 start,
                 names=names,

@@ -24,7 +24,6 @@ from evolq.optimizers.evolve import (
     fittest,
     survivors,
     tournament,
-    worst_loss,
 )
 from evolq.optimizers.recipes import RECIPES, Recipe
 from evolq.points import Point, role
@@ -48,15 +47,14 @@ def search_bits(
 
     The first Iterate has the same bits in all layers, the largest whole number within the budget;
     then one follows for each child, the last is the result. Activations stay as they are.
-    Deterministic in `seed`. Every evaluation is a whole forward pass, or
-    less for a child that is certain to leave at once.
+    Deterministic in `seed`. Every evaluation is a whole forward pass.
 
     Args:
         objective: on calibration images.
         start: a complete Point; its weights' scales, zero points and bits are replaced.
         average: bits of a weight value, from 2 to 8; scales and zero points are not counted.
         evaluations: number of children.
-        recipe: only its population, sample and replacement are read.
+        recipe: only its population and sample are read.
         seed: of all that is drawn.
 
     Raises:
@@ -94,19 +92,19 @@ def _search(
     uniform = entries_at(dict.fromkeys(sizes, math.floor(average)), table)
     part = objective.vary(list(uniform), at=start)
 
-    def candidate(entries: Point, limit: float) -> Candidate:
-        return Candidate(entries, comparable(part.loss_within(entries, limit)))
+    def candidate(entries: Point) -> Candidate:
+        return Candidate(entries, comparable(part(entries)))
 
-    population = [candidate(uniform, math.inf)] * recipe.population
-    for step in range(1, evaluations + 2):
+    population = [candidate(uniform)] * recipe.population
+    for number in range(1, evaluations + 2):
         best = fittest(population)
         point = {**start, **best.entries}
         label = f"{average_bits(bits_in(best.entries), sizes):.2f} bits on average"
-        yield Iterate(step, objective.cost - cost_before, best.loss, point, label)
-        if step <= evaluations:
+        yield Iterate(number, objective.cost - cost_before, best.loss, point, label)
+        if number <= evaluations:
             parent = tournament(population, recipe, generator)
             bits = move_bits(bits_in(parent.entries), sizes, average, generator)
-            child = candidate(entries_at(bits, table), worst_loss(population))
+            child = candidate(entries_at(bits, table))
             population = survivors([*population, child])
 
 

@@ -1,4 +1,4 @@
-"""Powell's method through scipy, on one multiplier for each kind of quantized tensor (LAPQ)."""
+"""Powell's method through scipy, on one multiplier for each name of a tensor (LAPQ)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def powell(loss: BudgetedLoss, generator: torch.Generator) -> Iterator[None]:
 
     Nahshan et al. 2021 ("Loss aware post-training quantization", section 4.3) search one step size
     per layer with thousands of evaluations; here a coordinate is one multiplier common to all
-    scales of a kind of tensor (`weight`, `input`, `left`, ...), few enough for small budgets.
+    scales of equally named tensors (`weight`, `input`, `left`, ...), few enough for small budgets.
     Nothing is drawn. The search ends before its budget where it has converged.
     """
-    kinds = [name.split(".")[-2] for name in loss.names]
-    order = sorted(set(kinds))
+    tensors = [name.split(".")[-2] for name in loss.names]
+    order = sorted(set(tensors))
     columns = np.repeat(
-        [order.index(kind) for kind in kinds],
+        [order.index(tensor) for tensor in tensors],
         [loss.start[name].numel() for name in loss.names],
     )
 

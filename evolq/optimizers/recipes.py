@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from evolq.errors import InputError
-from evolq.points import role
-from evolq.tensor.quantizers import QuantSpec, codes_range
 
-Perturbation = Callable[[str, Tensor, Tensor, float, QuantSpec, float], Tensor]
-"""(name, value, noise in [-1, 1] of its shape, bits, spec, step factor) to the perturbed value."""
+Perturbation = Callable[[Tensor, Tensor, float, float], Tensor]
+"""(scale, noise in [-1, 1] of its shape, bits, step factor) to the perturbed scale."""
 
 
 @dataclass(frozen=True)
@@ -33,35 +31,25 @@ class Absolute:
     coarse: float = 1e-3
     fine: float = 1e-4
 
-    def __call__(
-        self, name: str, value: Tensor, noise: Tensor, bits: float, spec: QuantSpec, step: float
-    ) -> Tensor:
-        """Return |value + noise|, the noise scaled."""
+    def __call__(self, scale: Tensor, noise: Tensor, bits: float, step: float) -> Tensor:
+        """Return |scale + noise|, the noise in proportion to the amount."""
         amount = self.coarse if bits <= 4 else self.fine
-        return (value + step * amount * noise).abs()
+        return (scale + step * amount * noise).abs()
 
 
 @dataclass(frozen=True)
 class Relative:
-    """A uniform step of a scale's logarithm, and of a zero point in shares of its codes.
+    """A uniform step of a scale's logarithm.
 
     Attributes:
-        scale: largest step of a scale's natural logarithm; 0.08 moves it by up to 8 %.
-        zero_point: largest step of a zero point as a share of all codes; it stays a code.
+        amount: largest step of the natural logarithm; 0.08 moves a scale by up to 8 %.
     """
 
-    scale: float = 0.08
-    zero_point: float = 0.02
+    amount: float = 0.08
 
-    def __call__(
-        self, name: str, value: Tensor, noise: Tensor, bits: float, spec: QuantSpec, step: float
-    ) -> Tensor:
-        """Return the value moved by scaled noise."""
-        if role(name) == "scale":
-            return value * torch.exp(step * self.scale * noise)
-        lower, upper = (float(code) for code in codes_range(bits, spec))
-        moved = value + step * self.zero_point * (upper - lower + 1) * noise
-        return moved.clamp(lower, upper)
+    def __call__(self, scale: Tensor, noise: Tensor, bits: float, step: float) -> Tensor:
+        """Return scale * exp(noise), the noise in proportion to the amount."""
+        return scale * torch.exp(step * self.amount * noise)
 
 
 @dataclass(frozen=True)
@@ -71,23 +59,17 @@ class Recipe:
     Attributes:
         passes: P, times that all blocks are visited.
         population: K, candidates kept in a block.
-        sample: S, candidates in a tournament, whose fittest is the parent.
+        sample: S, candidates drawn for a tournament, whose fittest is the parent; one can be drawn
+            several times.
         cycles: C, children in one visit of a block.
         perturbation: how a child differs from its parent.
-        mutation_rate: chance of each scale (or zero point) to be perturbed.
-        recombination: chance of each of the child's entries to come from a second parent.
-        replacement: whether a tournament can draw a candidate twice.
         adaptation: factor of the step after a success; after a failure its power of -1/4, which
             holds the step where one child in five succeeds (Kern et al. 2004, "Learning
             probability distributions in continuous evolutionary algorithms", section 3.1).
         reevaluate: whether a visit begins with an evaluation of where it starts, though its
             fitness is known.
         attention_only: search attention blocks only; a network without any gives all its blocks.
-        last_block_first: the order in which a pass visits the blocks.
-        roles: roles of the entries that move.
-        weights_only: move no activation's entries.
-        patience: with selection images, passes without improvement after which the search ends;
-            None for never.
+        weights_only: move no activation's scales.
     """
 
     passes: int = 10
@@ -95,16 +77,10 @@ class Recipe:
     sample: int = 10
     cycles: int = 3
     perturbation: Perturbation = Absolute()
-    mutation_rate: float = 1.0
-    recombination: float = 0.0
-    replacement: bool = True
     adaptation: float = 1.0
     reevaluate: bool = True
     attention_only: bool = True
-    last_block_first: bool = True
-    roles: tuple[str, ...] = ("scale",)
     weights_only: bool = True
-    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -113,11 +89,6 @@ class Recipe:
                 raise InputError(
                     f"{name} is {getattr(self, name)}; give a whole number from {least} on"
                 )
-        if not self.replacement and self.sample > self.population:
-            raise InputError(
-                f"a sample of {self.sample} cannot be drawn from a population of "
-                f"{self.population} without replacement; lower the sample"
-            )
 
 
 PUBLISHED = Recipe()

@@ -1,13 +1,10 @@
-"""Corrections for what quantizing a weight does to means: of the weight's rows, of the outputs."""
+"""Moment matching: a correction for what quantizing a weight does to its rows."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from evolq.errors import InputError
 from evolq.tensor.quantizers import Quantizer, QuantSpec
 
 
@@ -52,37 +49,3 @@ class MomentMatchedQuantizer(Quantizer):
     ) -> Tensor:
         """Return the moment-matched, fake-quantized `value`."""
         return moment_match(super().forward(value, scale, zero_point, bits), value, self.spec)
-
-
-def bias_correction(
-    layer: Callable[[Tensor, Tensor], Tensor],
-    original: Tensor,
-    dequantized: Tensor,
-    batches: Sequence[Tensor],
-    axis: int = -1,
-) -> Tensor:
-    """Return what to add to a layer's bias so that quantizing its weight keeps its mean output.
-
-    E[W x] - E[Wq x], the mean over all images and positions (Nagel et al. 2019, "Data-Free
-    Quantization Through Weight Equalization and Bias Correction", here from activations).
-
-    Args:
-        layer: function of an input batch and a weight, linear in the weight and without bias; for
-            instance `torch.nn.functional.linear`.
-        original: the weight.
-        dequantized: the weight after quantization.
-        batches: inputs of the layer.
-        axis: of the channels in the layer's output (-1 for linear, 1 for a convolution).
-
-    Returns:
-        Shape (channels,).
-
-    Raises:
-        InputError: if there are no batches.
-    """
-    if not batches:
-        raise InputError("bias correction needs at least one batch of inputs, and got none")
-    error = original - dequantized
-    outputs = (layer(batch, error).movedim(axis, 0).flatten(1) for batch in batches)
-    sums, counts = zip(*((output.sum(1), output.shape[1]) for output in outputs), strict=True)
-    return torch.stack(sums).sum(0) / sum(counts)

@@ -19,15 +19,15 @@ from evolq.losses.objective import Objective, TestEvaluation
 from evolq.losses.paired import Difference, paired_difference
 from evolq.optimizers.evolve import Iterate
 from evolq.optimizers.gradient import LEARNING_RATES, sweep_learning_rate
-from evolq.optimizers.registry import DETERMINISTIC, GRADIENT, choose_optimizer
+from evolq.optimizers.registry import choose_optimizer
 from evolq.points import Point
 from landscape.paths.trajectories import (
     measure_path,
     pca_plane,
     plane_through,
     project_path,
-    random_plane,
 )
+from landscape.probes.directions import orthogonal_pair
 from landscape.probes.sampling import OnPoint, sample_plane
 from landscape.probes.slices import Plane
 
@@ -83,13 +83,13 @@ def run_optimizers(
     for name in optimizers:
         optimizer = choose_optimizer(name)
         runs[name] = []
-        for seed in seeds[:1] if name in DETERMINISTIC else seeds:
+        for seed in seeds[:1] if optimizer.deterministic else seeds:
             if on_run:
                 on_run(name, seed)
             generator = torch.Generator().manual_seed(seed)
-            if name in GRADIENT:
+            if optimizer.gradient:
                 found = sweep_learning_rate(
-                    optimizer,
+                    optimizer.search,
                     objective,
                     start,
                     names=names,
@@ -105,19 +105,18 @@ def run_optimizers(
     return runs
 
 
-def check_plane(kind: str, optimizers: Sequence[str]) -> None:
-    """Check that a kind of plane is known and possible, before there are paths.
+def check_plane(name: str, optimizers: Sequence[str]) -> None:
+    """Check that a plane is known and possible, before there are paths.
 
     Raises:
-        InputError: for an unknown kind, or ends without both a gradient method and another one.
+        InputError: for an unknown name, or ends without both a gradient method and another one.
     """
-    if kind not in PLANES:
-        raise InputError(f"unknown --plane {kind!r}; choose from {', '.join(PLANES)}")
-    gradient = [name for name in optimizers if name in GRADIENT]
-    if kind == "ends" and (not gradient or len(gradient) == len(optimizers)):
+    if name not in PLANES:
+        raise InputError(f"unknown plane {name!r}; choose from {', '.join(PLANES)}")
+    if name == "ends" and len({choose_optimizer(each).gradient for each in optimizers}) < 2:
         raise InputError(
-            "--plane ends goes through the end of a gradient method and of another one, and "
-            f"--optimizers is {','.join(optimizers)}; add one (adam, evol-q), or give --plane pca"
+            "plane ends goes through the end of a gradient method and of another one, and "
+            f"optimizers is {','.join(optimizers)}; add one (adam, evol-q), or choose plane pca"
         )
 
 
@@ -138,7 +137,7 @@ class CommonPlane(NamedTuple):
 
 
 def common_plane(
-    kind: str,
+    name: str,
     start: Point,
     runs: Mapping[str, Sequence[Run]],
     names: Collection[str],
@@ -147,7 +146,7 @@ def common_plane(
     """Return one plane for all paths, through their start.
 
     Args:
-        kind: `ends` for the plane through start, end of the first gradient method (along x) and end
+        name: `ends` for the plane through start, end of the first gradient method (along x) and end
             of the first other one, seed 0; `pca` for the principal plane of all paths; `random`.
         start: a complete Point.
         runs: from `run_optimizers`.
@@ -156,17 +155,17 @@ def common_plane(
             paths went nowhere or along one line.
     """
     try:
-        if kind == "ends":
-            first = next(name for name in runs if name in GRADIENT)
-            second = next(name for name in runs if name not in GRADIENT)
-            ends = [runs[name][0].path[-1].point for name in (first, second)]
+        if name == "ends":
+            first = next(each for each in runs if choose_optimizer(each).gradient)
+            second = next(each for each in runs if not choose_optimizer(each).gradient)
+            ends = [runs[each][0].path[-1].point for each in (first, second)]
             return CommonPlane(
                 plane_through(start, ends[0], ends[1], names),
                 f"plane through the start and the ends of {first} and {second}",
                 f"Towards the end of {first}",
                 f"Towards the end of {second}, at right angles",
             )
-        if kind == "pca":
+        if name == "pca":
             every = [run.path for many in runs.values() for run in many]
             paths = [[iterate.point for iterate in path] for path in every]
             return CommonPlane(
@@ -178,14 +177,14 @@ def common_plane(
     except InputError:  # the work is done, and a map can still be drawn
         pass
     return CommonPlane(
-        random_plane(start, names, generator),
+        Plane(start, *orthogonal_pair({name: start[name] for name in names}, generator)),
         "random plane through the start",
         "First random direction",
         "Second random direction",
     )
 
 
-def compare(
+def measure_runs(
     runs: Mapping[str, Sequence[Run]],
     plane: Plane,
     test: TestEvaluation,
@@ -194,7 +193,7 @@ def compare(
     """Return what the runs cost, gained and where they went.
 
     Returns:
-        A Dataset over `optimizer`, `seed` and `step` (NaN after the last one): `cost`, `loss`,
+        A Dataset over `optimizer`, `seed` and `iterate` (NaN after the last one): `cost`, `loss`,
         `test_loss`, `test_accuracy` (NaN where not measured, see `measure_path`), `path_x`,
         `path_y`, `distance`, `distance_from_start` (see `project_path`); over `optimizer` and
         `seed`: `learning_rate`, `sweep_cost`; over `image` too: `final_test_loss_per_image`,
@@ -209,7 +208,7 @@ def compare(
             if id(run.path) not in found:
                 where = project_path(run.path, plane).rename(x="path_x", y="path_y")
                 measured = measure_path(run.path, test, measured_points).merge(where)
-                measured = measured.assign_coords(step=np.arange(len(run.path)))
+                measured = measured.assign_coords(iterate=np.arange(len(run.path)))
                 found[id(run.path)] = measured
             by_seed.append(
                 found[id(run.path)].assign(
@@ -285,25 +284,24 @@ def outcomes(dataset: xr.Dataset) -> list[Outcome]:
     Intervals are over test images, each image's value averaged over the seeds first.
     """
     rows = []
-    images = {
-        name: dataset[name].mean("seed").transpose("optimizer", "image").values.astype(np.float64)
+    losses, right = (
+        dataset[name].mean("seed").transpose("optimizer", "image").values
         for name in ("final_test_loss_per_image", "final_test_correct_per_image")
-    }
-    losses, right = (torch.from_numpy(values) for values in images.values())
-    start_losses = torch.from_numpy(dataset.start_test_loss_per_image.values.astype(np.float64))
-    start_right = torch.from_numpy(dataset.start_test_correct_per_image.values.astype(np.float64))
+    )
+    start_losses = dataset.start_test_loss_per_image.values
+    start_right = dataset.start_test_correct_per_image.values
     for index, name in enumerate(dataset.optimizer.values):
         part = dataset.sel(optimizer=name)
         rows.append(
             Outcome(
                 optimizer=str(name),
-                loss=float(part.loss.min("step").mean()),
+                loss=float(part.loss.min("iterate").mean()),
                 test_loss=float(losses[index].mean()),
                 test_accuracy=float(right[index].mean()),
                 test_loss_change=paired_difference(start_losses, losses[index]),
                 test_accuracy_change=paired_difference(start_right, right[index]),
                 against_first=paired_difference(right[0], right[index]) if index else None,
-                cost=float(part.cost.max("step").mean()),
+                cost=float(part.cost.max("iterate").mean()),
                 sweep_cost=float(part.sweep_cost.mean()),
             )
         )

@@ -13,13 +13,12 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
 from evolq.errors import InputError
 from evolq.points import Direction, Point, combine, displacement, inner, norm
-from landscape.probes.directions import gaussian, normalize, orthogonal_to, principal_directions
+from landscape.probes.directions import principal_directions
 from landscape.probes.sampling import HeldOutLoss
 from landscape.probes.slices import Place, Plane
 
@@ -50,7 +49,7 @@ def measure_path(path: Sequence[Iterate], test: HeldOutLoss, points: int = 12) -
     among them, and at all that have the same Point as one of these; elsewhere the values are NaN.
 
     Returns:
-        A Dataset over `step` (the Iterates): `cost`, `loss`, `test_loss`, `test_accuracy` (a
+        A Dataset over `iterate` (the Iterates): `cost`, `loss`, `test_loss`, `test_accuracy` (a
         fraction); and over `image`, for the last Iterate, `final_test_loss_per_image` and
         `final_test_correct_per_image`, for the first `start_test_loss_per_image` and
         `start_test_correct_per_image`.
@@ -83,10 +82,10 @@ def measure_path(path: Sequence[Iterate], test: HeldOutLoss, points: int = 12) -
         images[f"{name}_test_correct_per_image"] = ("image", correct.cpu().numpy())
     return xr.Dataset(
         {
-            "cost": ("step", costs),
-            "loss": ("step", np.array([iterate.loss for iterate in path])),
-            "test_loss": ("step", test_loss),
-            "test_accuracy": ("step", accuracy),
+            "cost": ("iterate", costs),
+            "loss": ("iterate", np.array([iterate.loss for iterate in path])),
+            "test_loss": ("iterate", test_loss),
+            "test_accuracy": ("iterate", accuracy),
             **images,
         }
     )
@@ -96,16 +95,16 @@ def project_path(path: Sequence[Iterate], plane: Plane) -> xr.Dataset:
     """Return where a path goes relative to a plane.
 
     Returns:
-        A Dataset over `step`: `x` and `y`, coordinates on the plane, `distance`, off the plane, and
-        `distance_from_start`, both as the change of a typical coordinate of the plane (root mean
-        square).
+        A Dataset over `iterate`: `x` and `y`, coordinates on the plane, `distance`, off the plane,
+        and `distance_from_start`, both as the change of a typical coordinate of the plane (root
+        mean square).
     """
     found: dict[int, Place] = {}
     for iterate in path:
         if id(iterate.point) not in found:
             found[id(iterate.point)] = plane.place(iterate.point)
     rows = np.array([found[id(iterate.point)] for iterate in path])
-    return xr.Dataset({name: ("step", rows[:, i]) for i, name in enumerate(Place._fields)})
+    return xr.Dataset({name: ("iterate", rows[:, i]) for i, name in enumerate(Place._fields)})
 
 
 def plane_through(start: Point, first: Point, second: Point, names: Collection[str]) -> Plane:
@@ -146,13 +145,6 @@ def pca_plane(start: Point, paths: Sequence[Sequence[Point]], names: Collection[
     last = displacement(start, paths[0][-1], names)
     axes = [combine((axis, -1.0)) if inner(axis, last) < 0 else axis for axis in axes]
     return Plane(start, *(_unit(axis, start, "") for axis in axes))
-
-
-def random_plane(start: Point, names: Collection[str], generator: torch.Generator) -> Plane:
-    """Return the plane through the start along two random orthogonal directions."""
-    moving = {name: start[name] for name in names}
-    x = normalize(gaussian(moving, generator), moving)
-    return Plane(start, x, orthogonal_to(x, gaussian(moving, generator), moving))
 
 
 def _unit(direction: Direction, start: Point, otherwise: str) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import xarray as xr
 
 from evolq.losses.criteria import choose_criterion
@@ -134,15 +133,15 @@ def transfer_rows(dataset: xr.Dataset) -> list[TransferRow]:
                 cell = dataset.sel(optimizer=optimizer, criterion=criterion, size=size)
                 gap = float(cell.start_loss - cell.ideal_loss)
                 gain = float(cell.start_loss - cell.loss.mean())
-                final = cell.final_test_loss_per_image.mean("seed").values.astype(np.float64)
-                before = cell.start_test_loss_per_image.values.astype(np.float64)
+                before = cell.start_test_loss_per_image.values
+                final = cell.final_test_loss_per_image.mean("seed").values
                 rows.append(
                     TransferRow(
                         str(criterion),
                         int(size),
                         str(optimizer),
                         gain / gap if gap else 0.0,
-                        paired_difference(torch.from_numpy(before), torch.from_numpy(final)),
+                        paired_difference(before, final),
                     )
                 )
     return rows

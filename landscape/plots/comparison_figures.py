@@ -24,7 +24,6 @@ from landscape.plots.comparison_info import (
 )
 from landscape.plots.figures import LOSS_COLORS, START_STYLE, STYLE
 from landscape.plots.info import Quantity
-from landscape.plots.palette import look
 
 BAND_WORDS = "from the least to the largest of the seeds; lines are means"
 HALO = [patheffects.Stroke(linewidth=4, foreground="white"), patheffects.Normal()]
@@ -93,7 +92,7 @@ def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
     )
     axes.figure.colorbar(mesh, ax=axes, pad=0.02, label=surface.measure)
     for optimizer in info.optimizers:
-        style = look(optimizer.name)
+        style = optimizer.look
         for number, route in enumerate(optimizer.routes):
             axes.plot(
                 route.x,
@@ -166,7 +165,7 @@ def _table_height(info: ComparisonInfo) -> float:
 
 
 def _draw_band(axes: Axes, info: ComparisonInfo, optimizer: OptimizerInfo, band: Band) -> None:
-    style: Any = look(optimizer.name)
+    style: Any = optimizer.look
     axes.fill_between(info.costs, band.low, band.high, color=style.color, alpha=0.2, linewidth=0)
     known = np.flatnonzero(np.isfinite(band.mean))
     if not len(known):

@@ -19,7 +19,6 @@ from landscape.plots.comparison_info import (
 )
 from landscape.plots.html import OUTLINE
 from landscape.plots.info import Quantity
-from landscape.plots.palette import look
 
 FRAMES = 41
 MILLISECONDS = 120
@@ -85,7 +84,7 @@ def _traces(info: ComparisonInfo, cost: float) -> list[Any]:
     """Return for each optimizer its paths and both its curves, as far as `cost` paid for."""
     traces: list[Any] = []
     for optimizer in info.optimizers:
-        style = look(optimizer.name)
+        style = optimizer.look
         line = {"color": style.color, "dash": style.dash, "width": 3}
         shared = {"legendgroup": optimizer.name, "name": optimizer.name, "line": line}
         x, y, sizes, text = _route_up_to(optimizer, cost)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xarray import Dataset
 
+from evolq.optimizers.registry import OPTIMIZERS
 from landscape.paths.comparison import Outcome, outcomes
 from landscape.plots.info import (
     TEST_LOSS_WORDS,
@@ -18,6 +19,7 @@ from landscape.plots.info import (
     quantity_of,
     title_of,
 )
+from landscape.plots.palette import Look, looks
 
 COST_WORDS = "Cost (forward passes of the calibration set)"
 DISTANCE_UNIT = "RMS log change of the scales"
@@ -37,7 +39,7 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """Where one run went on the plane, and how far off it: arrays over its steps."""
+    """Where one run went on the plane, and how far off it: arrays over its Iterates."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -50,6 +52,7 @@ class OptimizerInfo:
     """All that a figure shows of one optimizer; bands are over `ComparisonInfo.costs`."""
 
     name: str
+    look: Look
     loss: Band
     test_loss: Band
     distance: Band
@@ -81,6 +84,7 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
     configuration = configuration_of(dataset)
     measure = criterion_words(configuration)
     costs = np.linspace(1.0, float(dataset.cost.max()), COSTS)
+    look_of = looks([str(name) for name in dataset.optimizer.values], OPTIMIZERS)
     found = []
     for outcome in outcomes(dataset):
         part = dataset.sel(optimizer=outcome.optimizer)
@@ -92,6 +96,7 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
         found.append(
             OptimizerInfo(
                 outcome.optimizer,
+                look_of[outcome.optimizer],
                 _band(part, "loss", costs),
                 _band(part, "test_loss", costs),
                 _band(part, "distance", costs),
@@ -116,7 +121,7 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
         loss_measure=measure,
         test_loss_measure=TEST_LOSS_WORDS,
         costs=costs,
-        start_loss=float(dataset.loss.isel(optimizer=0, seed=0, step=0)),
+        start_loss=float(dataset.loss.isel(optimizer=0, seed=0, iterate=0)),
         start_test_loss=float(dataset.start_test_loss_per_image.mean(dtype=np.float64)),
         start_accuracy=float(dataset.start_test_correct_per_image.mean(dtype=np.float64)),
         x=Axis(dataset.attrs["x_name"], DISTANCE_UNIT, dataset.x.values.astype(np.float64)),

@@ -15,23 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from xarray import DataArray, Dataset
 
+from evolq.losses.criteria import words_of
+from evolq.losses.paired import paired_standard_error
 from landscape.probes.sampling import NOT_COMPUTED
 from landscape.report import BAND_WORDS, NOT_TOLD_APART, bands
 from landscape.statistics.minima import Minimum
-from landscape.statistics.roughness import paired_noise, paired_standard_error
+from landscape.statistics.roughness import paired_noise
 
-# Criterion -> how a reader knows it, with its unit.
-CRITERION_WORDS = {
-    # cross entropy of matching each image to its teacher's prediction, times 2 temperature
-    "info_nce": "infoNCE against full precision (nats × 2τ)",
-    "kl": "KL divergence (nats)",
-    "cross_entropy": "cross entropy (nats)",
-    "mse": "mean squared error of the logits",
-    "cosine": "cosine distance",
-    "fisher": "Fisher-weighted error (nats)",
-}
-
-TEST_LOSS_WORDS = CRITERION_WORDS["cross_entropy"]
+TEST_LOSS_WORDS = words_of("cross_entropy")
 
 # What is scanned -> how a reader knows it, and what a step of 1 along a direction does there
 # (the normalizations of landscape.directions).
@@ -427,8 +418,7 @@ def _axis(coordinate: DataArray, name: str, configuration: Mapping[str, Any]) ->
 
 def criterion_words(configuration: Mapping[str, Any]) -> str:
     """Return how a reader knows the criterion, with its unit."""
-    criterion = configuration.get("criterion", "loss")
-    return CRITERION_WORDS.get(criterion, criterion)
+    return words_of(configuration.get("criterion", "loss"))
 
 
 def _network(configuration: Mapping[str, Any]) -> str:

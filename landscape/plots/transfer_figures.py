@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 from xarray import Dataset
 
+from evolq.losses.criteria import CRITERIA, words_of
 from landscape.paths.transfer import transfer_rows
 from landscape.plots.figures import STYLE
-from landscape.plots.info import CRITERION_WORDS, configuration_of, title_of
-
-# Criteria are told apart as optimizers are elsewhere: by color, line and marker.
-CRITERION_LOOKS = {
-    "info_nce": ("#d55e00", "-", "o"),
-    "kl": ("#0072b2", "--", "s"),
-    "mse": ("#009e73", "-.", "^"),
-    "cosine": ("#cc79a7", ":", "D"),
-    "cross_entropy": ("#000000", (0, (6, 1, 1, 1)), "P"),
-    "fisher": ("#e69f00", (0, (8, 2)), "X"),
-}
+from landscape.plots.info import configuration_of, title_of
+from landscape.plots.palette import looks
 
 
 def draw_transfer(dataset: Dataset) -> Figure:
@@ -31,6 +25,9 @@ def draw_transfer(dataset: Dataset) -> Figure:
     """
     rows = transfer_rows(dataset)
     optimizers = [str(name) for name in dataset.optimizer.values]
+    criteria = [str(name) for name in dataset.criterion.values]
+    look_of = looks(criteria, CRITERIA)
+    middle = (len(criteria) - 1) / 2
     with matplotlib.rc_context(STYLE):
         width = 1.5 + 4.2 * len(optimizers)
         figure = Figure(figsize=(max(width, 6.5), 7.6), layout="constrained")
@@ -43,12 +40,16 @@ def draw_transfer(dataset: Dataset) -> Figure:
             above, below = grid[:, column]
             above.set_title(optimizer)
             below.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
-            for number, criterion in enumerate(map(str, dataset.criterion.values)):
+            for number, criterion in enumerate(criteria):
                 chosen = [r for r in rows if (r.optimizer, r.criterion) == (optimizer, criterion)]
-                color, dashes, marker = CRITERION_LOOKS[criterion]
+                look = look_of[criterion]
                 # a little apart, so that no error bar hides another
-                sizes = np.array([row.size for row in chosen]) * 1.05 ** (number - 1.5)
-                style = {"color": color, "linestyle": dashes, "marker": marker}
+                sizes = np.array([row.size for row in chosen]) * 1.05 ** (number - middle)
+                style: Any = {
+                    "color": look.color,
+                    "linestyle": look.dashes,
+                    "marker": look.marker,
+                }
                 above.plot(sizes, [row.closed for row in chosen], **style)
                 changes = np.array([row.test_loss_change for row in chosen])
                 below.errorbar(
@@ -56,7 +57,7 @@ def draw_transfer(dataset: Dataset) -> Figure:
                     changes[:, 0],
                     np.abs(changes[:, 1:] - changes[:, :1]).T,
                     capsize=3,
-                    label=CRITERION_WORDS[criterion].partition(" (")[0],
+                    label=words_of(criterion).partition(" (")[0],
                     **style,
                 )
             below.set_xscale("log")

@@ -1,4 +1,4 @@
-"""Directions in the space of Points: drawn at random or between two Points, and normalized.
+"""Directions in the space of Points: drawn at random, or principal ones, and normalized.
 
 A direction has one tensor for each name of the Point it was drawn for, of the same shape. It lives
 in the coordinates of `evolq.points`: log scales, zero points in codes, weights in their own units.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from evolq.errors import InputError
-from evolq.points import Direction, Point, combine, displacement, inner, role
+from evolq.points import Direction, Point, combine, inner, role
 
 NORMALIZATIONS = ("none", "layer", "filter")
 
@@ -83,15 +83,6 @@ def rademacher(point: Point, generator: torch.Generator) -> dict[str, Tensor]:
             2.0 * torch.randint(2, shape, generator=generator, device=generator.device) - 1.0
         ),
     )
-
-
-def between(start: Point, end: Point) -> dict[str, Tensor]:
-    """Return the direction from `start` to `end`: distance 1 along it is `end`; not normalized.
-
-    Raises:
-        InputError: if a name of `start` is missing in `end`.
-    """
-    return displacement(start, end)
 
 
 def normalize(direction: Direction, point: Point, how: str = "none") -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ import xarray as xr
 from scipy import ndimage
 
 from evolq.errors import InputError
-from landscape.statistics.roughness import paired_standard_error
+from evolq.losses.paired import paired_standard_error
 
 CONNECTIVITIES = (4, 8)
 

@@ -12,11 +12,9 @@ import numpy as np
 import xarray as xr
 
 from evolq.errors import InputError
+from evolq.losses.paired import NORMAL_95, paired_standard_error
 
 AXES = ("y", "x", "distance")
-
-# The two-sided 95 % quantile of the normal distribution.
-_NORMAL_95 = 1.959963984540054
 
 # Correlations are kept this far from 1, where Fisher's transform is infinite.
 _ALMOST_1 = 1 - 1e-12
@@ -37,19 +35,6 @@ class Reliability:
     high: float
     full: float
     images: int
-
-
-def paired_standard_error(differences: np.ndarray) -> np.ndarray:
-    """Return the standard error of the mean over the last axis, (..., images) -> (...).
-
-    Given differences of two losses image by image, this is the noise of the difference of their
-    means: what the images have in common cancels. NaN for fewer than two images.
-    """
-    images = differences.shape[-1]
-    if images < 2:
-        return np.full(differences.shape[:-1], np.nan)
-    with np.errstate(invalid="ignore"):  # points that are not finite give NaN
-        return differences.std(axis=-1, ddof=1, dtype=np.float64) / np.sqrt(images)
 
 
 def paired_noise(dataset: xr.Dataset) -> xr.DataArray:
@@ -126,8 +111,8 @@ def split_half_reliability(per_image: xr.DataArray) -> Reliability:
     error = np.sqrt((images - 1) / images * ((fishers - fishers.mean()) ** 2).sum())
     return Reliability(
         half=float(value),
-        low=float(np.tanh(fisher - _NORMAL_95 * error)),
-        high=float(np.tanh(fisher + _NORMAL_95 * error)),
+        low=float(np.tanh(fisher - NORMAL_95 * error)),
+        high=float(np.tanh(fisher + NORMAL_95 * error)),
         full=float(_correlation(squared_total, sum_own, images, images)),
         images=images,
     )

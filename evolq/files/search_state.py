@@ -1,4 +1,4 @@
-"""Checkpoints: named tensors and JSON values in one safetensors file, replaced as a whole."""
+"""The state of a search: named tensors and JSON values in one file, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from evolq.atomic import write_whole
 from evolq.errors import InputError
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Write a checkpoint; a process killed at any moment leaves the old file or the new one.
+def save_search_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write a state; a process killed at any moment leaves the old file or the new one.
 
     Raises:
         InputError: if the file cannot be written.
@@ -25,11 +25,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: Mapping[s
     write_whole(path, to_bytes(content, {"values": json.dumps(values)}))
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the values of a checkpoint.
+def load_search_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the values of a state.
 
     Raises:
-        InputError: if the file is not a checkpoint.
+        InputError: if the file does not hold the state of a search.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -37,5 +37,5 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, values  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} is not a checkpoint of a search ({error}); remove it to start again"
+            f"{path} does not hold the state of a search ({error}); remove it to start again"
         ) from error

@@ -1,0 +1,58 @@
+"""The examples of docs/extend.md run, and each adds to the registry that its heading names."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evolq.losses.criteria import CRITERIA
+from evolq.optimizers.registry import OPTIMIZERS
+from evolq.tensor.observers import OBSERVERS
+from landscape.probes.directions import DIRECTIONS
+
+PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+REGISTRIES = {
+    "Observer": OBSERVERS,
+    "Criterion": CRITERIA,
+    "Direction": DIRECTIONS,
+    "Optimizer": OPTIMIZERS,
+}
+
+
+def examples() -> dict[str, str]:
+    """Return the Python block below each heading, at the lines where it stands on the page."""
+    page = PAGE.read_text()
+    found = {}
+    for block in re.finditer(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        before = page[: block.start(1)]
+        heading = re.findall(r"^## (.*)$", before, re.MULTILINE)[-1]
+        assert heading not in found, f"two examples below {heading}"
+        found[heading] = "\n" * before.count("\n") + block[1]
+    return found
+
+
+@pytest.fixture
+def _registries_as_before() -> Iterator[None]:
+    before = {heading: dict(registry) for heading, registry in REGISTRIES.items()}
+    yield
+    for heading, registry in REGISTRIES.items():
+        registry.clear()
+        registry.update(before[heading])
+
+
+def test_every_heading_has_an_example() -> None:
+    headings = re.findall(r"^## (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert headings == list(examples()) == list(REGISTRIES)
+
+
+@pytest.mark.usefixtures("_registries_as_before")
+@pytest.mark.parametrize("heading", REGISTRIES)
+def test_an_example_runs_and_adds_one_name(heading: str, capsys: pytest.CaptureFixture) -> None:
+    before = {name: set(registry) for name, registry in REGISTRIES.items()}
+    exec(compile(examples()[heading], str(PAGE), "exec"), {"__name__": "__example__"})
+    added = {name: set(registry) - before[name] for name, registry in REGISTRIES.items()}
+    assert {name: len(names) for name, names in added.items()} == {
+        name: int(name == heading) for name in REGISTRIES
+    }
+    assert "nan" not in capsys.readouterr().out
