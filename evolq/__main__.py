@@ -9,7 +9,7 @@ import json
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evolq import command_line
 from evolq.command_line import Command, Output
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from evolq.optimizers.recipes import Recipe
     from evolq.problem import Problem
     from evolq.progress import Progress
+
+RecipeName = Literal["default", "published"]
 
 STATE = "search_state.safetensors"
 RESULTS = ("model.safetensors", "model.onnx", "report.json", STATE)
@@ -44,7 +46,7 @@ class Search:
         resume: Go on with the search that was stopped in `out`.
     """
 
-    recipe: str = "default"
+    recipe: RecipeName = "default"
     average_bits: float | None = None
     passes: int | None = None
     population: int | None = None

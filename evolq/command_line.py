@@ -163,10 +163,12 @@ class Command:
             name=self.name,
             help=parse_docstring(inspect.getdoc(self.function) or "").description,
             help_format="plaintext",
-            version=_version,
+            version=version_words,
         )
         app["--help"].group = app["--version"].group = groups[LAST_PANEL]
         app.default(command)
+        app.register_install_completion_command()
+        app["--install-completion"].group = groups[LAST_PANEL]
         return app
 
     def parse(self, tokens: Sequence[str]) -> tuple[dict[str, Any], frozenset[str]] | None:
@@ -263,7 +265,8 @@ def _as_options(text: str, options: Mapping[str, Option]) -> str:
     return re.sub(r"`(\w+)`", option, text)
 
 
-def _version() -> str:
+def version_words() -> str:
+    """Return name and version."""
     from importlib.metadata import version
 
     return f"evolq {version('evolq')}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     OnRun = Callable[[str], None]
     OnPoint = Callable[[xr.Dataset, int, int], None]
 
+PlaneName = Literal["ends", "pca", "random"]
 OptimizerName = Literal[
     "evol-q",
     "sgd",
@@ -63,7 +64,7 @@ class Comparison:
     seeds: int = 3
     learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
     within: str | None = None
-    plane: Literal["ends", "pca", "random"] = "ends"
+    plane: PlaneName = "ends"
     points: int = 13
     criteria: tuple[CriterionName, ...] = ()
     sizes: tuple[int, ...] = (32, 100, 300, 1000)
