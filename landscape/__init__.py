@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from landscape.analysis import Analysis, analyze, read_analysis, with_analysis
     from landscape.paths.trajectories import (
         measure_path,
         pca_plane,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         project_path,
         random_plane,
     )
+    from landscape.plots.figures import draw
     from landscape.probes.bit_widths import sample_bits, sample_layers
     from landscape.probes.directions import (
         DIRECTIONS,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     )
     from landscape.probes.sampling import Radius, auto_radius, axis, sample_plane, sample_rays
     from landscape.probes.slices import Line, Plane
+    from landscape.scans import BitScan, LayerScan, PlaneScan, RayScan
     from landscape.statistics.minima import Minima, Minimum, find_minima, significant_minima
     from landscape.statistics.roughness import (
         Reliability,
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
     from landscape.store import load, save
 
 _MODULES = {
+    "analysis": ("Analysis", "analyze", "read_analysis", "with_analysis"),
+    "plots.figures": ("draw",),
+    "scans": ("BitScan", "LayerScan", "PlaneScan", "RayScan"),
     "probes.bit_widths": ("sample_bits", "sample_layers"),
     "probes.directions": (
         "DIRECTIONS",
@@ -69,15 +75,22 @@ __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 __all__ = [
     "DIRECTIONS",
     "NORMALIZATIONS",
+    "Analysis",
+    "BitScan",
+    "LayerScan",
     "Line",
     "Minima",
     "Minimum",
     "Plane",
+    "PlaneScan",
     "Radius",
+    "RayScan",
     "Reliability",
+    "analyze",
     "auto_radius",
     "axis",
     "between",
+    "draw",
     "find_minima",
     "load",
     "measure_path",
@@ -89,6 +102,7 @@ __all__ = [
     "plane_through",
     "project_path",
     "random_plane",
+    "read_analysis",
     "sample_bits",
     "sample_layers",
     "sample_plane",
@@ -97,4 +111,5 @@ __all__ = [
     "significant_minima",
     "split_half_reliability",
     "total_variation",
+    "with_analysis",
 ]

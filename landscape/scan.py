@@ -5,48 +5,25 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from evolq import command_line as options
 from evolq.errors import InputError
+from landscape.scans import BitScan, LayerScan, PlaneScan, RayScan, Scan
 
-if TYPE_CHECKING:
-    import xarray as xr
-    from rich.console import Console
-
-    from evolq.points import Point
-    from evolq.problem import Problem
-    from landscape.probes.sampling import OnPoint
-    from landscape.probes.slices import Line
-
-    Sample = Callable[[OnPoint], xr.Dataset]
-
-# Seconds between saves of an unfinished scan: what a killed process can lose.
-SAVE_SECONDS = 15.0
-
-# What --over names: a role of a Point's entries, and how directions are normalized by default.
-OVER = {
-    "scales": ("scale", "none"),
-    "zero_points": ("zero_point", "none"),
-    "weights": ("weight", "filter"),
-    "bits": ("bits", "none"),
+# What --over and --probe name together.
+SCANS: dict[tuple[bool, str], type[Scan]] = {
+    (False, "plane"): PlaneScan,
+    (False, "rays"): RayScan,
+    (True, "plane"): BitScan,
+    (True, "layers"): LayerScan,
 }
-PROBES = ("plane", "rays", "layers")
-RESULTS = ("scan.nc", "scan.png", "scan.html")
 # Without --weight-bits; a scan over bits starts where nothing is lost yet.
 WEIGHT_BITS, WEIGHT_BITS_OVER_BITS = 4, 8
-# Over bits, --radius auto: a factor of 2 each way spans what a calibration could have got wrong.
-BITS_RADIUS = math.log(2)
-# Led by checkpoints, --radius auto: so many times as far as they are. Towards them, 11 points then
-# hit the start and each checkpoint.
-BEYOND_CHECKPOINTS = 1.25
 
 
 def scan(
@@ -132,37 +109,10 @@ def scan(
 
     Writes scan.nc (all numbers), scan.png and scan.html (interactive).
     """
-    columns, rows = _grid(points, probe)
-    chosen_radius = _radius(radius)
-    if over not in OVER:
-        raise InputError(f"unknown --over {over!r}; choose from {', '.join(OVER)}")
-    if scheme == "none" and over != "weights":
-        raise InputError(f"scheme none has no {over}; give --over weights")
-    if probe not in (("plane", "layers") if over == "bits" else ("plane", "rays")):
-        raise InputError(f"--probe {probe} does not go with --over {over}; give another --probe")
-    if over == "bits" and "x" in points.lower():
-        raise InputError(f"--points is {points!r}, but bits have 7 rows anyway; give one number")
-    if (directions in ("towards", "pca")) != bool(checkpoints):
-        raise InputError("--directions towards and pca go with --checkpoints FILE, and only they")
-    if directions in ("towards", "pca", "hessian") and normalize is not None:
-        raise InputError(f"--directions {directions} has its own length; leave out --normalize")
-    if directions == "hessian" and scheme != "none":
-        raise InputError(
-            "--directions hessian needs a loss that can be differentiated twice: --scheme none"
-        )
-    if directions == "hessian" and execution != "simulated":
-        raise InputError(
-            "--directions hessian differentiates twice, which compiled code cannot: "
-            "--execution simulated"
-        )
-    if over == "bits" and (directions != "gaussian" or checkpoints):
-        raise InputError(
-            "--over bits has axes of its own; leave out --directions and --checkpoints"
-        )
-    if rays < 1:
-        raise InputError(f"--rays is {rays}; give 1 or more")
-    if chosen_radius is None and test_images == 1:
-        raise InputError("--radius auto needs 2 test images or more; give --radius or more images")
+    far = _radius(radius)
+    chosen = _scan(
+        over, probe, points, far, rays, directions, checkpoints, normalize, within, exclude
+    )
     options.check_start(context, start)
     if weight_bits is None:
         weight_bits = WEIGHT_BITS_OVER_BITS if over == "bits" else WEIGHT_BITS
@@ -170,18 +120,8 @@ def scan(
 
     from rich.console import Console
 
-    from evolq.points import select
     from evolq.problem import Settings
-    from landscape.probes.directions import DIRECTIONS, NORMALIZATIONS
-    from landscape.probes.guided import GUIDED
 
-    for option, value, known in (
-        ("directions", directions, [*DIRECTIONS, *GUIDED]),
-        ("normalize", normalize or OVER[over][1], NORMALIZATIONS),
-    ):
-        if value not in known:
-            raise InputError(f"unknown --{option} {value!r}; choose from {', '.join(known)}")
-    console = Console(stderr=True)
     settings = Settings(
         model=model,
         weights=weights,
@@ -205,254 +145,76 @@ def scan(
         seed=seed,
         device=device,
     )
-    problem = options.prepare(settings, console)
-    moving = select(problem.start, {OVER[over][0]}, within, exclude)
-    reached = None  # whether an automatic radius moves the loss by 4 standard errors
-    configuration = {
-        "over": over,
-        "within": within,
-        "exclude": exclude,
-        "probe": probe,
-        "points": points,
-        "rays": rays if probe == "rays" else None,
-    }
+    chosen.check(settings)
+    problem = options.prepare(settings, Console(stderr=True))
+
+    from landscape.results import RESULTS, measure, write
+
+    claim = partial(options.make_output_folder, out, overwrite, f"scan-{model}", RESULTS)
+    write(*measure(chosen, problem, claim))
+
+
+def _scan(
+    over: str,
+    probe: str,
+    points: str,
+    radius: float | None,
+    rays: int,
+    directions: str,
+    checkpoints: list[Path] | None,
+    normalize: str | None,
+    within: str | None,
+    exclude: str | None,
+) -> Scan:
+    """Return what the options name."""
+    kind = SCANS.get((over == "bits", probe))
+    if kind is None:
+        known = [name for bits, name in SCANS if bits == (over == "bits")]
+        raise InputError(f"--probe {probe} does not go with --over {over}: give {', '.join(known)}")
+    given: dict[str, Any] = {"within": within, "exclude": exclude}
+    grid = _grid(points)
+    if kind is not PlaneScan and len(grid) > 1:
+        raise InputError(f"--points is {points!r}, but only planes have two axes; give one number")
+    if kind is not LayerScan:
+        given["points"] = grid[0]
+    if kind is PlaneScan:
+        given["rows"] = grid[1] if len(grid) > 1 else None
+    if kind is RayScan:
+        given["rays"] = rays
     if over == "bits":
-        chosen_radius = chosen_radius or BITS_RADIUS
-        sample = _over_bits(problem, moving, probe, chosen_radius, columns)
+        if directions != "gaussian" or checkpoints:
+            raise InputError(
+                "--over bits has axes of its own; leave out --directions and --checkpoints"
+            )
+        if kind is BitScan and radius is not None:
+            given["radius"] = radius
     else:
-        how = normalize or ("none" if directions in GUIDED else OVER[over][1])
-        configuration |= {"directions": directions, "normalize": how}
-        count = 2 if probe == "plane" else rays
-        ends = _load(problem, checkpoints or [])
-        if directions in GUIDED:
-            lines = _guided_lines(problem, moving, count, directions, ends, probe)
-        else:
-            lines = _lines(problem, moving, None if probe == "plane" else rays, directions, how)
-        if chosen_radius is None and ends:
-            chosen_radius = BEYOND_CHECKPOINTS * _reach(lines, ends, directions)
-        if chosen_radius is None:
-            with console.status("Choosing the radius"):
-                chosen_radius, reached = _auto(problem, lines, console)
-        sample = _over_slice(problem, lines, probe, chosen_radius, columns, rows, ends)
-    provenance = problem.provenance
-    provenance["configuration"] |= configuration | {
-        "radius": chosen_radius,
-        "radius_is_auto": radius == "auto",
-        "radius_reached": reached,
-        "checkpoints": [str(path) for path in checkpoints or []],
-    }
-    folder = options.make_output_folder(out, overwrite, f"scan-{model}", RESULTS)
-    dataset = _measure(sample, provenance, folder)
-    _conclude(dataset, folder)
+        given |= {
+            "over": over,
+            "directions": directions,
+            "checkpoints": tuple(checkpoints or ()),
+            "normalize": normalize,
+            "radius": radius,
+        }
+    return kind(**given)
 
 
-def _grid(points: str, probe: str) -> tuple[int, int]:
+def _grid(points: str) -> list[int]:
     """Parse `--points`: 41 or 41x21."""
-    if probe not in PROBES:
-        raise InputError(f"unknown --probe {probe!r}; choose from {', '.join(PROBES)}")
     parts = points.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise InputError(f"--points is {points!r}; give a number such as 41, or 41x21")
-    if probe == "rays" and len(parts) == 2:
-        raise InputError(f"--points is {points!r}, but rays have one axis; give one number")
-    columns, rows = int(parts[0]), int(parts[-1])
-    if min(columns, rows) < 2:
-        raise InputError(f"--points is {points!r}; an axis needs 2 points or more")
-    return columns, rows
+    return [int(part) for part in parts]
 
 
 def _radius(radius: str) -> float | None:
-    """Parse `--radius`: a positive number, or auto (None)."""
+    """Parse `--radius`: a number, or auto (None)."""
     if radius == "auto":
         return None
     try:
-        value = float(radius)
+        return float(radius)
     except ValueError:
         raise InputError(f"--radius is {radius!r}; give a positive number or auto") from None
-    if not 0 < value < float("inf"):
-        raise InputError(f"--radius is {radius}; give a positive number or auto")
-    return value
-
-
-def _lines(problem: Problem, moving: Point, rays: int | None, kind: str, how: str) -> list[Line]:
-    """Draw the directions: an orthogonal pair for a plane, independent ones for `rays` rays."""
-    import torch
-
-    from landscape.probes.directions import DIRECTIONS, normalize, orthogonal_pair
-    from landscape.probes.slices import Line
-
-    generator = torch.Generator().manual_seed(problem.settings.seed)
-    drawn = (
-        orthogonal_pair(moving, generator, kind, how)
-        if rays is None
-        else [normalize(DIRECTIONS[kind](moving, generator), moving, how) for _ in range(rays)]
-    )
-    return [Line(problem.start, direction) for direction in drawn]
-
-
-def _load(problem: Problem, paths: list[Path]) -> dict[str, Point]:
-    """Return checkpoints by the names of their files, without folders if that tells them apart."""
-    from landscape.probes.guided import load_checkpoints
-
-    short = len({path.stem for path in paths}) == len(set(paths))
-    names = [path.stem if short else str(path) for path in paths]
-    return dict(zip(names, load_checkpoints(problem, paths), strict=True))
-
-
-def _guided_lines(
-    problem: Problem, moving: Point, count: int, kind: str, ends: dict[str, Point], probe: str
-) -> list[Line]:
-    """Return lines along at most `count` directions that checkpoints or curvature lead."""
-    from landscape.probes.guided import GUIDED, Guide
-    from landscape.probes.slices import Line
-
-    guide = Guide(list(ends.values()), problem.objective)
-    found = GUIDED[kind](moving, problem.start, count, guide)
-    if probe == "plane" and len(found) < 2:
-        raise InputError(
-            f"--directions {kind} found {len(found)} with {len(ends)} checkpoints, and a plane "
-            "needs 2; give more different --checkpoints, or --probe rays"
-        )
-    return [Line(problem.start, direction) for direction in found]
-
-
-def _reach(lines: list[Line], ends: dict[str, Point], kind: str) -> float:
-    """Return how far the checkpoints are along the lines, in lengths of the directions."""
-    if kind == "towards":  # each at 1 on its own line
-        return 1.0
-    return max(abs(line.project(end)[0]) for line in lines for end in ends.values())
-
-
-def _auto(problem: Problem, lines: list[Line], console: Console) -> tuple[float, bool]:
-    """Choose the radius, say what was chosen, and return whether it moves the test loss enough."""
-    from landscape.probes.sampling import auto_radius
-
-    found = auto_radius(lines, problem.test)
-    last = found.tried[-1]
-    words = (
-        f"Radius {found.radius:g} (auto): the test loss has moved by {last.change:+.4f} there, "
-        f"{last.standard_errors:.1f} paired standard errors."
-    )
-    if not found.reached:
-        words += " That is less than 4: the surface is flat as far as these images can tell."
-    console.print(words)
-    return found.radius, found.reached
-
-
-def _over_slice(
-    problem: Problem,
-    lines: list[Line],
-    probe: str,
-    radius: float,
-    columns: int,
-    rows: int,
-    ends: dict[str, Point],
-) -> Sample:
-    """Return what measures a plane or rays, given what to call after each point."""
-    from landscape.probes.sampling import axis, sample_plane, sample_rays
-    from landscape.probes.slices import Plane
-
-    losses = problem.objective, problem.test
-    if probe == "rays":
-        return lambda on_point: sample_rays(lines, axis(radius, columns), *losses, on_point)
-    plane = Plane(problem.start, lines[0].direction, lines[1].direction)
-    axes = axis(radius, columns), axis(radius, rows)
-    return lambda on_point: sample_plane(plane, *axes, *losses, on_point, ends)
-
-
-def _over_bits(problem: Problem, moving: Point, probe: str, radius: float, columns: int) -> Sample:
-    """Return what measures bit-widths of those weights whose bits are in `moving`."""
-    import numpy as np
-
-    from evolq.optimizers.mixed_precision import calibration_table, weight_values
-    from landscape.probes.bit_widths import sample_bits, sample_layers
-    from landscape.probes.sampling import axis
-
-    network, settings = problem.network, problem.settings
-    weights = {
-        name: value
-        for name, value in weight_values(network, problem.split.calibration.images).items()
-        if f"{name}.bits" in moving
-    }
-    table = calibration_table(network, weights, settings.weight_observer or settings.observer)
-    losses = problem.objective, problem.test
-    if probe == "layers":
-        return lambda on_point: sample_layers(problem.start, table, *losses, on_point)
-    multipliers = np.exp(axis(radius, columns))
-    return lambda on_point: sample_bits(problem.start, table, multipliers, *losses, on_point)
-
-
-def _measure(sample: Sample, provenance: dict[str, Any], folder: Path) -> xr.Dataset:
-    """Sample with a progress bar; an unfinished scan is saved now and then."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from landscape.store import save
-
-    saved = time.monotonic()
-
-    def on_point(dataset: xr.Dataset, done: int, total: int) -> None:
-        nonlocal saved
-        progress.update(task, completed=done, total=total)
-        dataset.attrs["provenance"] = json.dumps(provenance)
-        if done == total or time.monotonic() - saved > SAVE_SECONDS:
-            save(dataset, folder / "scan.nc")
-            saved = time.monotonic()
-
-    with Progress(
-        TextColumn("Measuring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("points,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(stderr=True),
-    ) as progress:
-        task = progress.add_task("points")
-        return sample(on_point)
-
-
-def _conclude(dataset: xr.Dataset, folder: Path) -> None:
-    """Analyze, print, draw."""
-    from rich.console import Console
-
-    from landscape.plots import (
-        draw_bits,
-        draw_plane,
-        draw_rays,
-        interactive,
-        save_figure,
-        write_html,
-    )
-    from landscape.report import describe, describe_bits, table
-    from landscape.statistics.minima import significant_minima
-    from landscape.statistics.roughness import split_half_reliability, total_variation
-
-    console = Console()
-    if "bits" in dataset.dims:
-        console.print(table(describe_bits(dataset)))  # before the figures, should the disk be full
-        figure, page = draw_bits(dataset), interactive(dataset)
-    else:
-        minima = significant_minima(dataset)
-        rows = describe(
-            dataset,
-            minima,
-            total_variation(dataset["test_loss"]),
-            split_half_reliability(dataset["test_loss_per_image"]),
-        )
-        console.print(table(rows))
-        plane = "x" in dataset.dims
-        figure = draw_plane(dataset, minima.minima) if plane else draw_rays(dataset)
-        page = interactive(dataset, minima.minima)
-    save_figure(figure, folder / "scan.png")
-    write_html(page, folder / "scan.html")
-    console.print(f"Written to {folder}: {', '.join(RESULTS)}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from xarray import Dataset
 
 from landscape.paths.transfer import transfer_rows
 from landscape.plots.figures import STYLE
-from landscape.plots.info import CRITERION_WORDS, configuration_of, title_of
+from landscape.words import CRITERION_WORDS, configuration_of, title_of
 
 # Criteria are told apart as optimizers are elsewhere: by color, line and marker.
 CRITERION_LOOKS = {
@@ -56,7 +56,7 @@ def draw_transfer(dataset: Dataset) -> Figure:
                     changes[:, 0],
                     np.abs(changes[:, 1:] - changes[:, :1]).T,
                     capsize=3,
-                    label=CRITERION_WORDS[criterion].partition(" (")[0],
+                    label=CRITERION_WORDS[criterion][0],
                     **style,
                 )
             below.set_xscale("log")
