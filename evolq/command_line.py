@@ -13,9 +13,9 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import cyclopts
 import h5py
@@ -40,7 +40,7 @@ PANELS = {
         *("model", "weights", "images", "calibration_dir", "test_dir", "start"),
         *("calibration_images", "selection_images", "test_images", "skip_unreadable"),
     ],
-    "Quantization": [field.name for field in fields(Quantization)],
+    "Quantization": [entry.name for entry in fields(Quantization)],
     "Loss": ["criterion", "temperature"],
     "Running": ["execution", "batch_size", "threads", "seed", "device"],
 }
@@ -70,7 +70,7 @@ class Output:
     json: bool = False
 
 
-PANELS[LAST_PANEL] = [field.name for field in fields(Output)]
+PANELS[LAST_PANEL] = [entry.name for entry in fields(Output)]
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,15 @@ class Command:
             `frozenset[str]` gets the names of the options that were given.
         defaults: of options whose field has another one.
         left_out: fields that are no options of this command.
+        choices: of parameters that are one of several dataclasses: the option of the parameter's
+            name chooses, and options that go with another choice are refused.
     """
 
     name: str
     function: Callable[..., None]
     defaults: Mapping[str, Any]
     left_out: Collection[str] = ()
+    choices: Mapping[str, Mapping[str, type]] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, type]:
@@ -115,6 +118,15 @@ class Command:
     def options(self) -> dict[str, Option]:
         """Every option by the name of its field."""
         found: dict[str, Option] = {}
+        for name, kinds in self.choices.items():
+            words = " ".join(f"{kind}: {_summary(part)}" for kind, part in kinds.items())
+            found[name] = Option(Literal[tuple(kinds)], next(iter(kinds)), words)
+            for kind, part in kinds.items():
+                for own, option in _options(part).items():
+                    known = found.setdefault(own, option)
+                    if option.help not in known.help:
+                        more = f"{known.help} With {kind}: {option.help}"
+                        found[own] = replace(known, help=more)
         for part in self.parts.values():
             found |= _options(part)
         return {
@@ -163,6 +175,7 @@ class Command:
             name=self.name,
             help=parse_docstring(inspect.getdoc(self.function) or "").description,
             help_format="plaintext",
+            usage=f"Usage: {self.name} [OPTIONS]",
             version=version_words,
         )
         app["--help"].group = app["--version"].group = groups[LAST_PANEL]
@@ -218,6 +231,8 @@ class Command:
         values, given = parsed
         try:
             arguments = {name: _build(part, values) for name, part in self.parts.items()}
+            for name, kinds in self.choices.items():
+                arguments[name] = _build_choice(name, kinds, values, given)
             hints = get_type_hints(self.function)
             arguments |= {name: given for name, hint in hints.items() if hint == frozenset[str]}
             self.function(**arguments)
@@ -231,14 +246,18 @@ def _is_part(hint: Any) -> bool:
 
 def _options(part: type) -> dict[str, Option]:
     hints = get_type_hints(part)
-    helps = {p.arg_name: p.description for p in parse_docstring(inspect.getdoc(part) or "").params}
+    helps = {
+        parameter.arg_name: parameter.description
+        for kind in reversed(part.__mro__)  # fields are inherited, docstrings are not
+        for parameter in parse_docstring(kind.__doc__ or "").params
+    }
     found: dict[str, Option] = {}
-    for field in fields(part):
-        if is_dataclass(hints[field.name]):
-            found |= _options(hints[field.name])
+    for entry in fields(part):
+        if is_dataclass(hints[entry.name]):
+            found |= _options(hints[entry.name])
             continue
-        words = " ".join((helps.get(field.name) or "").split())
-        found[field.name] = Option(hints[field.name], field.default, words)
+        words = " ".join((helps.get(entry.name) or "").split())
+        found[entry.name] = Option(hints[entry.name], entry.default, words)
     return found
 
 
@@ -246,13 +265,30 @@ def _build(part: type, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(part)
     return part(
         **{
-            field.name: _build(hints[field.name], values)
-            if is_dataclass(hints[field.name])
-            else values[field.name]
-            for field in fields(part)
-            if is_dataclass(hints[field.name]) or field.name in values
+            entry.name: _build(hints[entry.name], values)
+            if is_dataclass(hints[entry.name])
+            else values[entry.name]
+            for entry in fields(part)
+            if is_dataclass(hints[entry.name]) or entry.name in values
         }
     )
+
+
+def _build_choice(
+    name: str, kinds: Mapping[str, type], values: Mapping[str, Any], given: Collection[str]
+) -> Any:
+    chosen = kinds[values[name]]
+    own = _options(chosen).keys()
+    for kind, part in kinds.items():
+        for option in _options(part).keys() & given - own:
+            raise InputError(
+                f"`{option}` does not go with `{name}` {values[name]}; it does with {kind}"
+            )
+    return chosen(**{option: values[option] for option in own & given})
+
+
+def _summary(part: type) -> str:
+    return (parse_docstring(inspect.getdoc(part) or "").short_description or "").rstrip()
 
 
 def _as_options(text: str, options: Mapping[str, Option]) -> str:
@@ -316,9 +352,9 @@ def check_start(settings: Settings, given: Collection[str]) -> None:
         InputError: if one does; it would have no effect.
     """
     if settings.start is not None:
-        for field in fields(Quantization):
-            if field.name in given:
-                raise InputError(f"`start` brings its own {field.name}; leave out `{field.name}`")
+        for entry in fields(Quantization):
+            if entry.name in given:
+                raise InputError(f"`start` brings its own {entry.name}; leave out `{entry.name}`")
 
 
 # Configurations -----------------------------------------------------------------------------------
@@ -331,7 +367,7 @@ def options_of(settings: Settings, *declared: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in found.items()
-        if value is not None and name not in {field.name for field in brought}
+        if value is not None and name not in {entry.name for entry in brought}
     }
 
 

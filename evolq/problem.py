@@ -170,7 +170,12 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
         start = load_point(settings.start, network, model)
     network.check(start)
 
-    settings = replace(settings, quantization=network.quantization, threads=torch.get_num_threads())
+    settings = replace(
+        settings,
+        quantization=network.quantization,
+        criterion=settings.criterion_name,
+        threads=torch.get_num_threads(),
+    )
     criterion = choose_criterion(settings.criterion_name, settings.temperature)
     objectives = [
         Objective.of(

@@ -65,13 +65,14 @@ class Settings:
     device: str = "cpu"
 
     @property
-    def criterion_name(self) -> str:
+    def criterion_name(self) -> CriterionName:
         """The criterion, or the one that is best for the scheme.
 
         infoNCE of a network against itself is not the loss that classic pictures show.
         """
-        default = "cross_entropy" if self.quantization.scheme == "none" else "info_nce"
-        return self.criterion or default
+        if self.criterion is not None:
+            return self.criterion
+        return "cross_entropy" if self.quantization.scheme == "none" else "info_nce"
 
 
 def configuration(*declared: Any) -> dict[str, Any]:

@@ -8,26 +8,17 @@ same radius, the same images) and writes egg_carton.pdf and egg_carton.png besid
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import matplotlib
-import torch
 import typer
 import xarray as xr
 from matplotlib.figure import Figure
 from rich.progress import Progress
 
-from evolq import Settings, prepare, select
-from landscape import (
-    Plane,
-    axis,
-    orthogonal_pair,
-    sample_plane,
-    significant_minima,
-    total_variation,
-)
+from evolq import Settings, prepare
+from landscape import PlaneScan, analyze
 from landscape.plots import draw_confidence, draw_surface, plane_info, save_figure
 from landscape.plots.figures import STYLE
 
@@ -38,20 +29,11 @@ FOLDER = Path(__file__).parent
 def measure(model: str, bits: int, radius: float, points: int, seed: int) -> xr.Dataset:
     """Scan a plane in scale space around one network."""
     problem = prepare(Settings(model=model, weight_bits=bits, test_images=300, seed=seed))
-    scales = select(problem.start, {"scale"})
-    x, y = orthogonal_pair(scales, torch.Generator().manual_seed(seed))
     with Progress() as progress:
         task = progress.add_task(model, total=points**2)
-        dataset = sample_plane(
-            Plane(problem.start, x, y),
-            axis(radius, points),
-            axis(radius, points),
-            problem.objective,
-            problem.test,
-            lambda _, done, total: progress.update(task, completed=done),
+        return PlaneScan(points=points, radius=radius).sample(
+            problem, lambda _, done, total: progress.update(task, completed=done)
         )
-    problem.provenance["configuration"] |= {"over": "scales", "radius": radius}
-    return dataset.assign_attrs(provenance=json.dumps(problem.provenance))
 
 
 def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
@@ -59,24 +41,24 @@ def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 8.6))
         for column, (model, dataset) in enumerate(datasets.items()):
-            minima = significant_minima(dataset)
-            info = plane_info(dataset, minima.minima)
+            found = analyze(dataset)
+            info = plane_info(dataset, found)
             left = 0.03 + 0.5 * column
             above = figure.add_axes((left, 0.47, 0.43, 0.46), projection="3d")
             draw_surface(above, info, info.test_loss)
-            accuracy = float(dataset.start_test_correct_per_image.mean())
             figure.text(
                 left + 0.21,
                 0.955,
                 f"{NETWORKS[model]} ({model})\n{bits}-bit weights, 8-bit activations, "
-                f"{accuracy:.1%} at the start",
+                f"{found.start_test_accuracy.value:.1%} at the start",
                 ha="center",
                 va="center",
             )
             below = figure.add_axes((left + 0.07, 0.11, 0.26, 0.31))
             draw_confidence(below, info)
+            minima = found.minima
             words = (
-                f"variation / range {total_variation(dataset.test_loss):.1f}; "
+                f"variation / range {found.variation:.1f}; "
                 f"{len(minima.minima)} of {len(minima.minima) + minima.below} "
                 "local minima above the noise"
             )

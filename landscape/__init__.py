@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from landscape.analysis import Analysis, analyze, read_analysis, with_analysis
     from landscape.paths.trajectories import (
         measure_path,
         pca_plane,
         plane_through,
         project_path,
     )
+    from landscape.plots.figures import draw
     from landscape.probes.bit_widths import sample_bits, sample_layers
     from landscape.probes.directions import (
         DIRECTIONS,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     )
     from landscape.probes.sampling import Radius, auto_radius, axis, sample_plane, sample_rays
     from landscape.probes.slices import Line, Plane
+    from landscape.scans import BitScan, LayerScan, PlaneScan, RayScan
     from landscape.statistics.minima import Minima, Minimum, find_minima, significant_minima
     from landscape.statistics.roughness import (
         Reliability,
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from landscape.store import load, save
 
 _MODULES = {
+    "analysis": ("Analysis", "analyze", "read_analysis", "with_analysis"),
+    "plots.figures": ("draw",),
+    "scans": ("BitScan", "LayerScan", "PlaneScan", "RayScan"),
     "probes.bit_widths": ("sample_bits", "sample_layers"),
     "probes.directions": (
         "DIRECTIONS",
@@ -65,14 +71,21 @@ __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 __all__ = [
     "DIRECTIONS",
     "NORMALIZATIONS",
+    "Analysis",
+    "BitScan",
+    "LayerScan",
     "Line",
     "Minima",
     "Minimum",
     "Plane",
+    "PlaneScan",
     "Radius",
+    "RayScan",
     "Reliability",
+    "analyze",
     "auto_radius",
     "axis",
+    "draw",
     "find_minima",
     "load",
     "measure_path",
@@ -83,6 +96,7 @@ __all__ = [
     "pca_plane",
     "plane_through",
     "project_path",
+    "read_analysis",
     "sample_bits",
     "sample_layers",
     "sample_plane",
@@ -91,4 +105,5 @@ __all__ = [
     "significant_minima",
     "split_half_reliability",
     "total_variation",
+    "with_analysis",
 ]

@@ -2,8 +2,7 @@
 
 Readings follow fixed thresholds, stated here once; figures use the same words.
 
-- A difference of two test losses on the same images within 2 paired standard errors is not told
-  apart from nothing; beyond 4 it is clear even as one of hundreds of points.
+- Differences of two test losses are read by the bands of `landscape.analysis`.
 - Reliability is the share of the variance of the steps between neighboring points that belongs to
   the network and not to the sample of test images. Below 1/3 the steps are mostly sampling noise,
   above 2/3 mostly the network's own.
@@ -17,21 +16,19 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from xarray import DataArray, Dataset
+from xarray import Dataset
 
-from landscape.probes.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
-from landscape.statistics.minima import Minima
-from landscape.statistics.roughness import Reliability, paired_standard_error
+from landscape.analysis import PERHAPS_HIGHER, Analysis, bands
+from landscape.statistics.roughness import Reliability
+from landscape.words import configuration_of
 
-BAND_EDGES = (-4.0, -2.0, 2.0, 4.0)
-NOT_TOLD_APART = "not told apart"
+# Of the bands in landscape.analysis.
 BAND_WORDS = (
     "clearly lower",
     "perhaps lower",
-    NOT_TOLD_APART,
+    "not told apart",
     "perhaps higher",
     "clearly higher",
 )
@@ -47,71 +44,63 @@ class Row(NamedTuple):
     meaning: str
 
 
-def describe(
-    dataset: Dataset, minima: Minima, variation: float, reliability: Reliability
-) -> list[Row]:
+def describe(dataset: Dataset, analysis: Analysis) -> list[Row]:
     """Say in words what a scan found.
 
     Args:
-        dataset: the result of a scan, with either probe.
-        minima: of its test loss, above the noise (`landscape.significant_minima`).
-        variation: of its test loss (`landscape.total_variation`).
-        reliability: of its test loss per image (`landscape.split_half_reliability`).
+        dataset: the result of a scan of any kind.
+        analysis: of it.
     """
+    rows = [_points(analysis), *describe_radius(dataset), *_start(dataset, analysis)]
+    if "bits" in dataset.dims:
+        describe_width = _layers_at if "layer" in dataset.dims else _factors_at
+        widths = sorted((int(bits) for bits in dataset.bits), reverse=True)
+        return [*rows, *(describe_width(dataset, analysis, width) for width in widths)]
+    assert analysis.variation is not None  # a plane or rays have one
+    assert analysis.reliability is not None
     return [
-        _points(dataset),
-        *_start(dataset),
-        *_lowest(dataset),
-        *_minima(dataset, minima),
-        Row("Total variation / range", f"{variation:.2f}", _read_variation(variation)),
+        *rows,
+        *_lowest(analysis),
+        *_minima(dataset, analysis),
+        Row(
+            "Total variation / range",
+            f"{analysis.variation:.2f}",
+            _read_variation(analysis.variation),
+        ),
         Row(
             "Split-half reliability",
-            f"{reliability.half:.2f}",
-            _read_reliability(reliability),
+            f"{analysis.reliability.half:.2f}",
+            _read_reliability(analysis.reliability),
         ),
     ]
 
 
-def describe_bits(dataset: Dataset) -> list[Row]:
-    """Say in words what a scan over bit-widths found.
-
-    Args:
-        dataset: the result of `sample_layers` or `sample_bits`.
-    """
-    describe_width = _layers_at if "layer" in dataset.dims else _scales_at
-    return [
-        _points(dataset),
-        *_start(dataset),
-        *(describe_width(dataset.sel(bits=width)) for width in sorted(dataset.bits.values)[::-1]),
-    ]
-
-
-def _layers_at(one_width: Dataset) -> Row:
+def _layers_at(dataset: Dataset, analysis: Analysis, bits: int) -> Row:
     """Describe which layers suffer at one number of bits."""
-    differences = one_width.test_loss_per_image - one_width.start_test_loss_per_image
-    found = [(str(layer), *_mean(differences.sel(layer=layer))) for layer in one_width.layer.values]
-    worse = [
-        (change, layer)
-        for layer, change, error in found
-        if in_words(change, error) in BAND_WORDS[-2:] or not np.isfinite(change)
-    ]
-    name = f"Layers worse at {int(one_width.bits)} bits"
-    value = f"{len(worse)} of {len(found)}"
-    if not worse:
+    found = analysis.changes.sel(bits=bits)
+    worse = found.where(~(found.test_loss_band < PERHAPS_HIGHER), drop=True)
+    worst = worse.sortby(worse.test_loss_change.fillna(np.inf), ascending=False)
+    name = f"Layers worse at {bits} bits"
+    value = f"{worse.sizes['layer']} of {found.sizes['layer']}"
+    if not worse.sizes["layer"]:
         return Row(name, value, "no layer alone is told apart from the start")
-    worst = ", ".join(f"{layer} {change:+.3f}" for change, layer in sorted(worse)[:-4:-1])
-    return Row(name, value, f"the test loss rises most with {worst}")
+    changes = zip(worst.layer.values, worst.test_loss_change.values, strict=True)
+    words = [
+        f"{layer} {change:+.3f}" if np.isfinite(change) else f"{layer} (not finite)"
+        for layer, change in changes
+    ]
+    return Row(name, value, f"the test loss rises most with {', '.join(words[:3])}")
 
 
-def _scales_at(one_width: Dataset) -> Row:
+def _factors_at(dataset: Dataset, analysis: Analysis, bits: int) -> Row:
     """Describe the accuracy of one number of bits, at the calibrated scales and the best factor."""
-    best = one_width.isel(multiplier=one_width.loss.fillna(np.inf).argmin("multiplier"))
-    nearest = one_width.sel(multiplier=1.0, method="nearest")
+    accuracy = dataset.test_accuracy.sel(bits=bits)
+    best = analysis.best_factors[bits]
     return Row(
-        f"Test accuracy at {int(one_width.bits)} bits",
-        f"{float(nearest.test_accuracy):.1%}",
-        f"with the calibrated scales; times {float(best.multiplier):.2g}, the best for the "
-        f"calibration loss: {float(best.test_accuracy):.1%}",
+        f"Test accuracy at {bits} bits",
+        f"{float(accuracy.sel(multiplier=1.0, method='nearest')):.1%}",
+        f"with the calibrated scales; times {best:.2g}, the best for the calibration loss: "
+        f"{float(accuracy.sel(multiplier=best)):.1%}",
     )
 
 
@@ -125,72 +114,80 @@ def table(rows: Iterable[Row]) -> Table:
     return result
 
 
-def bands(changes: ArrayLike, standard_errors: ArrayLike) -> NDArray[np.float64]:
-    """Return for each change the index of its words in BAND_WORDS, NaN if it is not finite."""
-    change, error = np.asarray(changes), np.asarray(standard_errors)
-    with np.errstate(divide="ignore", invalid="ignore"):  # the start: 0 with a standard error of 0
-        in_standard_errors = np.where(change == 0, 0.0, change / error)
-    comparable = np.isfinite(change) & ~np.isnan(in_standard_errors)
-    return np.where(comparable, np.digitize(in_standard_errors, BAND_EDGES), np.nan)
-
-
 def in_words(change: float, standard_error: float) -> str:
     """Return the words for one change."""
     band = float(bands(change, standard_error))
     return "not comparable with it" if np.isnan(band) else BAND_WORDS[int(band)]
 
 
-def _points(dataset: Dataset) -> Row:
-    finite, not_finite, not_computed = (
-        int((dataset.status == status).sum()) for status in (FINITE, NOT_FINITE, NOT_COMPUTED)
-    )
+def _points(analysis: Analysis) -> Row:
     holes = []
-    if not_finite:
-        holes.append(f"{not_finite:,} with a loss that is not finite")
-    if not_computed:
-        holes.append(f"{not_computed:,} not computed")
+    if analysis.not_finite:
+        holes.append(f"{analysis.not_finite:,} with a loss that is not finite")
+    if analysis.not_computed:
+        holes.append(f"{analysis.not_computed:,} not computed")
+    total = analysis.finite + analysis.not_finite + analysis.not_computed
     return Row(
         "Points measured",
-        f"{finite:,} of {dataset.status.size:,}",
+        f"{analysis.finite:,} of {total:,}",
         f"without {' and '.join(holes)}" if holes else "every loss is finite",
     )
 
 
-def _start(dataset: Dataset) -> list[Row]:
-    loss = float(dataset.start_loss_per_image.mean(dtype=np.float64))
+def describe_radius(dataset: Dataset) -> list[Row]:
+    """Describe a radius that was chosen by the test loss; nothing of one that was given."""
+    configuration = configuration_of(dataset)
+    if "radius_reached" not in configuration:
+        return []
+    change, errors = (configuration[f"radius_{key}"] for key in ("change", "standard_errors"))
+    if change is None:
+        words = "the test loss is not finite there"
+    else:
+        words = f"the test loss has moved by {change:+.4f} there, "
+        words += f"{errors:.1f} paired standard errors" if errors is not None else "on every image"
+    if not configuration["radius_reached"]:
+        words += "; less than 4: the surface is flat as far as these images can tell"
+    return [Row("Radius, chosen", f"{configuration['radius']:g}", words)]
+
+
+def _start(dataset: Dataset, analysis: Analysis) -> list[Row]:
     images = dataset.sizes["image"]
-    test_loss, test_loss_error = _mean(dataset.start_test_loss_per_image)
-    accuracy, accuracy_error = _mean(dataset.start_test_correct_per_image)
+    loss, accuracy = analysis.start_test_loss, analysis.start_test_accuracy
     return [
-        Row("Calibration loss at the start", f"{loss:.4f}", "what a search would lower"),
+        Row(
+            "Calibration loss at the start",
+            f"{analysis.start_loss:.4f}",
+            "what a search would lower",
+        ),
         Row(
             "Test loss at the start",
-            f"{test_loss:.4f} ± {test_loss_error:.4f}",
+            f"{loss.value:.4f} ± {loss.error:.4f}",
             f"± 1 standard error over {images:,} test images",
         ),
         Row(
             "Test accuracy at the start",
-            f"{accuracy:.1%} ± {accuracy_error:.1%}",
+            f"{accuracy.value:.1%} ± {accuracy.error:.1%}",
             f"of {images:,} test images",
         ),
     ]
 
 
-def _lowest(dataset: Dataset) -> list[Row]:
+def _lowest(analysis: Analysis) -> list[Row]:
     """Describe the lowest test loss; nothing if no point is finite."""
-    finite = dataset.test_loss.where(dataset.status == FINITE)
-    if not finite.notnull().any():
+    lowest = analysis.lowest
+    if lowest is None:
         return []
-    point = dataset.isel(finite.argmin(...))
-    change, error = _mean(point.test_loss_per_image - dataset.start_test_loss_per_image)
-    place = ", ".join(f"{name} = {float(point[name]):.3g}" for name in sorted(finite.dims))
+    place = ", ".join(f"{name} = {value:.3g}" for name, value in lowest.coordinates.items())
+    change, error = lowest.change.value, lowest.change.error
     words = f"at {place}: {change:+.4f} ± {error:.4f} from the start, {in_words(change, error)}"
     if change < 0:
-        words += f"; picked as the best of {int(finite.count()):,}: expect less on other images"
-    return [Row("Lowest test loss", f"{float(point.test_loss):.4f}", words)]
+        words += f"; picked as the best of {analysis.finite:,}: expect less on other images"
+    return [Row("Lowest test loss", f"{lowest.test_loss:.4f}", words)]
 
 
-def _minima(dataset: Dataset, minima: Minima) -> list[Row]:
+def _minima(dataset: Dataset, analysis: Analysis) -> list[Row]:
+    minima = analysis.minima
+    assert minima is not None  # a plane or rays have them
     found = minima.minima
     if not found:
         return [Row("Local minima above the noise", "0", "no point is finite")]
@@ -239,9 +236,3 @@ def _read_reliability(reliability: Reliability) -> str:
         f"points would show again on another {reliability.images:,} test images "
         f"(halves agree at {reliability.low:.2f} to {reliability.high:.2f}, 95 %)"
     )
-
-
-def _mean(per_image: DataArray) -> tuple[float, float]:
-    """Return the mean over images and its standard error."""
-    values = per_image.values.astype(np.float64)
-    return float(values.mean()), float(paired_standard_error(values))

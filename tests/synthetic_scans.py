@@ -7,12 +7,17 @@ import json
 import numpy as np
 import xarray
 
+from landscape.probes.sampling import STEP_UNIT, TEST_LOSS
+from landscape.words import name_scan
+
 CONFIGURATION = {
     "model": "fashion_vit",
     "weight_bits": 4,
     "activation_bits": 8,
     "scheme": "linear",
     "over": "scales",
+    "directions": "gaussian",
+    "normalize": "none",
     "criterion": "info_nce",
 }
 
@@ -21,7 +26,10 @@ def plane(columns: int = 5, rows: int = 3, images: int = 40, noise: float = 0.05
     """Return a bowl around the start, higher along x than along y, with noise in every image."""
     x, y = np.linspace(-0.1, 0.1, columns), np.linspace(-0.05, 0.05, rows)
     height = 20 * x[None, :] ** 2 + 30 * (y[:, None] - 0.02) ** 2
-    coordinates = {"x": ("x", x), "y": ("y", y)}
+    coordinates = {
+        "x": ("x", x, {"long_name": "Step along x", "units": STEP_UNIT}),
+        "y": ("y", y, {"long_name": "Step along y", "units": STEP_UNIT}),
+    }
     return _scan(height, ("y", "x"), coordinates, images, noise)
 
 
@@ -29,14 +37,16 @@ def rays(count: int = 4, points: int = 7, images: int = 40, noise: float = 0.05)
     """Return parabolas of different steepness through the start, with noise in every image."""
     distance = np.linspace(-0.1, 0.1, points)
     height = np.linspace(5, 20, count)[:, None] * distance**2
-    coordinates = {"ray": ("ray", np.arange(count)), "distance": ("distance", distance)}
+    words = {"long_name": "Signed distance along a ray", "units": STEP_UNIT}
+    coordinates = {"ray": ("ray", np.arange(count)), "distance": ("distance", distance, words)}
     return _scan(height, ("ray", "distance"), coordinates, images, noise)
 
 
 def layers(images: int = 40) -> xarray.Dataset:
     """Return rises of three layers at 2, 3 and 4 bits: a none, b early, c only at 2 bits."""
     height = np.array([[0.0, 0, 0], [4, 1, 0], [0.5, 0, 0]])
-    coordinates = {"layer": ("layer", ["a", "b", "c"]), "bits": ("bits", [2, 3, 4])}
+    words = {"long_name": "Bits of this layer's weights"}
+    coordinates = {"layer": ("layer", ["a", "b", "c"]), "bits": ("bits", [2, 3, 4], words)}
     return _scan(height, ("layer", "bits"), coordinates, images, noise=0.05)
 
 
@@ -82,10 +92,10 @@ def _scan(height, dimensions, coordinates, images, noise) -> xarray.Dataset:
     test_loss = start_test_loss + (height[..., None] + bump) * moved
     loss = start_loss + height[..., None]
     correct = test_loss < 0.9
-    return xarray.Dataset(
+    dataset = xarray.Dataset(
         {
             "loss": (dimensions, loss.mean(-1)),
-            "test_loss": (dimensions, test_loss.mean(-1)),
+            "test_loss": (dimensions, test_loss.mean(-1), TEST_LOSS),
             "test_accuracy": (dimensions, correct.mean(-1)),
             "test_loss_per_image": ((*dimensions, "image"), test_loss),
             "test_correct_per_image": ((*dimensions, "image"), correct),
@@ -98,3 +108,5 @@ def _scan(height, dimensions, coordinates, images, noise) -> xarray.Dataset:
         coordinates,
         {"provenance": json.dumps({"configuration": CONFIGURATION})},
     )
+    name_scan(dataset, CONFIGURATION)
+    return dataset

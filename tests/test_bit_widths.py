@@ -15,9 +15,10 @@ from evolq.optimizers.mixed_precision import calibration_table, weight_values
 from evolq.points import role
 from evolq.starts.calibration import calibrate
 from landscape import store
-from landscape.plots import bits_info, draw_bits, interactive
+from landscape.analysis import analyze
+from landscape.plots import bits_info, draw, interactive
 from landscape.probes.bit_widths import sample_bits, sample_layers
-from landscape.report import describe_bits
+from landscape.report import describe
 
 MULTIPLIERS = np.array([0.5, 1.0, 1.5])
 
@@ -37,6 +38,14 @@ def losses():
 @pytest.fixture(scope="module")
 def layers(losses):
     return sample_layers(*losses[1:])
+
+
+def shown(scan):
+    return bits_info(scan, analyze(scan))
+
+
+def described(scan):
+    return describe(scan, analyze(scan))
 
 
 def calibrated_at(model, bits):
@@ -87,7 +96,7 @@ def test_a_file_gives_back_the_names_of_layers(layers, tmp_path) -> None:
     store.save(layers, tmp_path / "scan.nc")
     loaded = store.load(tmp_path / "scan.nc")
     assert loaded.layer.values.tolist() == layers.layer.values.tolist()
-    assert bits_info(loaded).rows == bits_info(layers).rows
+    assert shown(loaded).rows == shown(layers).rows
 
 
 # What is shown: layer a never rises, b by 1 at 3 bits and by 4 at 2, c by 0.5 at 2 bits
@@ -95,9 +104,9 @@ def test_a_file_gives_back_the_names_of_layers(layers, tmp_path) -> None:
 
 def test_a_heat_map_has_the_widest_bits_first_and_each_value_in_its_cell() -> None:
     scan = synthetic_scans.layers()
-    info = bits_info(scan)
+    info = shown(scan)
     assert (info.rows, info.columns) == (("a", "b", "c"), ("4", "3", "2"))
-    turned = bits_info(scan.transpose("image", "bits", "calibration_image", "layer"))
+    turned = shown(scan.transpose("image", "bits", "calibration_image", "layer"))
     np.testing.assert_array_equal(info.shades, turned.shades)
     for row, column in np.ndindex(3, 3):
         here = scan.sel(layer=info.rows[row], bits=int(info.columns[column]))
@@ -109,30 +118,30 @@ def test_a_heat_map_has_the_widest_bits_first_and_each_value_in_its_cell() -> No
 
 
 def test_boxes_stand_at_the_fewest_bits_without_a_clear_rise() -> None:
-    info = bits_info(synthetic_scans.layers())
+    info = shown(synthetic_scans.layers())
     assert info.boxed == ((0, 2), (1, 0), (2, 1))
     plane = synthetic_scans.bits()
     best = {(row, int(plane.loss.values[::-1][row].argmin())) for row in range(3)}
-    assert set(bits_info(plane).boxed) == best
+    assert set(shown(plane).boxed) == best
 
 
 def test_missing_cells_are_not_shaded_and_have_no_words() -> None:
     scan = synthetic_scans.layers()
     synthetic_scans.spoil(scan, layer=1, bits=0)
     synthetic_scans.forget(scan, layer=2, bits=0)
-    info = bits_info(scan)
+    info = shown(scan)
     assert info.quantity.not_finite[1, 2]
     assert info.quantity.not_computed[2, 2]
     assert info.words[1, 2] == info.words[2, 2] == ""
     assert np.isnan(info.shades[1:, 2]).all()
-    draw_bits(scan)
+    draw(scan)
     interactive(scan)
 
 
 @pytest.mark.parametrize("scan", [synthetic_scans.layers(), synthetic_scans.bits()])
 def test_both_figures_show_the_same(scan) -> None:
-    info = bits_info(scan)
-    axes = draw_bits(scan).axes[0]
+    info = shown(scan)
+    axes = draw(scan).axes[0]
     np.testing.assert_array_equal(axes.collections[0].get_array().filled(np.nan), info.shades)
     assert [label.get_text() for label in axes.get_yticklabels()] == list(info.rows)
     assert axes.yaxis_inverted()
@@ -146,8 +155,8 @@ def test_both_figures_show_the_same(scan) -> None:
 
 
 def test_the_table_names_the_layer_that_suffers_most() -> None:
-    rows = {row.name: row for row in describe_bits(synthetic_scans.layers())}
+    rows = {row.name: row for row in described(synthetic_scans.layers())}
     assert rows["Layers worse at 2 bits"].value == "2 of 3"
     assert "most with b +3.995, c +0.511" in rows["Layers worse at 2 bits"].meaning
     assert rows["Layers worse at 4 bits"].value == "0 of 3"
-    assert any("3 bits" in row.name for row in describe_bits(synthetic_scans.bits()))
+    assert any("3 bits" in row.name for row in described(synthetic_scans.bits()))

@@ -36,8 +36,10 @@ SMALL = ("--calibration-images", "20", "--test-images", "10", "--model", "fashio
 QUICK = {
     "evolq": ("--passes", "1", "--within", "fc.*"),
     "landscape scan": ("--points", "2", "--radius", "0.1"),
-    "landscape compare": ("--optimizers", "evol-q", "random-search", "--budget", "2")
-    + ("--seeds", "1", "--points", "2", "--plane", "random"),
+    "landscape compare": (
+        *("--optimizers", "evol-q", "random-search", "--budget", "2", "--seeds", "1"),
+        *("--points", "2", "--plane", "random"),
+    ),
 }
 
 

@@ -1,12 +1,14 @@
-import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import synthetic_scans
 from matplotlib.figure import Figure
 
+from landscape.analysis import analyze
 from landscape.plots import (
+    draw,
     draw_plane,
     draw_rays,
     interactive,
@@ -15,10 +17,16 @@ from landscape.plots import (
     save_figure,
     write_html,
 )
-from landscape.statistics.minima import Minimum, significant_minima
+from landscape.statistics.minima import Minima, Minimum
+from landscape.words import name_scan
 
 INNER = Minimum({"y": 0.0, "x": 0.05}, 0.5, np.inf, np.nan, 1, False)
 ON_EDGE = Minimum({"y": 0.05, "x": -0.1}, 0.6, 0.1, 0.01, 1, True)
+
+
+def marking(scan, *minima):
+    """Return what a scan found, with these minima."""
+    return replace(analyze(scan), minima=Minima(minima, 0, 0, 8, None, 4.0))
 
 
 def heat_maps(figure: Figure):
@@ -32,7 +40,7 @@ def heat_maps(figure: Figure):
 
 def test_plane_info_keeps_each_value_in_its_cell():
     scan = synthetic_scans.plane(columns=5, rows=3)
-    info = plane_info(scan)
+    info = plane_info(scan, marking(scan))
     assert info.test_loss.quantity.values.shape == (3, 5)
     for row, column in np.ndindex(3, 5):
         here = scan.sel(x=info.x.values[column], y=info.y.values[row])
@@ -43,8 +51,9 @@ def test_plane_info_keeps_each_value_in_its_cell():
 
 def test_plane_info_does_not_depend_on_the_order_of_dimensions():
     scan = synthetic_scans.plane(columns=5, rows=3)
-    turned = plane_info(scan.transpose("image", "x", "calibration_image", "y"))
-    straight = plane_info(scan)
+    other = scan.transpose("image", "x", "calibration_image", "y")
+    turned = plane_info(other, analyze(other))
+    straight = plane_info(scan, marking(scan))
     np.testing.assert_array_equal(turned.confidence.values, straight.confidence.values)
     np.testing.assert_array_equal(turned.loss.quantity.values, straight.loss.quantity.values)
     np.testing.assert_array_equal(turned.change_error, straight.change_error)
@@ -52,7 +61,7 @@ def test_plane_info_does_not_depend_on_the_order_of_dimensions():
 
 def test_change_from_the_start_is_paired():
     scan = synthetic_scans.plane()
-    info = plane_info(scan)
+    info = plane_info(scan, marking(scan))
     losses = scan.test_loss_per_image.isel(x=4, y=1).values
     difference = losses - scan.start_test_loss_per_image.values
     assert info.change[1, 4] == pytest.approx(difference.mean())
@@ -70,13 +79,15 @@ def test_confidence_says_what_the_images_tell_apart():
     for column, shift in enumerate((-5.0, -3.0, 1.0, 3.0, 5.0)):
         losses = scan.start_test_loss_per_image + shift + noise
         scan["test_loss_per_image"][{"y": 0, "x": column}] = losses
-    np.testing.assert_array_equal(plane_info(scan).confidence.values[0], [0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(
+        plane_info(scan, marking(scan)).confidence.values[0], [0, 1, 2, 3, 4]
+    )
 
 
 def test_a_point_equal_to_the_start_is_not_told_apart():
     scan = synthetic_scans.plane()
     scan["test_loss_per_image"][{"y": 1, "x": 2}] = scan.start_test_loss_per_image
-    info = plane_info(scan)
+    info = plane_info(scan, marking(scan))
     assert info.change_error[1, 2] == 0
     assert info.confidence.values[1, 2] == 2
 
@@ -86,7 +97,7 @@ def test_points_without_a_value_are_holes_and_told_apart(bad):
     scan = synthetic_scans.plane(columns=5, rows=3)
     synthetic_scans.spoil(scan, bad, x=0, y=2)
     synthetic_scans.forget(scan, x=4, y=0)
-    info = plane_info(scan)
+    info = plane_info(scan, marking(scan))
     for quantity in (info.loss.quantity, info.test_loss.quantity, info.confidence):
         assert np.argwhere(quantity.not_finite).tolist() == [[2, 0]]
         assert np.argwhere(quantity.not_computed).tolist() == [[0, 4]]
@@ -96,7 +107,7 @@ def test_points_without_a_value_are_holes_and_told_apart(bad):
 
 def test_markers_lie_at_the_start_and_the_minima():
     scan = synthetic_scans.plane()
-    info = plane_info(scan, [INNER, ON_EDGE])
+    info = plane_info(scan, marking(scan, INNER, ON_EDGE))
     assert [(m.x, m.y, m.value, m.on_edge) for m in info.test_loss.minima] == [
         (0.05, 0.0, 0.5, False),
         (-0.1, 0.05, 0.6, True),
@@ -112,13 +123,13 @@ def test_checkpoints_are_marked_where_they_lie():
     scan = synthetic_scans.with_checkpoints(
         synthetic_scans.plane(), on=(0.05, 0.025, 0.0), off=(-0.1, 0.05, 0.3), far=(0.2, 0, 0)
     )
-    info = plane_info(scan)
+    info = plane_info(scan, marking(scan))
     assert [(c.x, c.y, c.label) for c in info.checkpoints] == [
         (0.05, 0.025, "1: on"),
         (-0.1, 0.05, "2: off (30.0% off the plane)"),
     ]
     assert info.subtitle.endswith("1 of 3 checkpoints outside the map")
-    figure = draw_plane(scan)
+    figure = draw_plane(scan, marking(scan))
     for axes, _ in heat_maps(figure):
         marked = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines]
         assert marked == [(0.05, 0.025), (-0.1, 0.05), (0.0, 0.0)]
@@ -126,7 +137,7 @@ def test_checkpoints_are_marked_where_they_lie():
     (legend,) = figure.subfigs[1].legends
     words = [text.get_text() for text in legend.texts]
     assert words == ["start", "1: on", "2: off (30.0% off the plane)"]
-    shown = [t for t in interactive(scan).data if t.visible and t.type == "scatter"]
+    shown = [t for t in interactive(scan, marking(scan)).data if t.visible and t.type == "scatter"]
     assert [(t.name, t.x, t.y, t.text) for t in shown] == [
         ("1: on", (0.05,), (0.025,), ("1",)),
         ("2: off (30.0% off the plane)", (-0.1,), (0.05,), ("2",)),
@@ -137,7 +148,7 @@ def test_checkpoints_are_marked_where_they_lie():
 def test_a_legend_lists_as_many_checkpoints_as_it_has_room_for():
     places = {f"epoch{i}": (0.001 * i, 0.0, 0.0) for i in range(12)}
     scan = synthetic_scans.with_checkpoints(synthetic_scans.plane(), **places)
-    figure = draw_plane(scan)
+    figure = draw_plane(scan, marking(scan))
     (legend,) = figure.subfigs[1].legends
     assert len(legend.texts) == 1 + 8 + 1
     assert legend.texts[-1].get_text() == "… and 4 more checkpoints"
@@ -145,7 +156,8 @@ def test_a_legend_lists_as_many_checkpoints_as_it_has_room_for():
 
 
 def test_words_come_from_the_provenance():
-    info = plane_info(synthetic_scans.plane())
+    scan = synthetic_scans.plane()
+    info = plane_info(scan, analyze(scan))
     assert info.title == "fashion_vit, 4-bit weights, 8-bit activations, scheme linear"
     assert (
         info.subtitle == "around the start in scale space · 40 calibration images · 40 test images"
@@ -156,9 +168,11 @@ def test_words_come_from_the_provenance():
 
 def test_the_subtitle_says_what_moves():
     scan = synthetic_scans.plane()
-    configuration = synthetic_scans.CONFIGURATION | {"within": "blocks.*", "exclude": "*fc2*"}
-    scan.attrs["provenance"] = json.dumps({"configuration": configuration})
-    assert "in scale space · within blocks.* · without *fc2* · 40" in plane_info(scan).subtitle
+    name_scan(scan, synthetic_scans.CONFIGURATION | {"within": "blocks.*", "exclude": "*fc2*"})
+    assert (
+        "in scale space · within blocks.* · without *fc2* · 40"
+        in plane_info(scan, marking(scan)).subtitle
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,9 +184,8 @@ def test_the_subtitle_says_what_moves():
 )
 def test_the_title_names_only_bits_in_use(scheme, title):
     scan = synthetic_scans.plane()
-    configuration = synthetic_scans.CONFIGURATION | {"scheme": scheme}
-    scan.attrs["provenance"] = json.dumps({"configuration": configuration})
-    assert plane_info(scan).title == title
+    name_scan(scan, synthetic_scans.CONFIGURATION | {"scheme": scheme})
+    assert plane_info(scan, marking(scan)).title == title
 
 
 @pytest.mark.parametrize(
@@ -181,19 +194,19 @@ def test_the_title_names_only_bits_in_use(scheme, title):
         ({"over": "zero_points"}, "RMS shift of the zero points in codes"),
         ({"over": "weights", "normalize": "none"}, "RMS change of the weights"),
         ({"over": "weights", "normalize": "filter"}, "change relative to each filter's norm"),
-        ({"over": "scales", "normalize": "filter"}, "RMS log change of the scales"),
-        ({}, "lengths of the direction"),
+        ({"over": "scales"}, "RMS log change of the scales"),
+        ({"over": "weights", "directions": "pca"}, "in RMS distances of the checkpoints"),
     ],
 )
 def test_units_of_a_step(configuration, unit):
     scan = synthetic_scans.plane()
-    scan.attrs["provenance"] = json.dumps({"configuration": configuration})
-    assert plane_info(scan).x.unit == unit
+    name_scan(scan, synthetic_scans.CONFIGURATION | configuration)
+    assert plane_info(scan, marking(scan)).x.unit == unit
 
 
 def test_rays_info_is_relative_to_the_start():
     scan = synthetic_scans.rays(count=4, points=7)
-    info = rays_info(scan)
+    info = rays_info(scan, analyze(scan))
     assert info.test_loss.quantity.values.shape == (4, 7)
     start = float(scan.start_test_loss_per_image.mean())
     np.testing.assert_allclose(info.test_loss.quantity.values + start, scan.test_loss.values)
@@ -209,7 +222,7 @@ def test_error_of_the_mean_ray_is_that_of_the_images_it_shares():
     scan["test_loss_per_image"] = scan.test_loss_per_image + common
     change = scan.test_loss_per_image.isel(distance=1) - scan.start_test_loss_per_image
     expected = change.mean("ray").std(ddof=1) / np.sqrt(40)
-    info = rays_info(scan)
+    info = rays_info(scan, analyze(scan))
     assert info.test_loss.mean_errors[1] == pytest.approx(float(expected))
     assert info.test_loss.mean_errors[1] > 0.9 * info.test_loss.errors[0, 1]
 
@@ -217,7 +230,7 @@ def test_error_of_the_mean_ray_is_that_of_the_images_it_shares():
 def test_a_ray_without_a_value_leaves_the_mean_without_one():
     scan = synthetic_scans.rays(count=4, points=7)
     synthetic_scans.spoil(scan, ray=1, distance=6)
-    info = rays_info(scan)
+    info = rays_info(scan, analyze(scan))
     for curves in (info.loss, info.test_loss):
         assert np.argwhere(curves.quantity.not_finite).tolist() == [[1, 6]]
         assert np.flatnonzero(np.isnan(curves.mean)).tolist() == [6]
@@ -230,7 +243,7 @@ def test_heat_maps_show_raw_cells_centered_on_their_coordinates():
     scan = synthetic_scans.plane(columns=5, rows=3)
     synthetic_scans.spoil(scan, x=0, y=2)
     for (_, mesh), values in zip(
-        heat_maps(draw_plane(scan)), (scan.loss, scan.test_loss), strict=False
+        heat_maps(draw_plane(scan, marking(scan))), (scan.loss, scan.test_loss), strict=False
     ):
         corners = mesh.get_coordinates()
         assert corners.shape == (4, 6, 2)
@@ -244,7 +257,7 @@ def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
     scan = synthetic_scans.plane(columns=5, rows=3)
     synthetic_scans.spoil(scan, x=0, y=2)
     synthetic_scans.forget(scan, x=4, y=0)
-    figure = draw_plane(scan, [INNER, ON_EDGE])
+    figure = draw_plane(scan, marking(scan, INNER, ON_EDGE))
     marks = [
         {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines}
         for axes, _ in heat_maps(figure)
@@ -266,12 +279,13 @@ def test_heat_maps_mark_start_and_minima_and_hatch_missing_cells():
 
 
 def test_legend_names_only_what_is_there():
-    (legend,) = draw_plane(synthetic_scans.plane()).subfigs[1].legends
+    scan = synthetic_scans.plane()
+    (legend,) = draw_plane(scan, marking(scan)).subfigs[1].legends
     assert [text.get_text() for text in legend.texts] == ["start"]
 
 
 def test_plane_figure_names_axes_and_units():
-    figure = draw_plane(synthetic_scans.plane())
+    figure = draw(synthetic_scans.plane())
     labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes, _ in heat_maps(figure)]
     unit = "\n(RMS log change of the scales)"
     assert labels == [(f"Step along x{unit}", f"Step along y{unit}")] * 3
@@ -287,7 +301,7 @@ def test_plane_figure_names_axes_and_units():
 
 def test_map_and_surface_share_one_scale_of_colors():
     scan = synthetic_scans.plane()
-    figure = draw_plane(scan)
+    figure = draw_plane(scan, marking(scan))
     surface = next(axes for axes in figure.axes if axes.name == "3d").collections[0]
     limits = (float(scan.loss.min()), float(scan.loss.max()))
     assert heat_maps(figure)[0][1].get_clim() == limits
@@ -297,9 +311,9 @@ def test_map_and_surface_share_one_scale_of_colors():
 def test_rays_figure_has_error_bars_and_names():
     scan = synthetic_scans.rays(count=4, points=7)
     synthetic_scans.spoil(scan, ray=1, distance=6)
-    figure = draw_rays(scan)
+    figure = draw_rays(scan, analyze(scan))
     left, right = figure.axes
-    info = rays_info(scan)
+    info = rays_info(scan, analyze(scan))
     bars = right.containers[2].lines[2][0].get_segments()
     values, errors = info.test_loss.quantity.values[2], info.test_loss.errors[2]
     np.testing.assert_allclose([bar[0, 1] for bar in bars], values - errors)
@@ -314,7 +328,7 @@ def test_rays_figure_has_error_bars_and_names():
 @pytest.mark.parametrize("suffix", ["png", "pdf"])
 def test_saving_twice_gives_the_same_bytes(tmp_path, suffix):
     for name in "ab":
-        save_figure(draw_rays(synthetic_scans.rays()), tmp_path / f"{name}.{suffix}")
+        save_figure(draw(synthetic_scans.rays()), tmp_path / f"{name}.{suffix}")
     first, second = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
     assert first == second
     assert b"CreationDate" not in first
@@ -322,14 +336,14 @@ def test_saving_twice_gives_the_same_bytes(tmp_path, suffix):
 
 def test_the_smallest_plane_is_drawn():
     scan = synthetic_scans.plane(columns=2, rows=2)
-    draw_plane(scan).draw_without_rendering()
+    draw_plane(scan, marking(scan)).draw_without_rendering()
     interactive(scan)
 
 
 def test_a_plane_without_any_finite_point_is_drawn():
     scan = synthetic_scans.plane()
     synthetic_scans.spoil(scan)
-    draw_plane(scan).draw_without_rendering()
+    draw_plane(scan, marking(scan)).draw_without_rendering()
     interactive(scan)
 
 
@@ -338,7 +352,7 @@ def test_a_plane_without_any_finite_point_is_drawn():
 
 def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
     scan = synthetic_scans.plane(columns=5, rows=3)
-    figure = interactive(scan, [INNER])
+    figure = interactive(scan, marking(scan, INNER))
     shown = [trace for trace in figure.data if trace.visible]
     (cells,) = (trace for trace in shown if trace.type == "heatmap")
     (surface,) = (trace for trace in shown if trace.type == "surface")
@@ -358,7 +372,7 @@ def test_hover_text_says_place_losses_error_and_accuracy():
     synthetic_scans.spoil(scan, x=0, y=2)
     figure = interactive(scan)
     text = next(trace.text for trace in figure.data if trace.type == "heatmap")
-    point, info = scan.isel(x=3, y=1), plane_info(scan)
+    point, info = scan.isel(x=3, y=1), plane_info(scan, marking(scan))
     assert text[1][3].split("<br>") == [
         "x = 0.05, y = 0",
         f"Calibration loss, infoNCE against full precision (nats × 2τ): {float(point.loss):.4f}",
@@ -384,7 +398,7 @@ def test_buttons_show_one_view_at_a_time():
 
 def test_interactive_rays_have_error_bars():
     scan = synthetic_scans.rays(count=4, points=7)
-    info = rays_info(scan)
+    info = rays_info(scan, analyze(scan))
     figure = interactive(scan)
     rays = [trace for trace in figure.data if trace.name.startswith("one ray")]
     assert len(rays) == 8
@@ -397,7 +411,7 @@ def test_interactive_rays_have_error_bars():
 def test_html_needs_no_network_and_is_the_same_each_time(tmp_path):
     scan = synthetic_scans.plane()
     for name in ("a.html", "b.html"):
-        write_html(interactive(scan, significant_minima(scan).minima), tmp_path / name)
+        write_html(interactive(scan), tmp_path / name)
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert page == (tmp_path / "b.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|img|iframe)\b[^>]*\bsrc\s*=", page)

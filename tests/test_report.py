@@ -1,13 +1,15 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import synthetic_scans
 from rich.console import Console
 
-from landscape.report import bands, describe, table
-from landscape.statistics.minima import Minima, Minimum, significant_minima
-from landscape.statistics.roughness import Reliability, split_half_reliability, total_variation
+from landscape.analysis import analyze
+from landscape.report import describe, table
+from landscape.statistics.minima import Minima, Minimum
+from landscape.statistics.roughness import Reliability
 
 LOWEST = Minimum({"y": 0.0, "x": 0.05}, 0.5, np.inf, np.nan, 1, False)
 ON_EDGE = Minimum({"y": 0.05, "x": -0.1}, 0.6, 0.1, 0.01, 1, True)
@@ -21,9 +23,9 @@ def reliability(full):
     return Reliability(half=full / (2 - full), low=0.1, high=0.4, full=full, images=40)
 
 
-def rows(scan, found=None, variation=2.0, full=0.5):
-    found = minima(LOWEST) if found is None else found
-    return {row.name: row for row in describe(scan, found, variation, reliability(full))}
+def rows(scan, **known):
+    """Return the table of a scan by name, with some results replaced by known ones."""
+    return {row.name: row for row in describe(scan, replace(analyze(scan), **known))}
 
 
 def test_the_start_has_standard_errors():
@@ -69,8 +71,7 @@ def test_the_lowest_point_is_finite_and_has_a_paired_error():
 def test_a_scan_without_a_finite_point_is_described():
     scan = synthetic_scans.plane()
     synthetic_scans.spoil(scan)
-    variation, nothing = total_variation(scan.test_loss), Reliability(*[np.nan] * 4, images=40)
-    found = {r.name: r for r in describe(scan, significant_minima(scan), variation, nothing)}
+    found = rows(scan)
     assert "Lowest test loss" not in found
     assert found["Points measured"].value == "0 of 15"
     assert found["Local minima above the noise"][1:] == ("0", "no point is finite")
@@ -79,7 +80,7 @@ def test_a_scan_without_a_finite_point_is_described():
 
 
 def test_minima_are_counted_with_and_without_noise():
-    found = rows(synthetic_scans.plane(), minima(LOWEST, ON_EDGE, below=11))
+    found = rows(synthetic_scans.plane(), minima=minima(LOWEST, ON_EDGE, below=11))
     assert found["Local minima above the noise"][1:] == (
         "2",
         "the lowest point, which always counts, and 1 deeper than 4 standard errors; "
@@ -90,8 +91,11 @@ def test_minima_are_counted_with_and_without_noise():
 
 
 def test_each_ray_has_a_lowest_point():
-    found = rows(synthetic_scans.rays(), minima(LOWEST, LOWEST))["Local minima above the noise"]
-    assert found.meaning == "the lowest point of each ray, which always counts, and no other"
+    found = rows(synthetic_scans.rays(), minima=minima(LOWEST, LOWEST))
+    assert (
+        found["Local minima above the noise"].meaning
+        == "the lowest point of each ray, which always counts, and no other"
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,7 @@ def test_each_ray_has_a_lowest_point():
     ],
 )
 def test_reading_of_the_reliability(full, words):
-    found = rows(synthetic_scans.plane(), full=full)["Split-half reliability"]
+    found = rows(synthetic_scans.plane(), reliability=reliability(full))["Split-half reliability"]
     assert found.meaning.startswith(words)
     assert "another 40 test images" in found.meaning
     assert "0.10 to 0.40" in found.meaning
@@ -125,26 +129,14 @@ def test_pure_noise_is_called_noise():
     noise = np.random.default_rng(3).standard_normal((11, 11, 100))
     scan["test_loss_per_image"][:] = scan.start_test_loss_per_image.values + noise
     scan["test_loss"] = scan.test_loss_per_image.mean("image")
-    found = describe(
-        scan,
-        significant_minima(scan),
-        total_variation(scan.test_loss),
-        split_half_reliability(scan.test_loss_per_image),
-    )
-    words = {row.name: row.meaning for row in found}
-    assert words["Split-half reliability"].startswith("mostly sampling noise")
-    assert "and no other" in words["Local minima above the noise"]
-
-
-def test_bands_at_their_edges():
-    assert bands([-4.1, -4.0, -2.0, 0.0, 1.9, 2.0, 4.0], 1.0).tolist() == [0, 1, 2, 2, 2, 3, 4]
-    assert bands(0.0, 0.0) == 2  # the start
-    assert bands(0.5, 0.0) == 4  # every image agrees
-    assert np.isnan(bands([np.nan, np.inf], 1.0)).all()
+    found = rows(scan)
+    assert found["Split-half reliability"].meaning.startswith("mostly sampling noise")
+    assert "and no other" in found["Local minima above the noise"].meaning
 
 
 def test_the_table_shows_every_row():
-    found = describe(synthetic_scans.plane(), minima(LOWEST), 2.0, reliability(0.5))
+    scan = synthetic_scans.plane()
+    found = describe(scan, analyze(scan))
     console = Console(width=80, file=io.StringIO())
     console.print(table(found))
     text = console.file.getvalue()

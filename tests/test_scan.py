@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ from evolq.problem import Settings, prepare
 from evolq.starts.calibration import calibrate
 from evolq.tensor import observers
 from evolq.tensor.quantizers import PerGroup, QuantSpec
+from landscape import results, scans, store
 from landscape import scan as scan_module
-from landscape import store
 from landscape.probes import directions
 
 QUICK = ("--calibration-images", "20", "--selection-images", "0", "--test-images", "20")
@@ -83,7 +84,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(scan) -> None
     assert not a.test_loss.equals(c.test_loss)
 
 
-@pytest.mark.parametrize("over", sorted(scan_module.OVER.keys() - {"bits"}))  # bits have no rays
+@pytest.mark.parametrize("over", get_args(scans.Over))
 def test_rays_over_everything(scan, over) -> None:
     code, _, err = scan(
         *QUICK, "--probe", "rays", "--rays", "2", "--points", "3", "--radius", "0.5",
@@ -189,10 +190,10 @@ BAD = {
     "bits": (["--weight-bits", "9"], "2 to 8"),
     "no bits": (["--activation-bits", "0"], "2 to 8"),
     "bits in words": (["--weight-bits", "four"], "--weight-bits"),
-    "one point": (["--points", "1"], "2 points"),
+    "one point": (["--points", "1"], "2 or more"),
     "no number of points": (["--points", "3x"], "41x21"),
     "three axes": (["--points", "3x3x3"], "41x21"),
-    "rays on a grid": (["--points", "3x3", "--probe", "rays"], "one axis"),
+    "rays on a grid": (["--points", "3x3", "--probe", "rays"], "two axes"),
     "no rays": (["--probe", "rays", "--rays", "0"], "1 or more"),
     "zero radius": (["--radius", "0"], "positive"),
     "negative radius": (["--radius", "-1"], "positive"),
@@ -217,7 +218,7 @@ BAD = {
     "device without values": (["--device", "meta"], "meta"),
     "plane of one value": (
         ["--within", "blocks.0.attn.qkv.input.scale", "--radius", "1", *TEN],
-        "--probe rays",
+        "scan rays",
     ),
     "endless output": (["--out", "long" * 1000], "too long"),
     "endless folder of images": (["--images", "long" * 1000], "too long"),
@@ -270,7 +271,7 @@ def test_bad_input_ends_with_one_line(scan, bad_files, monkeypatch, case) -> Non
 
 def test_an_existing_folder_is_overwritten_on_demand(scan, tmp_path) -> None:
     (tmp_path / "out").mkdir()
-    for name in (*scan_module.RESULTS, "notes.txt"):
+    for name in (*results.RESULTS, "notes.txt"):
         (tmp_path / "out" / name).write_text("old")
     arguments = (*QUICK, "--points", "2", "--radius", "0.1", "--out", "out", "--overwrite")
     assert scan(*arguments, "--within", "nothing")[0] == 2
@@ -294,7 +295,7 @@ def test_each_run_claims_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
 def test_old_pictures_do_not_stay_beside_new_numbers(tmp_path) -> None:
     for name in ("scan.nc", "scan.png", "notes.txt"):
         (tmp_path / name).write_text("old")
-    command_line.make_output_folder(tmp_path, True, "", scan_module.RESULTS)
+    command_line.make_output_folder(tmp_path, True, "", results.RESULTS)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -315,7 +316,7 @@ def test_a_full_disk_leaves_the_numbers(scan, monkeypatch, full) -> None:
     assert f"{full}: No space left" in line
     assert "Split-half reliability" in out
     assert (store.load("out/scan.nc").status == 1).all()
-    left = scan_module.RESULTS[: scan_module.RESULTS.index(full)]
+    left = results.RESULTS[: results.RESULTS.index(full)]
     assert sorted(path.name for path in Path("out").iterdir()) == sorted(left)
 
 
@@ -345,8 +346,8 @@ def test_help_lists_every_choice_and_imports_no_torch() -> None:
         criteria.CRITERIA,
         directions.DIRECTIONS,
         directions.NORMALIZATIONS,
-        scan_module.OVER,
-        scan_module.PROBES,
+        get_args(scans.Over),
+        [probe for _, probe in scan_module.SCANS],
     ):
         for name in names:
             assert name in words
@@ -356,8 +357,9 @@ def test_a_killed_scan_leaves_what_it_measured(tmp_path, monkeypatch) -> None:
     """The process is killed in the middle; the file on disk holds the points measured so far."""
     code = (
         "import os, sys, landscape.scan as s, landscape.probes.sampling as m\n"
+        "from landscape import results\n"
         "from evolq import command_line\n"
-        "s.SAVE_SECONDS = 0.0\n"
+        "results.SAVE_SECONDS = 0.0\n"
         "record, seen = m._record, []\n"
         "def kill(*a):\n"
         "    record(*a); seen.append(1)\n"

@@ -4,6 +4,7 @@ from landscape.plots.comparison_figures import draw_comparison
 from landscape.plots.comparison_html import interactive_comparison
 from landscape.plots.comparison_info import ComparisonInfo, comparison_info
 from landscape.plots.figures import (
+    draw,
     draw_bits,
     draw_confidence,
     draw_map,
@@ -23,6 +24,7 @@ __all__ = [
     "RaysInfo",
     "bits_info",
     "comparison_info",
+    "draw",
     "draw_bits",
     "draw_comparison",
     "draw_confidence",

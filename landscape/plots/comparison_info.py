@@ -10,16 +10,9 @@ from xarray import Dataset
 
 from evolq.optimizers.registry import OPTIMIZERS
 from landscape.paths.comparison import Outcome, outcomes
-from landscape.plots.info import (
-    TEST_LOSS_WORDS,
-    Axis,
-    Quantity,
-    configuration_of,
-    criterion_words,
-    quantity_of,
-    title_of,
-)
+from landscape.plots.info import Axis, Quantity, quantity_of
 from landscape.plots.palette import Look, looks
+from landscape.words import TEST_LOSS_WORDS, configuration_of, criterion_words, title_of
 
 COST_WORDS = "Cost (forward passes of the calibration set)"
 DISTANCE_UNIT = "RMS log change of the scales"

@@ -5,7 +5,6 @@ No global state: a `Figure` is made directly and `pyplot` never imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from xarray import Dataset
 
 from evolq.atomic import write_whole
+from landscape.analysis import Analysis, analyze
 from landscape.plots.info import (
     BAND_LIMITS,
     EDGE_MINIMUM_WORDS,
@@ -46,7 +46,7 @@ from landscape.plots.info import (
     rays_info,
 )
 from landscape.report import BAND_WORDS
-from landscape.statistics.minima import Minimum
+from landscape.words import with_unit
 
 DOTS_PER_INCH = 200
 STYLE: Any = {
@@ -83,14 +83,27 @@ NOT_FINITE_STYLE: dict[str, Any] = {"facecolor": "0.75", "edgecolor": "black", "
 NOT_COMPUTED_STYLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "...."}
 
 
-def draw_plane(dataset: Dataset, minima: Iterable[Minimum] = ()) -> Figure:
+def draw(dataset: Dataset, analysis: Analysis | None = None) -> Figure:
+    """Draw a scan of any kind.
+
+    Args:
+        dataset: the result of a scan.
+        analysis: of it, if it has been computed already.
+    """
+    analysis = analyze(dataset) if analysis is None else analysis
+    if "bits" in dataset.dims:
+        return draw_bits(dataset, analysis)
+    return (draw_rays if "ray" in dataset.dims else draw_plane)(dataset, analysis)
+
+
+def draw_plane(dataset: Dataset, analysis: Analysis) -> Figure:
     """Draw both losses of a plane as heat maps and surfaces, and how far they can be believed.
 
     Args:
-        dataset: the result of a scan with probe `plane`.
-        minima: the local minima of the test loss to mark.
+        dataset: the result of a scan of a plane.
+        analysis: of it; the minima that it found are marked.
     """
-    info = plane_info(dataset, minima)
+    info = plane_info(dataset, analysis)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 7.8), layout="constrained")
         figure.suptitle(f"{info.title}\n{info.subtitle}")
@@ -156,13 +169,14 @@ def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
     axes.set_zlabel(surface.quantity.measure, labelpad=8)
 
 
-def draw_rays(dataset: Dataset) -> Figure:
+def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
     """Draw the change of both losses along each ray, with error bars, and the mean of the rays.
 
     Args:
-        dataset: the result of a scan with probe `rays`.
+        dataset: the result of a scan of rays.
+        analysis: of it.
     """
-    info = rays_info(dataset)
+    info = rays_info(dataset, analysis)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.8), layout="constrained")
         figure.suptitle(f"{info.title}\n{info.subtitle}")
@@ -173,13 +187,14 @@ def draw_rays(dataset: Dataset) -> Figure:
     return figure
 
 
-def draw_bits(dataset: Dataset) -> Figure:
+def draw_bits(dataset: Dataset, analysis: Analysis) -> Figure:
     """Draw a scan over bit-widths as a heat map of what they cost.
 
     Args:
-        dataset: the result of `sample_layers` or `sample_bits`.
+        dataset: the result of a scan of bits or of layers.
+        analysis: of it.
     """
-    info = bits_info(dataset)
+    info = bits_info(dataset, analysis)
     rows, columns = info.shades.shape
     with matplotlib.rc_context(STYLE):
         width = 2.6 + 0.085 * max(map(len, info.rows)) + 0.6 * columns
@@ -187,7 +202,7 @@ def draw_bits(dataset: Dataset) -> Figure:
         figure.suptitle(info.title)
         axes = figure.subplots()
         mesh = axes.pcolormesh(info.shades, cmap=RISE_COLORS, vmin=0, vmax=info.darkest)
-        bar = figure.colorbar(mesh, ax=axes, label=_measure(info.quantity), aspect=30)
+        bar = figure.colorbar(mesh, ax=axes, label=info.quantity.label, aspect=30)
         places, labels = zip(*info.ticks, strict=True)
         bar.set_ticks(places, labels=labels)
         axes.hlines(np.arange(rows), 0, columns, color="0.85", linewidth=0.8)
@@ -216,10 +231,6 @@ def draw_bits(dataset: Dataset) -> Figure:
             handles=[Patch(**BOX_STYLE, label=info.box_words)], loc="outside lower center"
         )
     return figure
-
-
-def _measure(quantity: Quantity) -> str:
-    return f"{quantity.name} ({quantity.measure})"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -253,8 +264,8 @@ def _draw_cells(axes: Axes, info: PlaneInfo, quantity: Quantity, **colors: Any) 
             width, height = corners[row + 1, column + 1] - corners[row, column]
             axes.add_patch(Rectangle(corners[row, column], width, height, linewidth=0, **style))
     axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel(f"{info.x.name}\n({info.x.unit})")
-    axes.set_ylabel(f"{info.y.name}\n({info.y.unit})")
+    axes.set_xlabel(with_unit(info.x.name, info.x.unit, "\n"))
+    axes.set_ylabel(with_unit(info.y.name, info.y.unit, "\n"))
     return mesh
 
 
@@ -324,6 +335,6 @@ def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
             label=NOT_FINITE_WORDS,
         )
     axes.set_title(curves.quantity.name)
-    axes.set_xlabel(f"{info.distance.name} ({info.distance.unit})")
+    axes.set_xlabel(info.distance.label)
     axes.set_ylabel(curves.label)
     axes.xaxis.set_major_locator(MaxNLocator(5))

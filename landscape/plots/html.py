@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from plotly.subplots import make_subplots
 from xarray import Dataset
 
 from evolq.atomic import write_whole
+from landscape.analysis import Analysis, analyze
 from landscape.plots.info import (
     BAND_LIMITS,
     EDGE_MINIMUM_WORDS,
@@ -24,7 +24,6 @@ from landscape.plots.info import (
     NOT_FINITE_WORDS,
     RAY_WORDS,
     START_WORDS,
-    Axis,
     BitsInfo,
     Curves,
     Marker,
@@ -37,7 +36,6 @@ from landscape.plots.info import (
     rays_info,
 )
 from landscape.report import BAND_WORDS
-from landscape.statistics.minima import Minimum
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -57,18 +55,19 @@ UNLIT = {"ambient": 1, "diffuse": 0, "specular": 0, "fresnel": 0}
 OUTLINE = {"color": "black", "width": 1.5}
 
 
-def interactive(dataset: Dataset, minima: Iterable[Minimum] = ()) -> go.Figure:
+def interactive(dataset: Dataset, analysis: Analysis | None = None) -> go.Figure:
     """Draw a scan to be turned, zoomed and asked: hovering names a point and its values.
 
     Args:
-        dataset: the result of a scan, with any probe.
-        minima: the local minima of the test loss to mark on a plane.
+        dataset: the result of a scan of any kind.
+        analysis: of it, if it has been computed already.
     """
+    analysis = analyze(dataset) if analysis is None else analysis
     if "bits" in dataset.dims:
-        return _draw_bits(bits_info(dataset))
+        return _draw_bits(bits_info(dataset, analysis))
     if "ray" in dataset.dims:
-        return _draw_rays(rays_info(dataset))
-    return _draw_plane(plane_info(dataset, minima))
+        return _draw_rays(rays_info(dataset, analysis))
+    return _draw_plane(plane_info(dataset, analysis))
 
 
 def write_html(figure: go.Figure, path: Path) -> None:
@@ -114,8 +113,8 @@ def _draw_plane(info: PlaneInfo) -> go.Figure:
     figure.update_layout(
         **_layout(info),
         updatemenus=[menu | {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}],
-        xaxis={"title": {"text": _label(info.x)}, "domain": [0, 0.4], "showgrid": False},
-        yaxis={"title": {"text": _label(info.y)}, "showgrid": False},
+        xaxis={"title": {"text": info.x.label}, "domain": [0, 0.4], "showgrid": False},
+        yaxis={"title": {"text": info.y.label}, "showgrid": False},
         scene={
             "domain": {"x": [0.53, 1]},
             "aspectmode": "manual",
@@ -135,10 +134,6 @@ def _layout(info: PlaneInfo | RaysInfo) -> dict[str, Any]:
         "title": {"text": f"{info.title}<br><sup>{info.subtitle}</sup>", "x": 0.5},
         "legend": {"orientation": "h", "y": -0.15},
     }
-
-
-def _label(axis: Axis) -> str:
-    return f"{axis.name} ({axis.unit})"
 
 
 def _flat_traces(
@@ -334,7 +329,7 @@ def _draw_rays(info: RaysInfo) -> go.Figure:
     for column, curves in enumerate((info.loss, info.test_loss), start=1):
         traces = _curve_traces(info, curves, legend=curves is info.test_loss)
         figure.add_traces(traces, rows=1, cols=column)
-        figure.update_xaxes(title_text=_label(info.distance), col=column)
+        figure.update_xaxes(title_text=info.distance.label, col=column)
         figure.update_yaxes(title_text=curves.label, col=column)
     figure.update_layout(**_layout(info))
     return figure
@@ -406,7 +401,7 @@ def _draw_bits(info: BitsInfo) -> go.Figure:
             ygap=1,
             colorbar={
                 "title": {
-                    "text": f"{info.quantity.name} ({info.quantity.measure})",
+                    "text": info.quantity.label,
                     "side": "right",
                 },
                 "tickvals": places,

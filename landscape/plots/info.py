@@ -6,42 +6,17 @@ modules beside this one only place them on paper or on screen. Tests compare the
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from xarray import DataArray, Dataset
 
-from evolq.losses.criteria import words_of
-from evolq.losses.paired import paired_standard_error
+from landscape.analysis import CLEARLY_HIGHER, NOT_TOLD_APART, Analysis
 from landscape.probes.sampling import NOT_COMPUTED
-from landscape.report import BAND_WORDS, NOT_TOLD_APART, bands
-from landscape.statistics.minima import Minimum
-from landscape.statistics.roughness import paired_noise
+from landscape.words import UNTITLED, measure_of, with_unit
 
-TEST_LOSS_WORDS = words_of("cross_entropy")
-
-# What is scanned -> how a reader knows it, and what a step of 1 along a direction does there
-# (the normalizations of landscape.directions).
-OVER_WORDS = {
-    "scales": ("scale space", "RMS log change of the scales"),
-    "zero_points": ("zero-point space", "RMS shift of the zero points in codes"),
-    "weights": ("weight space", "RMS change of the weights"),
-}
-# What a step of 1 is along directions with lengths of their own (landscape.guided).
-GUIDED_WORDS = {
-    "towards": "1: the checkpoint",
-    "pca": "in RMS distances of the checkpoints",
-}
-NORMALIZED_WEIGHTS_WORDS = {
-    "layer": "change relative to each layer's norm",
-    "filter": "change relative to each filter's norm",
-}
-
-# The bands of landscape.report in figures, in paired standard errors.
+# The bands of landscape.analysis in figures, in paired standard errors.
 BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
 
 # Heat maps over bit-widths.
@@ -86,16 +61,26 @@ class Axis:
     unit: str
     values: NDArray[np.float64]
 
+    @property
+    def label(self) -> str:
+        """Name and unit."""
+        return with_unit(self.name, self.unit)
+
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
     """One quantity over the points of a scan; NaN where it has no finite value."""
 
     name: str
-    measure: str  # with its unit
+    measure: str  # what it is, with its unit
     values: NDArray[np.float64]
     not_finite: NDArray[np.bool_]
     not_computed: NDArray[np.bool_]
+
+    @property
+    def label(self) -> str:
+        """Name and unit."""
+        return with_unit(self.name, self.measure)
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -206,45 +191,39 @@ class BitsInfo:
     accuracy: NDArray[np.float64]
 
 
-def plane_info(dataset: Dataset, minima: Iterable[Minimum] = ()) -> PlaneInfo:
-    """Return what a figure of the plane in `dataset` shows.
+def plane_info(dataset: Dataset, analysis: Analysis) -> PlaneInfo:
+    """Return what a figure of a plane shows.
 
     Args:
-        dataset: the result of a scan with probe `plane`.
-        minima: the local minima of the test loss to mark.
+        dataset: the result of a scan of a plane.
+        analysis: of it.
     """
     dataset = dataset.transpose("y", "x", ...)
-    configuration = configuration_of(dataset)
-    change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
-    change_error = paired_noise(dataset)
+    changes = analysis.changes.transpose("y", "x")
     checkpoints = _checkpoints(dataset)
     shown = tuple(one for one in checkpoints if _in_range(dataset, one))
-    subtitle = _subtitle(dataset, configuration)
+    subtitle = _subtitle(dataset)
     if len(shown) < len(checkpoints):
         outside = len(checkpoints) - len(shown)
         subtitle += f" · {outside} of {len(checkpoints)} checkpoints outside the map"
     return PlaneInfo(
-        title=title_of(configuration),
+        title=_title(dataset),
         subtitle=subtitle,
-        x=_axis(dataset.x, "Step along x", configuration),
-        y=_axis(dataset.y, "Step along y", configuration),
-        loss=Surface(
-            quantity_of(
-                dataset.loss, dataset.status, "Calibration loss", criterion_words(configuration)
-            ),
-            Marker(0.0, 0.0, _start(dataset, "loss_per_image")),
-        ),
+        x=_axis(dataset.x),
+        y=_axis(dataset.y),
+        loss=Surface(_loss(dataset), Marker(0.0, 0.0, analysis.start_loss)),
         test_loss=Surface(
-            quantity_of(dataset.test_loss, dataset.status, "Test loss", TEST_LOSS_WORDS),
-            Marker(0.0, 0.0, _start(dataset, "test_loss_per_image")),
+            _test_loss(dataset),
+            Marker(0.0, 0.0, analysis.start_test_loss.value),
             tuple(
-                Marker(m.coordinates["x"], m.coordinates["y"], m.value, m.boundary) for m in minima
+                Marker(m.coordinates["x"], m.coordinates["y"], m.value, m.boundary)
+                for m in (analysis.minima.minima if analysis.minima else ())
             ),
         ),
-        change=change.values,
-        change_error=change_error.values,
+        change=changes.test_loss_change.values,
+        change_error=changes.test_loss_change_error.values,
         confidence=quantity_of(
-            change.copy(data=bands(change, change_error)),
+            changes.test_loss_band,
             dataset.status,
             "Test loss against the start",
             "in paired standard errors",
@@ -285,84 +264,80 @@ def _in_range(dataset: Dataset, checkpoint: Checkpoint) -> bool:
     return bool(x[0] <= checkpoint.x <= x[-1] and y[0] <= checkpoint.y <= y[-1])
 
 
-def rays_info(dataset: Dataset) -> RaysInfo:
-    """Return what a figure of the rays in `dataset` shows."""
+def rays_info(dataset: Dataset, analysis: Analysis) -> RaysInfo:
+    """Return what a figure of rays shows.
+
+    Args:
+        dataset: the result of a scan of rays.
+        analysis: of it.
+    """
     dataset = dataset.transpose("ray", "distance", ...)
-    configuration = configuration_of(dataset)
-    loss = _change(dataset, "loss_per_image").mean("calibration_image", skipna=False)
-    test_loss = _change(dataset, "test_loss_per_image")
-    # The rays share their images: the error of their mean is that of each image's mean change.
-    mean_test_loss = test_loss.mean("ray", skipna=False).transpose("distance", "image")
+    changes = analysis.changes.transpose("ray", "distance")
     return RaysInfo(
-        title=title_of(configuration),
-        subtitle=_subtitle(dataset, configuration),
-        distance=_axis(dataset.distance, "Signed distance along a ray", configuration),
+        title=_title(dataset),
+        subtitle=_subtitle(dataset),
+        distance=_axis(dataset.distance),
         loss=Curves(
-            quantity_of(loss, dataset.status, "Calibration loss", criterion_words(configuration)),
+            _loss(dataset, changes.loss_change),
             None,
-            loss.mean("ray", skipna=False).values,
+            changes.mean_loss_change.values,
             None,
-            _start(dataset, "loss_per_image"),
+            analysis.start_loss,
         ),
         test_loss=Curves(
-            quantity_of(
-                test_loss.mean("image", skipna=False), dataset.status, "Test loss", TEST_LOSS_WORDS
-            ),
-            paired_noise(dataset).values,
-            mean_test_loss.mean("image", skipna=False).values,
-            paired_standard_error(mean_test_loss.values),
-            _start(dataset, "test_loss_per_image"),
+            _test_loss(dataset, changes.test_loss_change),
+            changes.test_loss_change_error.values,
+            changes.mean_test_loss_change.values,
+            changes.mean_test_loss_change_error.values,
+            analysis.start_test_loss.value,
         ),
         accuracy=dataset.test_accuracy.values,
     )
 
 
-def bits_info(dataset: Dataset) -> BitsInfo:
-    """Return what a heat map of the bit-widths in `dataset` shows.
+def bits_info(dataset: Dataset, analysis: Analysis) -> BitsInfo:
+    """Return what a heat map over bit-widths shows; the most bits come first.
 
     Args:
-        dataset: the result of `sample_layers` or `sample_bits`; widest bits come first.
+        dataset: the result of a scan of bits or of layers.
+        analysis: of it.
     """
     layers = "layer" in dataset.dims
-    dataset = dataset.sortby("bits", ascending=False).transpose(
-        *(("layer", "bits") if layers else ("bits", "multiplier")), ...
+    over = ("layer", "bits") if layers else ("bits", "multiplier")
+    dataset = dataset.sortby("bits", ascending=False).transpose(*over, ...)
+    changes = analysis.changes.sortby("bits", ascending=False).transpose(*over)
+    quantity = quantity_of(
+        changes.test_loss_change, dataset.status, "Test loss above the start's", _unit(dataset)
     )
-    configuration = configuration_of(dataset)
-    change = _change(dataset, "test_loss_per_image").mean("image", skipna=False)
-    quantity = quantity_of(change, dataset.status, "Test loss above the start's", "nats")
     highest = max(quantity.limits[1], 1e-6)
     rises = sorted({float(f"{highest * (step / 4) ** 2:.1g}") for step in range(5)})
-    error = paired_noise(dataset).values
-    bits = tuple(str(int(width)) for width in dataset.bits)
-    band = bands(quantity.values, error)
-    clear = np.isnan(band) | (band == len(BAND_WORDS) - 1)
+    band = changes.test_loss_band.values
+    bits = [int(width) for width in dataset.bits]
     if layers:
-        rows, columns = tuple(map(str, dataset.layer.values)), bits
-        needed = (~clear).cumprod(1).sum(1) - 1  # bits fall from left to right
-        boxed = tuple((row, int(column)) for row, column in enumerate(needed) if column >= 0)
-        words = np.where(clear, _each(quantity.values, "+.2g"), "")
+        rows, columns = tuple(map(str, dataset.layer.values)), tuple(map(str, bits))
+        boxed = tuple(
+            (rows.index(layer), bits.index(fewest))
+            for layer, fewest in analysis.fewest_bits.items()
+        )
+        words = np.where(band < CLEARLY_HIGHER, "", _each(quantity.values, "+.2g"))
     else:
-        rows = bits
-        columns = tuple(f"×{multiplier:.2g}" for multiplier in dataset.multiplier.values)
-        best = dataset.loss.where(np.isfinite(dataset.loss), np.inf).argmin("multiplier").values
-        boxed = tuple((row, int(column)) for row, column in enumerate(best))
+        factors = dataset.multiplier.values.tolist()
+        rows, columns = tuple(map(str, bits)), tuple(f"×{factor:.2g}" for factor in factors)
+        boxed = tuple(
+            (bits.index(width), factors.index(best))
+            for width, best in analysis.best_factors.items()
+        )
         words = _each(100 * dataset.test_accuracy.values, ".0f")
     return BitsInfo(
-        title=f"{_network(configuration)}: " + (LAYERS_TITLE if layers else MULTIPLIER_TITLE),
-        subtitle=" · ".join(
-            ["Start: " + ", ".join(_quantization(configuration)), _images(dataset)]
-        ),
-        row_name="Layer, from input to output" if layers else "Bits of all weights",
+        title=f"{_title(dataset)}: " + (LAYERS_TITLE if layers else MULTIPLIER_TITLE),
+        subtitle=_subtitle(dataset),
+        row_name=_name(dataset[over[0]]),
         rows=rows,
-        column_name="Bits of this layer's weights" if layers else "Factor on all weight scales",
+        column_name=_name(dataset[over[1]]),
         columns=columns,
         quantity=quantity,
-        change_error=error,
-        shades=np.where(
-            band == BAND_WORDS.index(NOT_TOLD_APART),
-            np.nan,
-            np.sqrt(np.clip(quantity.values, 0, None)),
-        ),
+        change_error=changes.test_loss_change_error.values,
+        shades=np.where(band == NOT_TOLD_APART, np.nan, np.sqrt(np.clip(quantity.values, 0, None))),
         darkest=highest**0.5,
         ticks=tuple((rise**0.5, f"{rise:g}") for rise in rises if rise <= highest),
         words=np.where(quantity.not_finite | quantity.not_computed, "", words).astype(object),
@@ -378,17 +353,6 @@ def _each(values: NDArray[np.float64], form: str) -> NDArray[np.object_]:
     return np.vectorize(lambda value: format(value, form), otypes=[object])(values)
 
 
-def _change(dataset: Dataset, name: str) -> DataArray:
-    """Return each image's change from the start, NaN if not finite; 0 at the start itself."""
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        change = dataset[name].astype(np.float64) - dataset[f"start_{name}"]
-    return change.where(np.isfinite(change) & (dataset.status != NOT_COMPUTED))
-
-
-def _start(dataset: Dataset, name: str) -> float:
-    return float(dataset[f"start_{name}"].mean(dtype=np.float64))
-
-
 def quantity_of(values: DataArray, status: DataArray, name: str, measure: str) -> Quantity:
     """Return a quantity over the points of a scan or of a map, given their status.
 
@@ -402,60 +366,42 @@ def quantity_of(values: DataArray, status: DataArray, name: str, measure: str) -
     )
 
 
-def configuration_of(dataset: Dataset) -> dict[str, Any]:
-    """Return the configuration in a Dataset's provenance, empty if there is none."""
-    return json.loads(dataset.attrs.get("provenance", "{}")).get("configuration", {})
+def _loss(dataset: Dataset, values: DataArray | None = None) -> Quantity:
+    """Return the calibration loss, or values that are in its unit, such as its change."""
+    shown = dataset.loss if values is None else values
+    measure = measure_of(dataset.loss, "calibration loss")
+    return quantity_of(shown, dataset.status, "Calibration loss", measure)
 
 
-def _axis(coordinate: DataArray, name: str, configuration: Mapping[str, Any]) -> Axis:
-    over = configuration.get("over", "")
-    _, unit = OVER_WORDS.get(over, ("", "lengths of the direction"))
-    if over == "weights":
-        unit = NORMALIZED_WEIGHTS_WORDS.get(configuration.get("normalize", ""), unit)
-    unit = GUIDED_WORDS.get(configuration.get("directions", ""), unit)
-    return Axis(name, unit, coordinate.values.astype(np.float64))
+def _test_loss(dataset: Dataset, values: DataArray | None = None) -> Quantity:
+    """Return the test loss, or values that are in its unit, such as its change."""
+    shown = dataset.test_loss if values is None else values
+    measure = measure_of(dataset.test_loss, "test loss")
+    return quantity_of(shown, dataset.status, "Test loss", measure)
 
 
-def criterion_words(configuration: Mapping[str, Any]) -> str:
-    """Return how a reader knows the criterion, with its unit."""
-    return words_of(configuration.get("criterion", "loss"))
+def _axis(coordinate: DataArray) -> Axis:
+    unit = coordinate.attrs.get("units", "")
+    return Axis(_name(coordinate), unit, coordinate.values.astype(np.float64))
 
 
-def _network(configuration: Mapping[str, Any]) -> str:
-    return str(configuration.get("model", "network"))
+def _name(array: DataArray) -> str:
+    return array.attrs.get("long_name", str(array.name))
 
 
-def title_of(configuration: Mapping[str, Any]) -> str:
-    """Return what was measured, in words."""
-    return ", ".join([_network(configuration), *_quantization(configuration)])
+def _unit(dataset: Dataset) -> str:
+    return dataset.test_loss.attrs.get("units", "")
 
 
-def _quantization(configuration: Mapping[str, Any]) -> list[str]:
-    parts = []
-    scheme = configuration.get("scheme")
-    if scheme == "none":
-        parts.append("not quantized")
-    elif scheme is not None:
-        parts.append(f"{configuration['weight_bits']}-bit weights")
-        if scheme != "weights":  # that scheme leaves activations alone
-            parts.append(f"{configuration['activation_bits']}-bit activations")
-        parts.append(f"scheme {scheme}")
-    return parts
+def _title(dataset: Dataset) -> str:
+    return dataset.attrs.get("title", UNTITLED)
 
 
-def _subtitle(dataset: Dataset, configuration: Mapping[str, Any]) -> str:
-    where, _ = OVER_WORDS.get(configuration.get("over", ""), ("", ""))
-    parts = [f"around the start in {where}" if where else "around the start"]
-    if configuration.get("within"):
-        parts.append(f"within {configuration['within']}")
-    if configuration.get("exclude"):
-        parts.append(f"without {configuration['exclude']}")
-    parts.append(_images(dataset))
-    return " · ".join(parts)
-
-
-def _images(dataset: Dataset) -> str:
-    return (
-        f"{dataset.sizes['calibration_image']:,} calibration images · "
-        f"{dataset.sizes['image']:,} test images"
+def _subtitle(dataset: Dataset) -> str:
+    return " · ".join(
+        [
+            dataset.attrs.get("comment", "around the start"),
+            f"{dataset.sizes['calibration_image']:,} calibration images",
+            f"{dataset.sizes['image']:,} test images",
+        ]
     )

@@ -39,7 +39,7 @@ def sample_bits(
     Raises:
         InputError: if the table is empty, or multipliers are not positive and ascending.
     """
-    bits = _bits(table)
+    bits = _bits(table, "Bits of all weights")
     if not (len(multipliers) and multipliers[0] > 0 and (np.diff(multipliers) > 0).all()):
         raise InputError(f"multipliers must be positive and ascending, not {multipliers}")
 
@@ -48,13 +48,14 @@ def sample_bits(
         scales = {name: point[name].new_ones(()) for name in names if role(name) == "scale"}
         return displace(point, scales, float(np.log(multiplier)))
 
-    names = tuple(entries_at(dict.fromkeys(table, int(bits[0])), table))
+    names = tuple(entries_at(dict.fromkeys(table, int(bits.values[0])), table))
     cells = (
         ({"bits": row, "multiplier": column}, at(int(width), float(multiplier)))
-        for row, width in enumerate(bits)
+        for row, width in enumerate(bits.values)
         for column, multiplier in enumerate(multipliers)
     )
-    coordinates = {"bits": bits, "multiplier": multipliers}
+    words = {"long_name": "Factor on all weight scales", "units": "1"}
+    coordinates = {"bits": bits, "multiplier": xr.Variable("multiplier", multipliers, words)}
     return sample_cells(origin, coordinates, [(names, cells)], objective, test, on_point)
 
 
@@ -70,23 +71,26 @@ def sample_layers(
     Only the part of the network behind a layer is evaluated. Arguments and errors are those of
     `sample_bits`; the Dataset has dimensions `layer, bits`, layers by the names of their weights.
     """
-    bits = _bits(table)
+    bits = _bits(table, "Bits of this layer's weights")
 
     def cells(layer: str, row: int) -> list[tuple[dict[str, int], Point]]:
         return [
             ({"layer": row, "bits": column}, {**origin, **table[layer][int(width)]})
-            for column, width in enumerate(bits)
+            for column, width in enumerate(bits.values)
         ]
 
     groups = (
-        (tuple(table[layer][int(bits[0])]), cells(layer, row)) for row, layer in enumerate(table)
+        (tuple(table[layer][int(bits.values[0])]), cells(layer, row))
+        for row, layer in enumerate(table)
     )
-    coordinates = {"layer": np.array(list(table)), "bits": bits}
+    layers = xr.Variable("layer", list(table), {"long_name": "Layer, from input to output"})
+    coordinates = {"layer": layers, "bits": bits}
     return sample_cells(origin, coordinates, groups, objective, test, on_point)
 
 
-def _bits(table: Table) -> np.ndarray:
-    """Return the widths that every layer has an entry for."""
+def _bits(table: Table, words: str) -> xr.Variable:
+    """Return the widths that every layer has an entry for, as a coordinate of that name."""
     if not table:
-        raise InputError("no weight's bits are to change; widen --within or --exclude")
-    return np.array(sorted(set.intersection(*(set(widths) for widths in table.values()))))
+        raise InputError("no weight's bits are to change; widen within or exclude")
+    widths = sorted(set.intersection(*(set(widths) for widths in table.values())))
+    return xr.Variable("bits", widths, {"long_name": words, "units": "bit"})

@@ -183,7 +183,7 @@ def orthogonal_pair(
         count = sum(value.numel() for value in point.values())
         raise InputError(
             f"a plane needs two directions, and what moves ({count} in all, {next(iter(point))} "
-            "for one) has room for one; let more move (--within), or scan --probe rays"
+            "for one) has room for one; let more move (within), or scan rays"
         ) from error
     return x, y
 

@@ -17,6 +17,10 @@ from landscape.statistics.roughness import paired_standard_error
 
 NOT_COMPUTED, FINITE, NOT_FINITE = 0, 1, 2
 
+# What a step of 1 is, unless someone who drew the directions says more.
+STEP_UNIT = "lengths of the direction"
+TEST_LOSS = {"long_name": "cross entropy", "units": "nats"}
+
 # Bounds of an automatic radius: a typical scale changes by 0.8 %, at which few codes of a quantized
 # network change, or by a factor exp(8) = 3000, at which nothing is left of it.
 _SMALLEST_RADIUS = 2.0**-7
@@ -105,11 +109,14 @@ def sample_plane(
         InputError: before any work, if a coordinate array is not ascending, finite and of 2 or
             more points.
     """
-    coordinates = {"y": _ascending("y", y), "x": _ascending("x", x)}
+    coordinates = {
+        "y": _ascending("y", y, "Step along y"),
+        "x": _ascending("x", x, "Step along x"),
+    }
     cells = (
         ({"y": row, "x": column}, plane.at(float(a), float(b)))
-        for row, b in enumerate(coordinates["y"])
-        for column, a in enumerate(coordinates["x"])
+        for row, b in enumerate(coordinates["y"].values)
+        for column, a in enumerate(coordinates["x"].values)
     )
     names = tuple(sorted(plane.x.keys() | plane.y.keys()))
     places = _places(plane, checkpoints) if checkpoints else None
@@ -145,11 +152,14 @@ def sample_rays(
         raise InputError("no rays were given; 1 or more are needed")
     if any(ray.origin is not rays[0].origin for ray in rays):
         raise InputError("all rays must start at one Point: pass the same origin to each Line")
-    coordinates = {"ray": np.arange(len(rays)), "distance": _ascending("distance", distances)}
+    coordinates = {
+        "ray": xr.Variable("ray", np.arange(len(rays))),
+        "distance": _ascending("distance", distances, "Signed distance along a ray"),
+    }
     cells = (
         ({"ray": number, "distance": column}, ray.at(float(t)))
         for number, ray in enumerate(rays)
-        for column, t in enumerate(coordinates["distance"])
+        for column, t in enumerate(coordinates["distance"].values)
     )
     names = tuple(sorted(set().union(*(ray.direction.keys() for ray in rays))))
     return sample_cells(rays[0].origin, coordinates, [(names, cells)], objective, test, on_point)
@@ -213,13 +223,14 @@ def _shift(radius: float, losses: np.ndarray, start: np.ndarray) -> Shift:
     return Shift(radius, change, abs(change) / error if error > 0 else 0.0)
 
 
-def _ascending(name: str, coordinates: np.ndarray) -> np.ndarray:
+def _ascending(name: str, coordinates: np.ndarray, words: str) -> xr.Variable:
+    """Check the coordinates along a dimension and give them a name and a unit."""
     values = np.asarray(coordinates, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise InputError(f"{name} needs 2 points or more along one axis, not shape {values.shape}")
     if not (np.isfinite(values).all() and (np.diff(values) > 0).all()):
         raise InputError(f"the coordinates along {name} must be finite and ascending")
-    return values
+    return xr.Variable(name, values, {"long_name": words, "units": STEP_UNIT})
 
 
 def _numbers(values: Tensor) -> np.ndarray:
@@ -228,7 +239,7 @@ def _numbers(values: Tensor) -> np.ndarray:
 
 def sample_cells(
     origin: Point,
-    coordinates: dict[str, np.ndarray],
+    coordinates: dict[str, xr.Variable],
     groups: Iterable[tuple[tuple[str, ...], Iterable[tuple[dict[str, int], Point]]]],
     objective: CalibrationLoss,
     test: HeldOutLoss,
@@ -239,7 +250,7 @@ def sample_cells(
 
     Args:
         origin: the start.
-        coordinates: values along each dimension.
+        coordinates: along each dimension, with a name (`long_name`) and `units` for figures.
         groups: names that vary, and cells in which nothing else varies: the index of each along
             each dimension, and its Point. Names that vary in a group alone make it cheaper.
         objective: on calibration images.
@@ -278,7 +289,7 @@ def _measure(
 
 
 def _empty(
-    coordinates: dict[str, np.ndarray],
+    coordinates: dict[str, xr.Variable],
     start_loss: np.ndarray,
     start_test_loss: np.ndarray,
     start_correct: np.ndarray,
@@ -290,8 +301,8 @@ def _empty(
     return xr.Dataset(
         {
             "loss": (axes, np.full(shape, np.nan)),
-            "test_loss": (axes, np.full(shape, np.nan)),
-            "test_accuracy": (axes, np.full(shape, np.nan)),
+            "test_loss": (axes, np.full(shape, np.nan), TEST_LOSS),
+            "test_accuracy": (axes, np.full(shape, np.nan), {"units": "1"}),
             "status": (axes, np.full(shape, NOT_COMPUTED, dtype=np.int8)),
             "loss_per_image": (
                 (*axes, "calibration_image"),

@@ -1,0 +1,463 @@
+"""What can be scanned around a problem's start, as values: `PlaneScan(points=21).sample(problem)`.
+
+Command lines read these classes for their options, so nothing here imports torch before it samples.
+Every choice is a Literal that a test compares with the registry behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from evolq.errors import InputError
+from evolq.settings import configuration
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from evolq.optimizers.mixed_precision import Table
+    from evolq.points import Point
+    from evolq.problem import Problem, Settings
+    from landscape.probes.sampling import OnPoint
+    from landscape.probes.slices import Line
+
+Over = Literal["scales", "zero_points", "weights"]
+Directions = Literal["gaussian", "uniform", "rademacher", "towards", "pca", "hessian"]
+Normalization = Literal["none", "layer", "filter"]
+
+# What moves -> the role of its entries in a Point.
+ROLES: dict[Over, str] = {"scales": "scale", "zero_points": "zero_point", "weights": "weight"}
+# Directions that something leads have lengths of their own; these are led by checkpoints.
+BY_CHECKPOINTS = ("towards", "pca")
+LED = (*BY_CHECKPOINTS, "hessian")
+# Led by checkpoints, an automatic radius goes so many times as far as they are. Towards them, 11
+# points then hit the start and each checkpoint.
+BEYOND_CHECKPOINTS = 1.25
+
+
+@dataclass(frozen=True)
+class _SliceScan:
+    """What a plane and rays have in common.
+
+    Attributes:
+        over: What moves: scales, zero_points, or weights.
+        within: Only the Point's names that match this glob, such as 'blocks.3.*'.
+        exclude: Not the Point's names that match this glob.
+        directions: Drawn: gaussian, uniform or rademacher. Led: towards (to `checkpoints`), pca
+            (of `checkpoints`), hessian (eigenvectors; of a network without quantizers).
+        checkpoints: Where towards and pca lead, once per file: weights of the model if it is not
+            quantized, saved quantized networks otherwise.
+        normalize: Of weight directions: none, layer, or filter (the default). Those that are led
+            have lengths of their own.
+        radius: How far to go, in lengths of the directions: for scales 0.1 changes a typical scale
+            by 10 %. By default it is doubled until the test loss has moved by 4 standard errors;
+            with towards and pca it reaches somewhat past the checkpoints.
+    """
+
+    over: Over = "scales"
+    within: str | None = None
+    exclude: str | None = None
+    directions: Directions = "gaussian"
+    checkpoints: tuple[Path, ...] = ()
+    normalize: Normalization | None = None
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that do not go together."""
+        _check_choice("over", self.over, Over)
+        if self.normalize is not None:
+            _check_choice("normalize", self.normalize, Normalization)
+        if self.radius is not None:
+            _check_radius(self.radius)
+        if (self.directions in BY_CHECKPOINTS) != bool(self.checkpoints):
+            raise InputError("`directions` towards and pca go with `checkpoints`, and only they")
+        if self.directions in LED and self.normalize is not None:
+            raise InputError(
+                f"`directions` {self.directions} has its own length; leave out `normalize`"
+            )
+
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, before it is prepared.
+
+        Raises:
+            InputError: if it cannot.
+        """
+        from landscape.probes.directions import DIRECTIONS
+        from landscape.probes.guided import GUIDED
+
+        if self.directions not in {**DIRECTIONS, **GUIDED}:
+            raise InputError(
+                f"unknown `directions` {self.directions!r}; choose from "
+                f"{', '.join([*DIRECTIONS, *GUIDED])}"
+            )
+        if settings.quantization.scheme == "none" and self.over != "weights":
+            raise InputError(f"`scheme` none has no {self.over}; give `over` weights")
+        if self.directions == "hessian" and settings.quantization.scheme != "none":
+            raise InputError(
+                "`directions` hessian needs a loss that can be differentiated twice: `scheme` none"
+            )
+        if self.directions == "hessian" and settings.execution != "simulated":
+            raise InputError(
+                "`directions` hessian differentiates twice, which compiled code cannot: "
+                "`execution` simulated"
+            )
+        if self.radius is None and not self.checkpoints and settings.test_images == 1:
+            raise InputError(
+                "an automatic `radius` needs 2 test images or more; give one, or more `test_images`"
+            )
+
+
+@dataclass(frozen=True)
+class PlaneScan(_SliceScan):
+    """The plane through the start along two directions, orthogonal unless something leads them.
+
+    Raises:
+        InputError: if the values do not go together.
+
+    Attributes:
+        points: Grid points along each axis.
+        rows: Grid points along y, if not as many as along x.
+    """
+
+    points: int = 11
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that do not go together."""
+        super().__post_init__()
+        _check_at_least("points", self.points, 2)
+        if self.rows is not None:
+            _check_at_least("rows", self.rows, 2)
+
+    def sample(self, problem: Problem, on_point: OnPoint | None = None) -> xr.Dataset:
+        """Measure the plane around a problem's start.
+
+        Args:
+            problem: from `evolq.prepare`; its seed draws the directions.
+            on_point: see `landscape.sample_plane`.
+
+        Returns:
+            What `landscape.sample_plane` returns, with title, names, units and provenance.
+
+        Raises:
+            InputError: before any work, if the problem cannot be scanned like this.
+        """
+        self.check(problem.settings)
+        from landscape.probes.sampling import axis, sample_plane
+        from landscape.probes.slices import Plane
+
+        moving, ends = _moving(self, problem), _load(problem, self.checkpoints)
+        x, y = _lines(self, problem, moving, ends, None)
+        radius, chosen = _choose_radius(self, problem, [x, y], ends)
+        columns, rows = axis(radius, self.points), axis(radius, self.rows or self.points)
+        plane = Plane(problem.start, x.direction, y.direction)
+        return _complete(
+            lambda told: sample_plane(
+                plane, columns, rows, problem.objective, problem.test, told, ends
+            ),
+            problem,
+            self,
+            {**scan_options(self), "normalize": _normalization(self), **chosen},
+            on_point,
+        )
+
+
+@dataclass(frozen=True)
+class RayScan(_SliceScan):
+    """Rays through the start, in both senses, along independent directions.
+
+    Raises:
+        InputError: if the values do not go together.
+
+    Attributes:
+        rays: Number of rays.
+        points: Points along each ray.
+    """
+
+    rays: int = 8
+    points: int = 11
+
+    def __post_init__(self) -> None:
+        """Refuse values that do not go together."""
+        super().__post_init__()
+        _check_at_least("rays", self.rays, 1)
+        _check_at_least("points", self.points, 2)
+
+    def sample(self, problem: Problem, on_point: OnPoint | None = None) -> xr.Dataset:
+        """Measure rays around a problem's start; see `PlaneScan.sample`."""
+        self.check(problem.settings)
+        from landscape.probes.sampling import axis, sample_rays
+
+        moving, ends = _moving(self, problem), _load(problem, self.checkpoints)
+        lines = _lines(self, problem, moving, ends, self.rays)
+        radius, chosen = _choose_radius(self, problem, lines, ends)
+        distances = axis(radius, self.points)
+        return _complete(
+            lambda told: sample_rays(lines, distances, problem.objective, problem.test, told),
+            problem,
+            self,
+            {**scan_options(self), "normalize": _normalization(self), **chosen},
+            on_point,
+        )
+
+
+@dataclass(frozen=True)
+class BitScan:
+    """All weights at 2 to 8 bits, against a factor on their calibrated scales.
+
+    Raises:
+        InputError: if a value is out of range.
+
+    Attributes:
+        within: Only the Point's names that match this glob, such as 'blocks.3.*'.
+        exclude: Not the Point's names that match this glob.
+        radius: Logarithm of the largest factor on the scales, and of one over the smallest; a
+            factor of 2 by default, which spans what a calibration could have got wrong.
+        points: Number of factors.
+    """
+
+    within: str | None = None
+    exclude: str | None = None
+    radius: float = math.log(2)
+    points: int = 11
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_radius(self.radius)
+        _check_at_least("points", self.points, 2)
+
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, before it is prepared.
+
+        Raises:
+            InputError: if it cannot.
+        """
+        _check_bits(settings)
+
+    def sample(self, problem: Problem, on_point: OnPoint | None = None) -> xr.Dataset:
+        """Measure bit-widths against factors; see `PlaneScan.sample`."""
+        self.check(problem.settings)
+        import numpy as np
+
+        from landscape.probes.bit_widths import sample_bits
+        from landscape.probes.sampling import axis
+
+        table = _calibrated(problem, self.within, self.exclude)
+        factors = np.exp(axis(self.radius, self.points))
+        return _complete(
+            lambda told: sample_bits(
+                problem.start, table, factors, problem.objective, problem.test, told
+            ),
+            problem,
+            self,
+            scan_options(self),
+            on_point,
+        )
+
+
+@dataclass(frozen=True)
+class LayerScan:
+    """One layer at a time at 2 to 8 bits, all others as in the start.
+
+    Attributes:
+        within: Only the Point's names that match this glob, such as 'blocks.3.*'.
+        exclude: Not the Point's names that match this glob.
+    """
+
+    within: str | None = None
+    exclude: str | None = None
+
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, before it is prepared.
+
+        Raises:
+            InputError: if it cannot.
+        """
+        _check_bits(settings)
+
+    def sample(self, problem: Problem, on_point: OnPoint | None = None) -> xr.Dataset:
+        """Measure each layer at each number of bits; see `PlaneScan.sample`."""
+        self.check(problem.settings)
+        from landscape.probes.bit_widths import sample_layers
+
+        table = _calibrated(problem, self.within, self.exclude)
+        return _complete(
+            lambda told: sample_layers(problem.start, table, problem.objective, problem.test, told),
+            problem,
+            self,
+            scan_options(self),
+            on_point,
+        )
+
+
+Scan = PlaneScan | RayScan | BitScan | LayerScan
+SCANS: dict[str, type[Scan]] = {
+    "plane": PlaneScan,
+    "rays": RayScan,
+    "bits": BitScan,
+    "layers": LayerScan,
+}
+
+
+def scan_options(scan: Scan) -> dict[str, Any]:
+    """Return the options that declare a scan, its kind as `probe`."""
+    (kind,) = (name for name, kind in SCANS.items() if kind is type(scan))
+    return {"probe": kind, **configuration(scan)}
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise InputError(f"unknown `{name}` {value!r}; choose from {', '.join(get_args(choices))}")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"`{name}` is {value}; give {least} or more")
+
+
+def _check_radius(radius: float) -> None:
+    if not 0 < radius < math.inf:
+        raise InputError(f"`radius` is {radius:g}; give a positive number")
+
+
+def _check_bits(settings: Settings) -> None:
+    if settings.quantization.scheme == "none":
+        raise InputError("`scheme` none has no bits; choose another")
+
+
+def _normalization(scan: _SliceScan) -> Normalization:
+    """Return how directions are normalized; only those of weights that are drawn have a choice."""
+    drawn_weights = scan.over == "weights" and scan.directions not in LED
+    return scan.normalize or ("filter" if drawn_weights else "none")
+
+
+def _moving(scan: _SliceScan, problem: Problem) -> Point:
+    from evolq.points import select
+
+    return select(problem.start, {ROLES[scan.over]}, scan.within, scan.exclude)
+
+
+def _load(problem: Problem, paths: tuple[Path, ...]) -> dict[str, Point]:
+    """Return checkpoints by the names of their files, without folders if that tells them apart."""
+    from landscape.probes.guided import load_checkpoints
+
+    short = len({path.stem for path in paths}) == len(set(paths))
+    names = [path.stem if short else str(path) for path in paths]
+    return dict(zip(names, load_checkpoints(problem, paths), strict=True))
+
+
+def _lines(
+    scan: _SliceScan,
+    problem: Problem,
+    moving: Point,
+    ends: Mapping[str, Point],
+    rays: int | None,
+) -> list[Line]:
+    """Return the lines of a scan: two orthogonal ones for a plane (None), or a number of rays."""
+    import torch
+
+    from landscape.probes.directions import DIRECTIONS, normalize, orthogonal_pair
+    from landscape.probes.guided import GUIDED, Guide
+    from landscape.probes.slices import Line
+
+    kind, how = scan.directions, _normalization(scan)
+    generator = torch.Generator().manual_seed(problem.settings.seed)
+    if kind in LED:
+        guide = Guide(list(ends.values()), problem.objective)
+        found = GUIDED[kind](moving, problem.start, rays or 2, guide)
+        if rays is None and len(found) < 2:
+            raise InputError(
+                f"`directions` {kind} found {len(found)} with {len(ends)} checkpoints, and a plane "
+                "needs 2; give more different checkpoints, or scan rays"
+            )
+    elif rays is None:
+        found = list(orthogonal_pair(moving, generator, kind, how))
+    else:
+        draws = (DIRECTIONS[kind](moving, generator) for _ in range(rays))
+        found = [normalize(drawn, moving, how) for drawn in draws]
+    return [Line(problem.start, direction) for direction in found]
+
+
+def _choose_radius(
+    scan: _SliceScan, problem: Problem, lines: list[Line], ends: Mapping[str, Point]
+) -> tuple[float, dict[str, Any]]:
+    """Return the radius, and how it was chosen, for the provenance."""
+    from landscape.probes.sampling import auto_radius
+
+    chosen: dict[str, Any] = {"radius_is_auto": scan.radius is None}
+    if scan.radius is not None:
+        radius = scan.radius
+    elif ends:
+        radius = BEYOND_CHECKPOINTS * _reach(lines, ends, scan.directions)
+    else:
+        found = auto_radius(lines, problem.test)
+        radius, last = found.radius, found.tried[-1]
+        chosen |= {
+            "radius_reached": found.reached,
+            "radius_change": _number(last.change),
+            "radius_standard_errors": _number(last.standard_errors),
+        }
+    return radius, {"radius": radius, **chosen}
+
+
+def _reach(lines: list[Line], ends: Mapping[str, Point], directions: Directions) -> float:
+    """Return how far the checkpoints are along the lines, in lengths of the directions."""
+    if directions == "towards":  # each at 1 on its own line
+        return 1.0
+    return max(abs(line.project(end)[0]) for line in lines for end in ends.values())
+
+
+def _number(value: float) -> float | None:
+    """Return what JSON can hold."""
+    return value if math.isfinite(value) else None
+
+
+def _calibrated(problem: Problem, within: str | None, exclude: str | None) -> Table:
+    """Return scale and zero point at each number of bits, of the weights that change."""
+    from evolq.optimizers.mixed_precision import calibration_table, weight_values
+    from evolq.points import select
+
+    moving = select(problem.start, {"bits"}, within, exclude)
+    values = weight_values(problem.network, problem.split.calibration.images)
+    return calibration_table(
+        problem.network,
+        {name: value for name, value in values.items() if f"{name}.bits" in moving},
+    )
+
+
+def _complete(
+    sample: Callable[[OnPoint], xr.Dataset],
+    problem: Problem,
+    scan: Scan,
+    measured: Mapping[str, Any],
+    on_point: OnPoint | None,
+) -> xr.Dataset:
+    """Sample; names, units and provenance are in the Dataset before the first point is measured.
+
+    Args:
+        sample: what measures, given what to call after each point.
+        problem: what is measured.
+        scan: as it was declared.
+        measured: the same with what became of it, such as its radius.
+        on_point: of the user.
+    """
+    from landscape.words import name_scan
+
+    own = problem.provenance["configuration"]
+    provenance = problem.provenance | {
+        "configuration": own | measured,
+        "options": own | scan_options(scan),
+    }
+
+    def told(dataset: xr.Dataset, done: int, total: int) -> None:
+        if done == 0:
+            dataset.attrs["provenance"] = json.dumps(provenance)
+            name_scan(dataset, own | measured)
+        if on_point:
+            on_point(dataset, done, total)
+
+    return sample(told)

@@ -1,0 +1,92 @@
+"""What a scan found, against the statistics themselves, and through a file."""
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import synthetic_scans
+
+from evolq.errors import InputError
+from landscape import store
+from landscape.analysis import Analysis, analyze, bands, read_analysis, with_analysis
+from landscape.statistics.minima import significant_minima
+from landscape.statistics.roughness import split_half_reliability, total_variation
+
+SCANS = {
+    "plane": synthetic_scans.plane,
+    "rays": synthetic_scans.rays,
+    "layers": synthetic_scans.layers,
+    "bits": synthetic_scans.bits,
+}
+
+
+def test_statistics_are_those_of_the_library() -> None:
+    scan = synthetic_scans.plane()
+    found = analyze(scan)
+    assert repr(found.minima) == repr(significant_minima(scan))  # NaN differs from itself
+    assert found.variation == total_variation(scan.test_loss)
+    assert found.reliability == split_half_reliability(scan.test_loss_per_image)
+
+
+def test_the_lowest_point_is_a_finite_one() -> None:
+    scan = synthetic_scans.plane(columns=5, rows=3)
+    synthetic_scans.forget(scan, x=4, y=0)  # its -1 is not the lowest loss
+    scan["test_loss_per_image"][{"x": 1, "y": 2}] -= 0.5
+    scan["test_loss"][{"x": 1, "y": 2}] -= 0.5
+    lowest = analyze(scan).lowest
+    change = (scan.test_loss_per_image - scan.start_test_loss_per_image).isel(x=1, y=2)
+    assert lowest.coordinates == {"x": pytest.approx(-0.05), "y": pytest.approx(0.05)}
+    assert lowest.change.value == pytest.approx(float(change.mean()))
+    assert lowest.change.error == pytest.approx(float(change.std(ddof=1)) / np.sqrt(40))
+
+
+def test_the_fewest_bits_are_before_the_first_clear_rise() -> None:
+    scan = synthetic_scans.layers()  # b rises by 1 at 3 bits, c by 0.5 at 2 bits
+    assert analyze(scan).fewest_bits == {"a": 2, "b": 4, "c": 3}
+    synthetic_scans.spoil(scan, layer=1, bits=2)
+    assert analyze(scan).fewest_bits == {"a": 2, "c": 3}, "not even the most bits are fine"
+
+
+def test_the_best_factor_has_the_lowest_calibration_loss() -> None:
+    scan = synthetic_scans.bits()
+    assert analyze(scan).best_factors == {2: 0.5, 3: 1.0, 4: 1.0}
+    synthetic_scans.spoil(scan, bits=1, multiplier=1)
+    assert analyze(scan).best_factors[3] == 2.0
+
+
+def test_changes_do_not_depend_on_the_order_of_dimensions() -> None:
+    scan = synthetic_scans.plane()
+    turned = analyze(scan.transpose("image", "x", "calibration_image", "y")).changes
+    assert turned.transpose("y", "x").equals(analyze(scan).changes.transpose("y", "x"))
+
+
+@pytest.mark.parametrize("kind", SCANS)
+def test_an_analysis_is_read_from_the_file_as_it_was(kind, tmp_path) -> None:
+    scan = SCANS[kind]()
+    if kind in ("plane", "rays"):  # infinities, NaN and holes among its numbers
+        synthetic_scans.spoil(scan, np.inf, **dict.fromkeys(scan.test_loss.dims, 0))
+    found = analyze(scan)
+    store.save(with_analysis(scan, found), tmp_path / "scan.nc")
+    loaded = store.load(tmp_path / "scan.nc")
+    again = read_analysis(loaded)
+    for field in fields(Analysis):
+        if field.name != "changes":
+            # NaN differs from itself, its representation does not
+            assert repr(getattr(again, field.name)) == repr(getattr(found, field.name))
+    assert again.changes.equals(found.changes)
+    assert read_analysis(with_analysis(loaded, again)).changes.equals(found.changes)
+    json.loads(loaded.attrs["analysis"], parse_constant=pytest.fail)  # strict JSON
+    assert len(loaded.attrs["analysis"]) < 10_000
+
+
+def test_a_scan_without_an_analysis_says_so() -> None:
+    with pytest.raises(InputError, match=r"landscape\.analyze"):
+        read_analysis(synthetic_scans.plane())
+
+
+def test_bands_at_their_edges() -> None:
+    assert bands([-4.1, -4.0, -2.0, 0.0, 1.9, 2.0, 4.0], 1.0).tolist() == [0, 1, 2, 2, 2, 3, 4]
+    assert bands(0.0, 0.0) == 2  # the start
+    assert bands(0.5, 0.0) == 4  # every image agrees
+    assert np.isnan(bands([np.nan, np.inf], 1.0)).all()
