@@ -105,7 +105,7 @@ def codes(problem: Problem) -> Result:
     network, start = problem.network, problem.start
     counts: dict[str, tuple[int, int]] = {}
     for images in problem.split.calibration.images[:BATCH_SIZE].split(10):
-        for name, (differing, count) in differing_codes(network._graph, start, images).items():
+        for name, (differing, count) in differing_codes(network.graph, start, images).items():
             before = counts.get(name, (0, 0))
             counts[name] = before[0] + differing, before[1] + count
     worst = max(counts, key=lambda name: counts[name][0] / counts[name][1])

@@ -2,8 +2,8 @@
 
 from torch import fx
 
-from evolq.network.graph import VIEWS, dependents
-from evolq.network.placement import OPERATORS
+from evolq.network.graph import dependents
+from evolq.network.operators import OPERATORS, VIEWS
 from evolq.network.quantized import QuantizedNetwork
 
 

@@ -29,9 +29,10 @@ from evolq.network.lowering import (
     log2_softmax,
     lower,
 )
+from evolq.network.operators import is_matrix_product
 from evolq.network.placement import SCHEMES
 from evolq.network.quantized import EXECUTIONS, QuantizedNetwork, quantize
-from evolq.network.regions import PRODUCTS, compiler_works, fuse, regions
+from evolq.network.regions import compiler_works, fuse, multiplies, regions
 from evolq.optimizers.evolve import search_scales
 from evolq.optimizers.recipes import choose_recipe
 from evolq.points import Point, role, select
@@ -225,7 +226,7 @@ def test_differing_codes_are_counted_where_they_arise(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, start = build("transformer", scheme)
-    counts = differing_codes(network._graph, start, images(9))
+    counts = differing_codes(network.graph, start, images(9))
     activations = {name for name, site in network.sites.items() if site.kind != "weight"}
     assert counts.keys() == activations
     # no code of these is a tie to within float32 rounding
@@ -239,7 +240,7 @@ def test_differing_codes_are_counted_where_they_arise(
 
     wrong.__name__ = "encode"
     monkeypatch.setattr(lowering, "encode", wrong)
-    counts = differing_codes(network._graph, start, images(9))
+    counts = differing_codes(network.graph, start, images(9))
     products = {name for name in activations if name.startswith(("matmul", "softmax"))}
     assert {name for name, (differing, _) in counts.items() if differing == 0} == products
     assert {counts[name][0] for name in activations - products} == {2}
@@ -248,7 +249,7 @@ def test_differing_codes_are_counted_where_they_arise(
 @pytest.mark.parametrize("scheme", ["linear", "full"])
 def test_lowering_leaves_no_linear_layer_and_no_float_product(scheme: str) -> None:
     network, _ = build("transformer", scheme)
-    graph = lower(network._graph)
+    graph = lower(network.graph)
     on_images = dependents(graph.module.graph, [graph.images])
     targets = [node.target for node in graph.nodes if node in on_images]
     assert targets.count(integer_product) == linears(network) + 1  # and the patch embedding
@@ -266,7 +267,7 @@ def test_large_products_of_attention_run_on_codes(
     network, _ = build("transformer", scheme)
 
     def integer_products() -> int:
-        return [node.target for node in lower(network._graph).nodes].count(integer_product)
+        return [node.target for node in lower(network.graph).nodes].count(integer_product)
 
     before = integer_products()
     size = 4 * 4 * 4  # tokens and width of a head
@@ -281,15 +282,15 @@ def test_lowering_does_not_change_the_network() -> None:
     network, point = build("transformer", "full")
     with torch.no_grad():
         before = network(point, images())
-        lower(network._graph)
-        fuse(network._graph)
+        lower(network.graph)
+        fuse(network.graph)
         assert torch.equal(network(point, images()), before)
 
 
 def test_weights_in_groups_stay_simulated() -> None:
     groups = plain(weight_granularity="group", group_size=4)
     network = quantize(randomized(TinyTransformer()), images(), groups)
-    targets = [node.target for node in lower(network._graph).nodes]
+    targets = [node.target for node in lower(network.graph).nodes]
     assert integer_product not in targets
     assert targets.count(torch.ops.aten.linear.default) == linears(network)
 
@@ -341,29 +342,27 @@ def test_an_unknown_execution_is_refused() -> None:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_regions_hold_every_elementwise_node_once_and_no_product(kind: str, scheme: str) -> None:
-    graph = lower(build(kind, scheme)[0]._graph)
+    graph = lower(build(kind, scheme)[0].graph)
     inside = [node for nodes in regions(graph) for node in nodes]
     assert len(set(inside)) == len(inside)
-    assert not any(node.target in PRODUCTS for node in inside)
+    assert not any(multiplies(node) for node in inside)
     outside = {
         node
         for node in dependents(graph.module.graph, [graph.images]) - set(inside)
         if isinstance(node.meta.get("val"), Tensor) and node.op == "call_function"
     }
-    assert all(node.target in PRODUCTS for node in outside)
+    assert all(multiplies(node) for node in outside)
 
 
 def test_products_leave_biases_and_copies_to_regions() -> None:
     network, point = build("transformer", "full")
-    graph = regions_module.arrange(network._graph)
+    graph = regions_module.arrange(network.graph)
     products = [node for node in graph.nodes if node.name in graph.operations]
-    assert sorted(graph.operations.items()) == sorted(network._graph.operations.items())
+    assert sorted(graph.operations.items()) == sorted(network.graph.operations.items())
     for node in products:
         if node.target is torch.ops.aten.linear.default:
             assert len(node.args) == 2
-        for operand in (
-            node.all_input_nodes if node.target in regions_module.MATRIX_PRODUCTS else ()
-        ):
+        for operand in node.all_input_nodes if is_matrix_product(node) else ():
             (stored,) = regions_module.source(operand).users
             assert stored.target is torch.ops.aten.contiguous.default
     with torch.no_grad():
@@ -372,7 +371,7 @@ def test_products_leave_biases_and_copies_to_regions() -> None:
 
 
 def test_no_path_leaves_a_region_and_comes_back() -> None:
-    graph = lower(build("transformer", "full")[0]._graph)
+    graph = lower(build("transformer", "full")[0].graph)
     for nodes in regions(graph):
         inside = set(nodes)
         outside: set[fx.Node] = set()

@@ -23,7 +23,7 @@ from torch.nn import functional
 from evolq.data.models import reparameterize
 from evolq.network.blocks import find_blocks
 from evolq.network.graph import export
-from evolq.network.placement import OPERATORS
+from evolq.network.operators import OPERATORS
 from evolq.network.quantized import QuantizedNetwork, quantize_graph
 from evolq.points import role
 from evolq.starts.calibration import calibrate

@@ -8,8 +8,8 @@ from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
-from evolq.network.graph import Graph, fold_batch_norm
-from evolq.network.placement import SCHEMES, source
+from evolq.network.graph import Graph, fold_batch_norm, source
+from evolq.network.placement import SCHEMES
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point, select
 from evolq.starts import calibration
@@ -300,8 +300,12 @@ class TestBadInput:
             build("residual", weight_bits=bits)
 
     def test_an_operator_that_cannot_be_quantized_is_named_with_its_module(self) -> None:
-        model = nn.Sequential(nn.ConvTranspose2d(1, 2, 2), nn.Flatten(), nn.Linear(162, 3))
-        with pytest.raises(InputError, match=r"transposed convolution .* in module '0'"):
+        class Pairs(nn.Bilinear):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x, x)
+
+        model = nn.Sequential(nn.Flatten(), Pairs(64, 64, 3))
+        with pytest.raises(InputError, match=r"bilinear layer .* in module '1'"):
             quantize(model, images(), plain())
 
     def test_a_model_that_cannot_be_exported(self) -> None:

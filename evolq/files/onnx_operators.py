@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from evolq.errors import InputError
-from evolq.network.graph import CONVOLUTIONS, aten, module_path
+from evolq.network.graph import module_path
+from evolq.network.operators import aten, labeled
 
 Translation = Callable[..., Any]
 
@@ -515,7 +516,7 @@ TRANSLATIONS: dict[Any, Translation] = {
     aten.sym_size.int: _size_of,
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,
-    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(labeled("conv"), _convolution),
     aten.matmul.default: _binary("MatMul"),
     aten.bmm.default: _binary("MatMul"),
     aten.mm.default: _binary("MatMul"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from evolq.errors import InputError
-from evolq.network.graph import MATRIX_PRODUCTS, dependents, module_path
+from evolq.network.graph import dependents, module_path
+from evolq.network.operators import is_matrix_product
 from evolq.network.quantized import QuantizedNetwork
 
 
@@ -41,13 +42,12 @@ def find_blocks(network: QuantizedNetwork) -> dict[str, tuple[str, ...]]:
 
 def attention_modules(network: QuantizedNetwork) -> frozenset[str]:
     """Return the paths of the modules that multiply two activations (`blocks.3.attn`)."""
-    graph = network.module.graph
-    images = graph.find_nodes(op="placeholder")[-1]
-    on_images = dependents(graph, [images])
+    graph = network.graph
+    on_images = dependents(graph.module.graph, [graph.images])
     paths = {
         module_path(node)
         for node in graph.nodes
-        if node.target in MATRIX_PRODUCTS and all(a in on_images for a in node.all_input_nodes)
+        if is_matrix_product(node) and all(a in on_images for a in node.all_input_nodes)
     }
     return frozenset(paths - {""})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,47 +16,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
-
-aten = torch.ops.aten
-
-# Operators that only rearrange values: a quantizer commutes with them. `export` leaves no view that
-# cannot copy.
-VIEWS = frozenset(
-    {
-        aten.reshape.default,
-        aten.permute.default,
-        aten.transpose.int,
-        aten.t.default,
-        aten.expand.default,
-        aten.unsqueeze.default,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.flatten.using_ints,
-        aten.unflatten.int,
-        aten.clone.default,
-        aten.contiguous.default,
-        aten.alias.default,
-        aten.detach.default,
-        aten.dropout.default,
-        aten.pixel_shuffle.default,
-        aten.pixel_unshuffle.default,
-        aten.roll.default,
-        aten.flip.default,
-    }
+from evolq.network.operators import (
+    VIEWS,
+    aten,
+    counter,
+    from_matrices,
+    layer_operator,
+    multiply_accumulates,
+    weight_matrices,
 )
-
-CONVOLUTIONS = frozenset(
-    {
-        aten.conv1d.default,
-        aten.conv1d.padding,
-        aten.conv2d.default,
-        aten.conv2d.padding,
-        aten.conv3d.default,
-        aten.conv3d.padding,
-    }
-)
-MATRIX_PRODUCTS = frozenset({aten.matmul.default, aten.mm.default, aten.bmm.default})
 
 
 @dataclass
@@ -67,7 +35,7 @@ class Graph:
         module: its placeholders are `names`, in order, then the images; it returns the logits.
         entries: placeholder of each name of a Point.
         weights: the model's own value of each entry that is one of its parameters.
-        operations: multiply-accumulates per image of each linear, convolution and matmul node.
+        operations: multiply-accumulates per image of each node that has some, by its name.
     """
 
     module: fx.GraphModule
@@ -87,6 +55,10 @@ class Graph:
             node = self.module.graph.placeholder(placeholder_name(name))
         self.entries[name] = node
         return node
+
+    def values(self, point: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+        """Return what a Point holds by the entries' nodes; names that it lacks are left out."""
+        return {node: point[name] for name, node in self.entries.items() if name in point}
 
     def duplicate(self) -> Graph:
         """Return a graph that can be edited apart from this one; the weights are shared."""
@@ -277,27 +249,39 @@ def _as_graph(program: torch.export.ExportedProgram, images: Tensor) -> Graph:
     return result
 
 
-def count_operations(graph: Graph, images: Tensor) -> dict[str, float]:
-    """Return the multiply-accumulates per image of each node with a product, by node name."""
-    operations: dict[str, float] = {}
+def interpret(
+    module: fx.GraphModule, inputs: Iterable[Any], read: Callable[[fx.Node, Any], None]
+) -> Any:
+    """Run a graph node by node and return its result; `read` is called with each node and value."""
 
-    class Counter(fx.Interpreter):
+    class Reader(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if n.op == "call_function":
-                inputs: list[Any] = [
-                    self.env.get(a) if isinstance(a, fx.Node) else None for a in n.args
-                ]
-                if n.target in (aten.linear.default, aten.addmm.default):
-                    operations[n.name] = result.numel() * inputs[1].shape[-1] / len(images)
-                elif n.target in CONVOLUTIONS:
-                    operations[n.name] = result.numel() * inputs[1][0].numel() / len(images)
-                elif n.target in MATRIX_PRODUCTS:
-                    operations[n.name] = result.numel() * inputs[0].shape[-1] / len(images)
-            return result
+            value = super().run_node(n)
+            read(n, value)
+            return value
 
     with torch.no_grad():
-        Counter(graph.module).run(*[graph.weights[name] for name in graph.entries], images)
+        return Reader(module).run(*inputs)
+
+
+def count_operations(graph: Graph, images: Tensor) -> dict[str, float]:
+    """Return the multiply-accumulates per image of each node that has some, by node name.
+
+    Raises:
+        InputError: for a product that torch does not count.
+    """
+    operations: dict[str, float] = {}
+    counted = 0
+    with counter() as flops:
+
+        def read(node: fx.Node, value: Any) -> None:
+            nonlocal counted
+            before, counted = counted, flops.get_total_flops()
+            count = multiply_accumulates(node, counted - before) / len(images)
+            if count:
+                operations[node.name] = count
+
+        interpret(graph.module, [*graph.weights.values(), images], read)
     return operations
 
 
@@ -313,14 +297,16 @@ def fold_batch_norm(graph: Graph) -> None:
         layer: Any
         epsilon: Any
         layer, gamma, beta, mean, variance, _, epsilon = norm.args
-        if layer.target not in CONVOLUTIONS | {aten.linear.default} or len(layer.users) > 1:
+        operator = layer_operator(layer)
+        if operator is None or operator.bias is None or len(layer.users) > 1 or layer.kwargs:
             continue
-        if layer.target is aten.linear.default and layer.meta["val"].dim() != 2:
+        if operator.label == "linear" and layer.meta["val"].dim() != 2:
             continue  # the norm's channels are not the layer's outputs
         statistics: tuple[Any, ...] = (gamma, beta, mean, variance)
         if any(node is not None and node.op == "call_function" for node in statistics):
             continue  # computed
-        images, weight, bias, *options = [*layer.args, None][: max(3, len(layer.args))]
+        arguments: list[Any] = [*layer.args, *[None] * (operator.bias + 1 - len(layer.args))]
+        weight, bias = arguments[operator.weight], arguments[operator.bias]  # type: ignore[index]
         name = graph.name_of(weight)
         if name is None or any(node is not None and len(node.users) > 1 for node in (weight, bias)):
             continue  # a computed or shared weight
@@ -333,10 +319,12 @@ def fold_batch_norm(graph: Graph) -> None:
         if bias_name is None:
             continue  # a computed bias
         original = graph.weights[name]
-        by_channel = factor.reshape(-1, *[1] * (original.dim() - 1))
-        graph.weights[name] = (original.double() * by_channel).to(original.dtype)
+        matrices = weight_matrices(layer, original.double())
+        folded = matrices * factor.reshape(*matrices.shape[:2], 1)
+        graph.weights[name] = from_matrices(layer, folded, original).to(original.dtype)
         graph.weights[bias_name] = folded_bias.to(original.dtype)
-        layer.args = (images, weight, bias, *options)
+        arguments[operator.bias] = bias
+        layer.args = tuple(arguments)
         for output in list(norm.users):  # the first of three; the others are of training only
             output.replace_all_uses_with(layer)
     graph.finish()
@@ -357,6 +345,17 @@ def dependents(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:
     for node in graph.nodes:
         if any(source in found for source in node.all_input_nodes):
             found.add(node)
+    return found
+
+
+def ancestors(
+    graph: fx.Graph, nodes: Iterable[fx.Node], given: Collection[fx.Node] = ()
+) -> set[fx.Node]:
+    """Return `nodes` and every node that they depend on; of `given` nodes, nothing in front."""
+    found = set(nodes)
+    for node in reversed(graph.nodes):
+        if node in found and node not in given:
+            found.update(node.all_input_nodes)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from evolq.network.graph import CONVOLUTIONS, aten
+from evolq.network.operators import OPERATORS, from_matrices, layer_operator, weight_matrices
 from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
 from evolq.tensor.quantizers import codes_range
@@ -16,7 +16,7 @@ from evolq.tensor.quantizers import codes_range
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear or convolution layer whose weight is an entry of Points and quantized.
+    """A layer whose weight is an entry of Points and quantized: linear, convolution, and so on.
 
     Attributes:
         name: of the weight, and of its quantizer.
@@ -28,29 +28,44 @@ class Layer:
     node: fx.Node
     quantizer: fx.Node
 
+    @property
+    def input(self) -> fx.Node:
+        """The node whose values the weight multiplies."""
+        return self.node.args[OPERATORS[self.node.target].input]  # type: ignore[return-value]
+
+    def rows(self, values: Tensor, weight: Tensor) -> Tensor:
+        """Return values of the input as rows (groups, positions, inputs)."""
+        rows = OPERATORS[self.node.target].rows
+        assert rows is not None, "the table has no weight without"
+        return rows(self.node, values, weight)
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """Return the weight, or what has its shape, as matrices (groups, outputs, inputs)."""
+        return weight_matrices(self.node, weight)
+
+    def from_matrices(self, matrices: Tensor, like: Tensor) -> Tensor:
+        """Return matrices in the shape of the weight `like`."""
+        return from_matrices(self.node, matrices, like)
+
 
 def weighted_layers(network: QuantizedNetwork) -> list[Layer]:
     """Return the layers in the order in which they run.
 
-    Left out are weights that several operators share, that are read through a view, or that belong
-    to another operator than a linear layer or convolution: they are rounded to nearest as always.
+    Left out are weights that several operators share, that are read through a view, or that are an
+    operand of a plain product of matrices: they are rounded to nearest as always.
     """
-    names = {
-        placeholder: name
-        for name, placeholder in zip(
-            network.names, network.module.graph.find_nodes(op="placeholder"), strict=False
-        )
-    }
     layers = []
-    for node in network.module.graph.nodes:
-        if node.target is not aten.linear.default and node.target not in CONVOLUTIONS:
+    for node in network.graph.nodes:
+        operator = layer_operator(node)
+        if operator is None:
             continue
-        quantizer = node.args[1]
+        quantizer: Any = node.args[operator.weight]  # type: ignore[index]
         if quantizer.op != "call_module" or len(quantizer.users) > 1:
             continue
-        name = names.get(quantizer.args[0], "")
-        if name in network.sites and len(quantizer.args[0].users) == 1:
-            layers.append(Layer(name, node, quantizer))
+        weight = quantizer.args[0]
+        name = network.graph.name_of(weight)
+        if name in network.sites and len(weight.users) == 1:
+            layers.append(Layer(str(name), node, quantizer))
     return layers
 
 

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
-from evolq.network.graph import MATRIX_PRODUCTS, Graph, aten, dependents, follow, source
+from evolq.network.graph import Graph, dependents, follow, source
+from evolq.network.operators import aten, is_matrix_product
 from evolq.points import Point
 from evolq.tensor.moments import MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
@@ -422,7 +423,7 @@ class _Lowering:
         for node in list(self.graph.nodes):
             if node.target in (aten.linear.default, aten.conv2d.default):
                 self.linear(node)
-            elif node.target in MATRIX_PRODUCTS:
+            elif is_matrix_product(node):
                 self.product(node)
         # What else reads an activation reads its code, too: a quarter of the memory.
         for node in self.quantizers:

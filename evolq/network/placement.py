@@ -1,27 +1,16 @@
-"""Where quantizers go: one table over ATen operators, and the walk that applies it to a graph."""
+"""Where quantizers go: the walk that applies the table of operators to a graph."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx
 
 from evolq.errors import InputError
-from evolq.network.graph import (
-    CONVOLUTIONS,
-    VIEWS,
-    Graph,
-    aten,
-    dependents,
-    follow,
-    identifier,
-    module_path,
-    source,
-)
+from evolq.network.graph import Graph, dependents, follow, identifier, module_path, source
+from evolq.network.operators import OPERATORS, REFUSED, VIEWS, Kind, Operator, aten, is_product
 from evolq.quantization import Quantization
 from evolq.tensor.integer_layer_norm import integer_layer_norm
 from evolq.tensor.moments import MomentMatchedQuantizer
@@ -33,65 +22,6 @@ from evolq.tensor.quantizers import (
     Quantizer,
     QuantSpec,
 )
-
-Kind = Literal["weight", "product", "softmax", "layer_norm", "activation", "residual"]
-
-
-@dataclass(frozen=True)
-class Operator:
-    """What carries a quantizer around one ATen operator.
-
-    Attributes:
-        label: the operator's name in the names of a Point.
-        inputs: label of each quantized input, by argument index.
-        weight: argument index of the weight, if it has one.
-        weight_axis: the weight's axis of output channels.
-        kind: the kind of its inputs, or of its output if it has no quantized inputs.
-    """
-
-    label: str
-    kind: Kind
-    inputs: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
-    weight: int | None = None
-    weight_axis: int = 0
-
-
-CONVOLUTION = Operator("conv", "product", {0: "input"}, weight=1)
-MATRIX_PRODUCT = Operator("matmul", "product", {0: "left", 1: "right"})
-
-OPERATORS: dict[object, Operator] = {
-    aten.linear.default: Operator("linear", "product", {0: "input"}, weight=1),
-    aten.addmm.default: Operator("linear", "product", {1: "input"}, weight=2, weight_axis=1),
-    **dict.fromkeys(CONVOLUTIONS, CONVOLUTION),
-    aten.matmul.default: MATRIX_PRODUCT,
-    aten.mm.default: MATRIX_PRODUCT,
-    aten.bmm.default: MATRIX_PRODUCT,
-    aten.layer_norm.default: Operator("layer_norm", "layer_norm", {0: "input"}),
-    aten.softmax.int: Operator("softmax", "softmax"),
-    aten.gelu.default: Operator("gelu", "activation"),
-    aten.silu.default: Operator("silu", "activation"),
-    aten.hardswish.default: Operator("hardswish", "activation"),
-    aten.add.Tensor: Operator("add", "residual"),
-}
-
-# Operators with weights or products inside that the table does not cover: an unquantized product
-# in a network called quantized would be a silent lie, so they are refused by name.
-REFUSED: dict[object, str] = {
-    aten.conv_transpose1d.default: "transposed convolution",
-    aten.conv_transpose2d.input: "transposed convolution",
-    aten.conv_transpose3d.input: "transposed convolution",
-    aten.baddbmm.default: "batched product with addition",
-    aten.addbmm.default: "batched product with addition",
-    aten.mv.default: "product of matrix and vector",
-    aten.addmv.default: "product of matrix and vector",
-    aten.dot.default: "product of vectors",
-    aten.tensordot.default: "tensordot",
-    aten.bilinear.default: "bilinear layer",
-    aten.einsum.default: "einsum",
-    aten.lstm.input: "LSTM",
-    aten.gru.input: "GRU",
-    aten.embedding.default: "embedding",
-}
 
 SCHEMES: dict[str, frozenset[Kind]] = {
     "none": frozenset(),
@@ -194,6 +124,11 @@ class _Placement:
                 raise InputError(
                     f"{REFUSED[node.target]} ({node.target}) in module {module_path(node)!r} "
                     "cannot be quantized yet; replace it by linear, convolution or matmul"
+                )
+            if node.name in self.graph.operations and not is_product(node):
+                raise InputError(
+                    f"{node.target} in module {module_path(node)!r} multiplies and sums, but is no "
+                    "product of the table of operators; replace it by linear, convolution or matmul"
                 )
         # Outputs first: a product that reads a quantized output needs no quantizer of its own.
         edges: list[tuple[fx.Node, Operator, int, str]] = []

@@ -13,7 +13,17 @@ from torch import Tensor, fx, nn
 
 from evolq.data.models import reparameterize
 from evolq.errors import InputError
-from evolq.network.graph import Graph, Stages, export, fold_batch_norm, share, split
+from evolq.network.graph import (
+    Graph,
+    Stages,
+    ancestors,
+    export,
+    extract,
+    fold_batch_norm,
+    interpret,
+    share,
+    split,
+)
 from evolq.network.lowering import lower
 from evolq.network.placement import Site, place
 from evolq.network.regions import fuse
@@ -72,7 +82,7 @@ class QuantizedNetwork:
             raise InputError(
                 f"unknown execution {execution!r}; choose from {', '.join(EXECUTIONS)}"
             )
-        self._graph = graph
+        self.graph = graph
         self._executed = EXECUTIONS[execution](graph)
         self._full_precision = full_precision
         self._sites = dict(sites)
@@ -86,13 +96,13 @@ class QuantizedNetwork:
             InputError: for an unknown name.
         """
         return QuantizedNetwork(
-            self._graph, self._full_precision, self._sites, self.quantization, execution
+            self.graph, self._full_precision, self._sites, self.quantization, execution
         )
 
     @property
     def weights(self) -> Point:
         """The model's own weights, full precision, by name."""
-        return MappingProxyType(self._graph.weights)
+        return MappingProxyType(self.graph.weights)
 
     @property
     def sites(self) -> Mapping[str, Site]:
@@ -102,17 +112,17 @@ class QuantizedNetwork:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of a complete Point, in the graph's order."""
-        return tuple(self._graph.entries)
+        return tuple(self.graph.entries)
 
     @property
     def module(self) -> fx.GraphModule:
         """The simulated graph: called with the Point's values by `names`, then images."""
-        return self._graph.module
+        return self.graph.module
 
     @property
     def operations(self) -> float:
         """Multiply-accumulates of one image in linear, convolution and matmul operators."""
-        return sum(self._graph.operations.values())
+        return sum(self.graph.operations.values())
 
     def share(self, names: Collection[str]) -> float:
         """Return the share of a forward pass that depends on the entries `names`.
@@ -147,15 +157,12 @@ class QuantizedNetwork:
         for name, site in self.sites.items():
             names_of.setdefault(site.value, []).append(name)
 
-        class Reader(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
-                value = super().run_node(n)
-                for name in names_of.get(n.name, ()):
-                    read(name, value)
-                return value
+        def pass_on(node: fx.Node, value: Any) -> None:
+            for name in names_of.get(node.name, ()):
+                read(name, value)
 
-        with torch.no_grad():
-            return Reader(self._full_precision).run(*self.weights.values(), images)
+        logits: Tensor = interpret(self._full_precision, [*self.weights.values(), images], pass_on)
+        return logits
 
     def record(
         self, nodes: Collection[str], images: Tensor, point: Point | None = None
@@ -171,23 +178,16 @@ class QuantizedNetwork:
             InputError: if the Point lacks an entry.
         """
         if point is None:
-            graph, entries = self._full_precision, list(self.weights.values())
+            module, entries = self._full_precision, list(self.weights.values())
         else:
-            graph, entries = self.module, [self._entry(point, name) for name in self.names]
-        values: dict[str, Any] = {}
-
-        class Recorder(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
-                if len(values) == len(nodes):
-                    return None  # all is there
-                value = super().run_node(n)
-                if n.name in nodes:
-                    values[n.name] = value
-                return value
-
+            module, entries = self.module, [self._entry(point, name) for name in self.names]
+        placeholders = module.graph.find_nodes(op="placeholder")
+        wanted = [node for node in module.graph.nodes if node.name in nodes]
+        given = dict(zip(placeholders, [*entries, images], strict=True))
+        missing = ancestors(module.graph, wanted) - given.keys()
         with torch.no_grad():
-            Recorder(graph).run(*entries, images)
-        return values
+            made = given | extract(module, missing, [n for n in wanted if n in missing]).run(given)
+        return {node.name: made[node] for node in wanted}
 
     def check(self, point: Point) -> None:
         """Check a whole Point that comes from outside, once.

@@ -15,14 +15,9 @@ from functools import cache
 import torch
 from torch import Tensor, fx, nn
 
-from evolq.network.graph import CONVOLUTIONS, MATRIX_PRODUCTS, Graph, aten, dependents, source
+from evolq.network.graph import Graph, dependents, source
 from evolq.network.lowering import decode, integer_product, row_sums
-
-PRODUCTS = (
-    CONVOLUTIONS
-    | MATRIX_PRODUCTS
-    | {aten.linear.default, aten.addmm.default, integer_product, row_sums}
-)
+from evolq.network.operators import aten, is_matrix_product, is_product
 
 
 class Region(nn.Module):
@@ -74,7 +69,7 @@ def arrange(graph: Graph) -> Graph:
     for origin in dict.fromkeys(
         source(operand)
         for node in fx_graph.nodes
-        if node.target in MATRIX_PRODUCTS
+        if is_matrix_product(node)
         for operand in node.all_input_nodes
         if operand in on_images
     ):
@@ -166,7 +161,7 @@ def regions(graph: Graph) -> list[list[fx.Node]]:
     level: dict[fx.Node, int] = {}
     for node in graph.nodes:
         before = max((level[n] for n in node.all_input_nodes if n in on_images), default=0)
-        level[node] = before + (node.target in PRODUCTS)
+        level[node] = before + multiplies(node)
     for node in graph.nodes:
         if node.target is decode and node.users:
             # codes are smaller than values: dequantize where the value is read
@@ -189,12 +184,17 @@ def regions(graph: Graph) -> list[list[fx.Node]]:
     return [sorted(nodes, key=order.__getitem__) for nodes in distinct.values()]
 
 
+def multiplies(node: fx.Node) -> bool:
+    """Whether a node is a product, of values or of codes."""
+    return is_product(node) or node.target in (integer_product, row_sums)
+
+
 def _fits(node: fx.Node) -> bool:
     """Whether a node is elementwise in the widest sense: tensors in and out, and no product."""
     value = node.meta.get("val")
     return (
         node.op in ("call_function", "call_module")
-        and node.target not in PRODUCTS
+        and not multiplies(node)
         and (value is None or isinstance(value, Tensor | list | tuple))
     )
 

@@ -21,8 +21,9 @@ from torch import Tensor, fx
 
 from evolq.errors import InputError
 from evolq.network.blocks import find_blocks
-from evolq.network.graph import VIEWS, Stage, dependents, extract, module_path
+from evolq.network.graph import Stage, ancestors, dependents, extract, module_path
 from evolq.network.layers import Layer, grid_of, weighted_layers
+from evolq.network.operators import VIEWS
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
 from evolq.points import Point
 
@@ -175,8 +176,8 @@ def _output(network: QuantizedNetwork, layers: list[Layer]) -> fx.Node:
         common.append(parts[0])
     path = ".".join(common)
     last = layers[-1].node
-    inside = dependents(network.module.graph, [layer.node for layer in layers])
-    for node in network.module.graph.nodes:
+    inside = dependents(network.graph.module.graph, [layer.node for layer in layers])
+    for node in network.graph.nodes:
         within = f"{module_path(node)}.".startswith(f"{path}.")
         if path and within and node in inside and node.op == "call_function":
             # placement copies views, which the full-precision network then lacks
@@ -187,10 +188,6 @@ def _output(network: QuantizedNetwork, layers: list[Layer]) -> fx.Node:
 def _stage(network: QuantizedNetwork, layers: list[Layer], output: fx.Node) -> Stage:
     """Cut out what lies between the quantized weights of a block and its output."""
     weights = {layer.quantizer for layer in layers}
-    graph = network.module.graph
-    after = dependents(graph, weights) - weights
-    before = {output}
-    for node in reversed(graph.nodes):
-        if node in before:
-            before.update(node.all_input_nodes)
-    return extract(network.module, after & before, [output])
+    module = network.graph.module
+    after = dependents(module.graph, weights) - weights
+    return extract(module, after & ancestors(module.graph, [output]), [output])

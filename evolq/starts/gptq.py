@@ -10,15 +10,12 @@ others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from evolq.errors import InputError
-from evolq.network.graph import aten, extract
+from evolq.network.graph import ancestors, extract
 from evolq.network.layers import Grid, Layer, grid_of, weighted_layers
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
 from evolq.points import Point
@@ -38,8 +35,8 @@ def gptq(
 
     A layer's Hessian comes from its inputs in the quantized network, the layers before it rounded
     already. Layers run in the order of the graph, each part of it once; of all images, the values
-    that later parts read are kept meanwhile. Weights of other operators than linear layers and 2-D
-    convolutions stay as they are.
+    that later parts read are kept meanwhile. Weights that `weighted_layers` leaves out stay as they
+    are.
 
     Args:
         network: from `quantize`.
@@ -56,21 +53,18 @@ def gptq(
     if damping <= 0:
         raise InputError(f"the damping is {damping:g}; give a positive number such as {DAMPING:g}")
     point = dict(start)
-    layers = [
-        layer
-        for layer in weighted_layers(network)
-        if layer.node.target in (aten.linear.default, aten.conv2d.default)
-    ]
-    for layer, inputs in layer_inputs(network, point, layers, images.split(batch_size)):
+    batches = images.split(batch_size)
+    for layer, inputs in layer_inputs(network, point, weighted_layers(network), batches):
         weight = point[layer.name]
         hessian = _hessian(layer, inputs, weight)
-        rows_of = partial(_rows, groups=len(hessian))
-        grid = grid_of(network, point, layer.name).map(rows_of)
+        matrices = layer.matrices(weight.double())
+        grid = grid_of(network, point, layer.name).map(lambda t, f=layer.matrices: f(t).double())
         rounded = [
-            round_columns(rows, part, grid.map(lambda t, g=group: t[g]), damping)
-            for group, (rows, part) in enumerate(zip(rows_of(weight), hessian, strict=True))
+            round_columns(matrix, part, grid.map(lambda t, g=group: t[g]), damping)
+            for group, (matrix, part) in enumerate(zip(matrices, hessian, strict=True))
         ]
-        point[layer.name] = torch.stack(rounded).reshape(weight.shape).to(weight.dtype)
+        made = layer.from_matrices(torch.stack(rounded), weight)
+        point[layer.name] = made.to(weight.dtype)
     return point
 
 
@@ -88,26 +82,20 @@ def layer_inputs(
         layers: in the order in which they run.
         batches: of images, each (n, channels, height, width).
     """
-    graph = network.module.graph
-    *entries, images = graph.find_nodes(op="placeholder")
-    done = {images, *entries}
-    kept: list[dict[fx.Node, Tensor]] = [{images: batch} for batch in batches]
+    graph = network.graph
+    done = {graph.images, *graph.entries.values()}
+    kept: list[dict[fx.Node, Tensor]] = [{graph.images: batch} for batch in batches]
     for layer in layers:
-        source = layer.node.all_input_nodes[0]
-        before = {source}
-        for node in reversed(graph.nodes):
-            if node in before:
-                before.update(node.all_input_nodes)
-        missing = before - done
+        missing = ancestors(graph.module.graph, [layer.input]) - done
         done |= missing
         read_later = [n for n in graph.nodes if n in done and not done.issuperset(n.users)]
-        part = extract(network.module, missing, [n for n in read_later if n in missing])
-        at = {node: point[name] for node, name in zip(entries, network.names, strict=True)}
+        part = extract(graph.module, missing, [n for n in read_later if n in missing])
+        at = graph.values(point)
         for index, values in enumerate(kept):
             with torch.no_grad():
                 values = {**values, **part.run({**at, **values})}
             kept[index] = {node: values[node] for node in read_later if node in values}
-        yield layer, [values[source] for values in kept]
+        yield layer, [values[layer.input] for values in kept]
 
 
 def round_columns(weight: Tensor, hessian: Tensor, grid: Grid, damping: float = DAMPING) -> Tensor:
@@ -136,30 +124,11 @@ def round_columns(weight: Tensor, hessian: Tensor, grid: Grid, damping: float = 
     return rounded
 
 
-def _rows(weight: Tensor, groups: int) -> Tensor:
-    """Return a weight as matrices (groups, outputs, inputs), float64."""
-    return weight.reshape(groups, weight.shape[0] // groups, -1).double()
-
-
 def _hessian(layer: Layer, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
     """Return the sum of x x^T over a layer's inputs, (groups, inputs, inputs), float64."""
     total: Tensor | float = 0.0
     for values in inputs:
-        rows = _input_rows(layer, values, weight).double()
+        rows = layer.rows(values, weight).double()
         total = total + rows.transpose(1, 2) @ rows
     assert isinstance(total, Tensor)
     return total
-
-
-def _input_rows(layer: Layer, values: Tensor, weight: Tensor) -> Tensor:
-    """Return a layer's inputs as rows, (groups, positions, inputs): a convolution's patches."""
-    if layer.node.target is aten.linear.default:
-        return values.reshape(1, -1, values.shape[-1])
-    # conv2d(input, weight, bias, stride, padding, dilation, groups)
-    defaults: tuple[Any, ...] = (None, None, None, (1, 1), (0, 0), (1, 1), 1)
-    given: tuple[Any, ...] = layer.node.args
-    stride, padding, dilation, groups = (*given, *defaults[len(given) :])[3:7]
-    patches = functional.unfold(values, weight.shape[2:], dilation, padding, stride)
-    images, size, places = patches.shape
-    split = patches.reshape(images, groups, size // groups, places)
-    return split.permute(1, 0, 3, 2).flatten(1, 2)
