@@ -19,6 +19,7 @@ from evolq.data.decoding import decoder, normalize
 from evolq.data.folders import list_images
 from evolq.data.images import (
     LEAST,
+    ROLES,
     LabeledImages,
     Split,
     bundled_split,
@@ -28,6 +29,7 @@ from evolq.data.images import (
 )
 from evolq.data.models import load_model, preprocessing
 from evolq.errors import InputError
+from evolq.problem import Settings, prepare
 
 SMALL = {
     "input_size": (3, 8, 8),
@@ -285,6 +287,7 @@ def test_labels_file_names_images_and_classes(tmp_path):
         ("file,label\n", "no labeled images"),
         ("file,label\n0.png,cat\n", "line 2: label 'cat' of '0.png'.* 0 to 1"),
         ("file,label\n0.png,1.0\n", "label '1.0'"),
+        (f"file,label\n0.png,{'1' * 5000}\n", "label '1+' of '0.png' is none"),
         ("file,label\n0.png,-1\n", "label '-1'"),
         ("file,label\n0.png,2\n", "label '2' of '0.png' is none of the model's 2 classes"),
         ("file,label\n0.png\n", "label ''"),
@@ -336,11 +339,12 @@ def test_labels_files_may_name_files_that_are_not_utf_8(tmp_path):
     assert labels_of(tmp_path, 2) == {r"\xff.png": 1, "0.png": 0}
 
 
-def test_links_upward_lead_to_nothing_new(tmp_path, recwarn):
+def test_links_to_what_is_there_lead_to_nothing_new(tmp_path, recwarn):
     class_folders(tmp_path, {"a": 3, "b": 3, "a/deep": 1})
     expected = labels_of(tmp_path, 2)
     assert len(expected) == 7
     for link, target in (
+        ("a/+", "deep"),  # in front of the real folder, which keeps its own name
         ("a/up", ".."),
         ("a/self", "."),
         ("a/deep/up", ".."),
@@ -576,6 +580,19 @@ def test_each_of_two_folders_fits_its_own_numbers(tmp_path):
             tmp_path / "train", tmp_path / "val", calibration=9, selection=9, test=9, explicit=()
         )
     assert [len(images) for images in vars(split).values()] == [3, 3, 3]
+
+
+def test_a_problem_says_how_many_images_were_taken(tmp_path):
+    class_folders(tmp_path, {"0": 8, "1": 8})
+    wanted = Settings("fashion_resnet", images=tmp_path, test_images=80, calibration_images=8)
+    with pytest.raises(InputError, match="has 16 usable images, but 8 calibration"):
+        prepare(wanted)
+    with pytest.warns(UserWarning, match="8 calibration . 4 selection . 3 test are taken"):
+        problem = prepare(wanted, explicit={"calibration"})
+    for found in (vars(problem.settings), problem.provenance["configuration"]):
+        assert [found[f"{role}_images"] for role in ROLES] == [8, 4, 3]
+    again = prepare(problem.settings)  # what the provenance says repeats the problem
+    assert again.provenance["hashes"] == problem.provenance["hashes"]
 
 
 def test_unreadable_images_shrink_numbers_too(tmp_path):

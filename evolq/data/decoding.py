@@ -58,8 +58,9 @@ def decoder(preprocessing: Mapping[str, Any]) -> Callable[[Path], Decoded]:
             with Image.open(io.BytesIO(content)) as image:
                 pixels = transform(_converted(image, MODES[channels])).contiguous()
         except Exception as error:  # each decoder of Pillow raises its own kinds
-            # Of an unknown format Pillow prints the object that it was given to read.
-            reason = "no image format that is known" if "BytesIO" in str(error) else str(error)
+            reason = getattr(error, "strerror", None) or str(error)
+            if "BytesIO" in reason:  # the object that Pillow was given to read
+                reason = "in no format that Pillow knows"
             raise InputError(
                 f"cannot read image {readable(path)} ({reason}); replace or remove it, or leave "
                 "out such images with skip_unreadable"

@@ -236,7 +236,8 @@ def _images_in_csv(table: Path, class_count: int) -> Iterator[ImageFile]:
     seen = set()
     for line, name, label in _rows(table):
         where = f"{table}, line {line}"
-        if not (label.isascii() and label.isdecimal() and int(label) < class_count):
+        known = label.isascii() and label.isdecimal() and len(label) < 20  # int() has a limit
+        if not (known and int(label) < class_count):
             raise InputError(
                 f"{where}: label {label!r} of {name!r} is none of the model's {class_count} "
                 f"classes; labels are whole numbers from 0 to {class_count - 1}"
