@@ -386,7 +386,7 @@ def test_missing_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-@pytest.mark.parametrize("content", [b"", b"rubbish " * 10])
+@pytest.mark.parametrize("content", [b"", b"rubbish " * 10, b"garbage\n"])
 def test_damaged_weights_are_refused(tmp_path, content, suffix):
     (tmp_path / f"x{suffix}").write_bytes(content)
     with pytest.raises(InputError, match="cannot read the weights in") as refused:

@@ -162,7 +162,9 @@ def _read(path: Path) -> Any:
                 "trust it, load it yourself and save its state dict: safetensors.torch.save_file("
                 f"STATE_DICT, {path.with_suffix('.safetensors').name!r})"
             ) from error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text is a page of advice
+            reason = "it is damaged, or was not written by torch.save"
         raise InputError(
             f"cannot read the weights in {path} ({reason}); fetch or convert the file again"
         ) from error
@@ -176,10 +178,8 @@ def _needed_code(error: Exception) -> str | None:
     """Return what `torch.load` would have to run, None if the file is damaged instead."""
     if "TorchScript" in str(error):
         return "a TorchScript archive"
-    if not isinstance(error, pickle.UnpicklingError):
-        return None
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return found[1] if found else "a pickle of more than tensors"
+    return found[1] if found else None
 
 
 def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
