@@ -86,7 +86,7 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     settings = replace(settings, quantization=_quantization(settings, search, given))
     progress = Progress(output.quiet)
     began = time.monotonic()
-    problem = command_line.prepare(settings, progress)
+    problem = command_line.prepare(settings, given, progress)
     folder = command_line.make_output_folder(
         output.out,
         output.overwrite or search.resume,

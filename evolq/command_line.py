@@ -337,12 +337,17 @@ def _print_line(kind: str, message: str) -> None:
     print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
 
 
-def prepare(settings: Settings, progress: Progress) -> Problem:
-    """Return `evolq.prepare(settings)`, and say what goes on."""
-    from evolq import problem
+def prepare(settings: Settings, given: Collection[str], progress: Progress) -> Problem:
+    """Return `evolq.prepare(settings)`, and say what goes on.
 
+    Numbers of images that were not given fit themselves to a folder with fewer images.
+    """
+    from evolq import problem
+    from evolq.data.images import ROLES
+
+    explicit = [role for role in ROLES if f"{role}_images" in given]
     with progress.task("Loading, quantizing and calibrating") as task:
-        return problem.prepare(settings, task.images)
+        return problem.prepare(settings, task.images, explicit)
 
 
 def check_start(settings: Settings, given: Collection[str]) -> None:

@@ -7,7 +7,7 @@ quantize, calibrate, objectives.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evolq.data.images import Split, bundled_split, folder_split
+from evolq.data.images import ROLES, Split, bundled_split, folder_split
 from evolq.data.models import (
     BUNDLED,
     check_name,
@@ -112,25 +112,38 @@ def check(settings: Settings) -> None:
 
 
 def load_split(
-    settings: Settings, model: nn.Module, progress: Callable[[int, int], None] | None = None
+    settings: Settings,
+    model: nn.Module,
+    progress: Callable[[int, int], None] | None = None,
+    explicit: Collection[str] = ROLES,
 ) -> Split:
-    """Return the images that `settings` name, moved to the device."""
-    counts = {
-        "calibration": settings.calibration_images,
-        "selection": settings.selection_images,
-        "test": settings.test_images,
-    }
+    """Return the images that `settings` name, moved to the device.
+
+    Args:
+        settings: see `Settings`.
+        model: the model that they are for.
+        progress: see `prepare`.
+        explicit: see `prepare`.
+    """
     folder = settings.images or settings.calibration_dir
     if folder is None:
-        split = bundled_split(**counts, seed=settings.seed)
+        split = bundled_split(
+            settings.calibration_images,
+            settings.selection_images,
+            settings.test_images,
+            settings.seed,
+        )
     else:
         split = folder_split(
             folder,
             settings.test_dir,
             preprocessing=preprocessing(model),
             class_count=class_count(model),
-            **counts,
+            calibration=settings.calibration_images,
+            selection=settings.selection_images,
+            test=settings.test_images,
             seed=settings.seed,
+            explicit=explicit,
             skip_unreadable=settings.skip_unreadable,
             progress=progress,
         )
@@ -144,12 +157,19 @@ def load_split(
     )
 
 
-def prepare(settings: Settings, progress: Callable[[int, int], None] | None = None) -> Problem:
+def prepare(
+    settings: Settings,
+    progress: Callable[[int, int], None] | None = None,
+    explicit: Collection[str] = ROLES,
+) -> Problem:
     """Load model and images, quantize and calibrate.
 
     Args:
         settings: see `Settings`.
         progress: called with the number of images read so far and the number to read.
+        explicit: the sets ("calibration", "selection", "test") whose number of images somebody has
+            chosen. The other numbers shrink to what a folder has, with a warning; the settings of
+            the Problem have the numbers that were taken.
 
     Raises:
         InputError: for bad settings, models, weights or images; the cheapest checks come first.
@@ -160,7 +180,13 @@ def prepare(settings: Settings, progress: Callable[[int, int], None] | None = No
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = load_model(settings.model, settings.weights, settings.device)
-    split = load_split(settings, model, progress)
+    split = load_split(settings, model, progress, explicit)
+    settings = replace(
+        settings,
+        calibration_images=len(split.calibration),
+        selection_images=len(split.selection),
+        test_images=len(split.test),
+    )
     network = quantize(model, split.calibration.images[:2], settings.quantization)
     network = network.executed(settings.execution)
     if settings.start is None:

@@ -51,7 +51,7 @@ def compare(
     )
     from landscape.store import save
 
-    problem = None if comparison.criteria else command_line.prepare(settings, progress)
+    problem = None if comparison.criteria else command_line.prepare(settings, given, progress)
     folder = command_line.make_output_folder(
         output.out, output.overwrite, f"compare-{Path(settings.model).name}", RESULTS
     )

@@ -26,7 +26,7 @@ def scan(settings: Settings, probe: Scan, output: Output, given: frozenset[str])
     from landscape.results import RESULTS, measure, write
 
     progress = Progress(output.quiet)
-    problem = command_line.prepare(settings, progress)
+    problem = command_line.prepare(settings, given, progress)
 
     def claim() -> Path:
         name = f"scan-{Path(settings.model).name}"

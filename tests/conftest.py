@@ -67,11 +67,3 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     regions.compiler_works.cache_clear()
     yield
     regions.compiler_works.cache_clear()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the decoded images of tests out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVOLQ_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield

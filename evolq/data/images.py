@@ -9,8 +9,7 @@ import hashlib
 import itertools
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolq.data.decoding import Decoded, decode_images, normalize
+from evolq.data.decoding import Decoded, decoder, normalize
 from evolq.data.fashion import MEAN, STD
-from evolq.data.folders import ImageFile, list_images
+from evolq.data.folders import ImageFile, list_images, readable
 from evolq.errors import InputError
 
 
@@ -141,7 +140,7 @@ def bundled_split(
             if count > len(labels):
                 raise InputError(
                     f"{count} {role} images asked for, but the bundled set has {len(labels)}; "
-                    f"lower --{role}-images or give your own folder with --images"
+                    "ask for fewer, or give a folder of your own images"
                 )
             origin = "test" if role == "test" else "train"
             numbers = arrays.get(f"{role}_indices", range(len(labels)))
@@ -158,6 +157,42 @@ def bundled_split(
 
 # Images from folders ------------------------------------------------------------------------------
 
+ROLES = ("calibration", "selection", "test")
+
+LEAST = 2
+"""Images that a number shrinks to at least: an interval and a contrast between images need two."""
+
+
+def fit_counts(
+    wanted: Mapping[str, int], available: int, explicit: Collection[str]
+) -> dict[str, int]:
+    """Return numbers of images whose sum is at most `available`.
+
+    Numbers that are not `explicit` shrink in proportion, none below `LEAST` (or below what is
+    wanted, if that is less). Numbers that fit already are returned as they are.
+
+    Args:
+        wanted: the number of images of each set.
+        available: how many images there are.
+        explicit: the sets whose number somebody has chosen; it is never changed.
+
+    Raises:
+        InputError: if there are fewer images than the explicit numbers and the least of the others.
+    """
+    fixed = {role: n if role in explicit else min(n, LEAST) for role, n in wanted.items()}
+    missing = sum(fixed.values()) - available
+    if missing > 0:
+        raise InputError(
+            f"{available} usable images, but {_request(fixed)} = {sum(fixed.values())} are asked "
+            f"for; ask for {missing} fewer, or add images"
+        )
+    flexible = sum(wanted.values()) - sum(fixed.values())
+    room = min(-missing, flexible)
+    return {
+        role: count + (wanted[role] - count) * room // max(flexible, 1)
+        for role, count in fixed.items()
+    }
+
 
 def folder_split(
     folder: str | Path,
@@ -169,8 +204,8 @@ def folder_split(
     selection: int = 100,
     test: int = 200,
     seed: int = 0,
+    explicit: Collection[str] = ROLES,
     skip_unreadable: bool = False,
-    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Split:
     """Return images from one folder, or calibration and selection from one and test from another.
@@ -180,7 +215,7 @@ def folder_split(
     given): so the test set does not change with the other two numbers, nor they with it.
 
     Args:
-        folder: Class folders, or images with a `labels.csv`; see `image_folders`.
+        folder: Class folders, or images with a `labels.csv`; see `list_images`.
         test_folder: Another such folder.
         preprocessing: As from `models.preprocessing`.
         class_count: Number of classes of the model; labels are below it.
@@ -188,9 +223,10 @@ def folder_split(
         selection: Number of selection images.
         test: Number of test images.
         seed: Decides the order.
+        explicit: The sets whose number is never changed; where a folder has fewer images than the
+            other numbers ask for, those shrink (`fit_counts`) and a warning tells.
         skip_unreadable: Leave out images that cannot be decoded, as if they were not in the
             folder, and warn of their number.
-        workers: Processes that decode; see `decode_images`.
         progress: Called with the number of images read so far and the number to read.
 
     Raises:
@@ -201,7 +237,7 @@ def folder_split(
     counts = {"calibration": calibration, "selection": selection, "test": test}
     _check_counts(counts)
     pools = _list_pools(folder, test_folder, class_count)
-    total = sum(counts.values())
+    decode = decoder(preprocessing)
     decoded: dict[Path, Decoded] = {}
     unreadable: set[Path] = set()
     while True:
@@ -209,25 +245,33 @@ def folder_split(
             folder: [image for image in pool if image.path not in unreadable]
             for folder, pool in pools.items()
         }
-        sets = _choose(usable, counts, seed)
+        sets = _choose(usable, counts, explicit, seed)
+        total = sum(map(len, sets.values()))
         missing = [image.path for images in sets.values() for image in images]
         missing = [path for path in missing if path not in decoded]
         if not missing:
             break
-        with closing(decode_images(missing, preprocessing, workers)) as results:
-            for done, (path, result) in enumerate(results, start=1):
-                if isinstance(result, Decoded):
-                    decoded[path] = result
-                elif skip_unreadable:
-                    unreadable.add(path)
-                else:
-                    raise result
-                if progress is not None:
-                    progress(total - len(missing) + done, total)
+        for done, path in enumerate(missing, start=1):
+            try:
+                decoded[path] = decode(path)
+            except InputError:
+                if not skip_unreadable:
+                    raise
+                unreadable.add(path)
+            if progress is not None:
+                progress(total - len(missing) + done, total)
+    fitted = {role: len(images) for role, images in sets.items()}
+    if fitted != counts:
+        warnings.warn(
+            f"{' and '.join(f'{folder} has {len(pool)} images' for folder, pool in usable.items())}"
+            f": {_request(fitted)} are taken instead of {_request(counts)}",
+            stacklevel=2,
+        )
     _check_contents(sets, decoded)
     if unreadable:
         warnings.warn(
-            f"skipped {len(unreadable)} unreadable images, such as {min(unreadable)}", stacklevel=2
+            f"skipped {len(unreadable)} unreadable images, such as {readable(min(unreadable))}",
+            stacklevel=2,
         )
     return Split(
         **{role: _labeled(images, decoded, preprocessing) for role, images in sets.items()}
@@ -239,7 +283,7 @@ def _check_counts(counts: Mapping[str, int]) -> None:
         least = 0 if role == "selection" else 1
         if count < least:
             raise InputError(
-                f"{count} {role} images asked for; --{role}-images is at least {least}"
+                f"{count} {role} images asked for; give a number that is at least {least}"
             )
 
 
@@ -253,7 +297,7 @@ def _list_pools(
     if {image.path for image in images} & {image.path for image in test_images}:
         raise InputError(
             f"calibration folder {folder} and test folder {test_folder} share files; give folders "
-            "apart from each other, or one for all with --images"
+            "apart from each other, or one folder for all sets"
         )
     return {
         str(folder): [replace(image, name=f"calibration/{image.name}") for image in images],
@@ -262,28 +306,32 @@ def _list_pools(
 
 
 def _choose(
-    pools: Mapping[str, Sequence[ImageFile]], counts: Mapping[str, int], seed: int
+    pools: Mapping[str, Sequence[ImageFile]],
+    counts: Mapping[str, int],
+    explicit: Collection[str],
+    seed: int,
 ) -> dict[str, list[ImageFile]]:
-    roles = [list(counts)] if len(pools) == 1 else [["calibration", "selection"], ["test"]]
+    roles = [ROLES] if len(pools) == 1 else [ROLES[:2], ROLES[2:]]
+    fitted: dict[str, int] = {}
     ordered = []
     for (folder, pool), wanted in zip(pools.items(), roles, strict=True):
-        total = sum(counts[role] for role in wanted)
-        if total > len(pool):
-            request = " + ".join(f"{counts[role]} {role}" for role in wanted)
-            options = ", ".join(f"--{role}-images" for role in wanted)
-            raise InputError(
-                f"{folder} has {len(pool)} usable images, but {request} = {total} are asked for; "
-                f"lower {options}, or add images"
-            )
+        try:
+            fitted |= fit_counts({role: counts[role] for role in wanted}, len(pool), explicit)
+        except InputError as error:
+            raise InputError(f"{folder} has {error}") from error
         names, labels = [image.name for image in pool], [image.label for image in pool]
         ordered.append([pool[index] for index in stratified_order(names, labels, seed)])
     first, last = ordered[0], ordered[-1]
-    start, end = counts["calibration"], counts["calibration"] + counts["selection"]
+    start, end = fitted["calibration"], fitted["calibration"] + fitted["selection"]
     return {
         "calibration": first[:start],
         "selection": first[start:end],
-        "test": last[len(last) - counts["test"] :],
+        "test": last[len(last) - fitted["test"] :],
     }
+
+
+def _request(counts: Mapping[str, int]) -> str:
+    return " + ".join(f"{count} {role}" for role, count in counts.items())
 
 
 def _check_contents(
@@ -296,7 +344,8 @@ def _check_contents(
             owner, twin = owners.setdefault(decoded[image.path].content, (role, image.path))
             if owner != role:
                 raise InputError(
-                    f"{twin} ({owner}) and {image.path} ({role}) are the same image; remove one"
+                    f"{readable(twin)} ({owner}) and {readable(image.path)} ({role}) are the same "
+                    "image; remove one"
                 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,10 @@ import huggingface_hub
 import timm
 import torch
 from huggingface_hub.utils import get_session
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evolq.data.fashion import MEAN, STD, fashion_resnet, fashion_vit
+from evolq.data.weights import fitted, read_weights
 from evolq.errors import InputError
 from evolq.points import fingerprint
 
@@ -27,7 +27,8 @@ BUNDLED: dict[str, Callable[[], nn.Module]] = {
 """Networks whose trained weights are part of the package, each with its constructor."""
 
 HUB = "hf-hub:"
-ADVICE = "give its weights with --weights FILE.safetensors"
+NEAR = 4  # names that are offered for an unknown one
+ADVICE = "give a file of its weights"
 
 FASHION_PREPROCESSING = {
     "input_size": (1, 28, 28),
@@ -45,9 +46,10 @@ def load_model(
     Args:
         name: `fashion_vit`, `fashion_resnet`, any name of timm's (`resnet18`,
             `resnet18.a1_in1k`), or `hf-hub:OWNER/MODEL` for a timm model on the Hugging Face hub.
-        weights: A safetensors file with the keys of that model. If it classifies into another
-            number of classes than timm's model, the model gets that many. Without it, bundled
-            networks come with their own weights and timm downloads those of its models.
+        weights: A file with the keys of that model, safetensors or of `torch.save`
+            (`weights.read_weights`). If it classifies into another number of classes than timm's
+            model, the model gets that many. Without it, bundled networks come with their own
+            weights and timm downloads those of its models.
         device: Where the model lies.
 
     Raises:
@@ -133,9 +135,17 @@ def check_name(name: str) -> None:
     """Check that `load_model` knows `name`; names on the hub are not looked up.
 
     Raises:
-        InputError: for an unknown name, with near ones.
+        InputError: for an unknown name, with those that begin so or look alike.
     """
-    if name in BUNDLED or name.startswith(HUB):
+    if name in BUNDLED:
+        return
+    strange = re.search(r"[^\w./:@-]", name)
+    if strange or not name:
+        raise InputError(
+            f"model {name!r} is no name: {f'it holds {strange[0]!r}' if strange else 'it is empty'}"
+            "; is a variable of the shell not set, or quoted wrongly?"
+        )
+    if name.startswith(HUB):
         return
     architecture = name.partition(".")[0]
     if timm.is_model(architecture):
@@ -145,11 +155,25 @@ def check_name(name: str) -> None:
             known = ", ".join(timm.list_pretrained(f"{architecture}.*"))
             raise InputError(f"{name!r} names no weights of timm's; it has {known}") from error
         return
-    near = difflib.get_close_matches(architecture, [*BUNDLED, *timm.list_models()], n=4)
-    advice = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
     raise InputError(
-        f"unknown model {name!r}, wanted {' or '.join(BUNDLED)} or a timm name; {advice}"
+        f"unknown model {name!r}, wanted {' or '.join(BUNDLED)} or a timm name; "
+        f"{_advice(architecture)}"
     )
+
+
+def _advice(architecture: str) -> str:
+    """Return what a user may have meant: a name that begins so, or else one that looks alike."""
+    known = [*BUNDLED, *timm.list_models()]
+    wanted = architecture.lower().replace("-", "_")
+    owner, _, last = wanted.rpartition("/")
+    if owner:
+        return f"of a model on the Hugging Face hub, the name is {HUB}{architecture}"
+    longer = sorted((n for n in known if n.startswith(last)), key=lambda n: (len(n), n))
+    if longer and last:
+        more = f" ({len(longer)} names begin so)" if len(longer) > NEAR else ""
+        return f"did you mean {', '.join(longer[:NEAR])}?{more}"
+    near = difflib.get_close_matches(wanted, known, n=NEAR)
+    return f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
 
 
 # Weights ------------------------------------------------------------------------------------------
@@ -199,34 +223,12 @@ def _hub_is_reachable() -> bool:
 
 def _with_weights(name: str, path: Path) -> nn.Module:
     model = untrained(name)
-    weights = _read_weights(path)
+    weights = read_weights(path, model.state_dict().keys())
     fine_tuned = _fine_tuned_class_count(model, weights)
     if fine_tuned is not None:
         model = untrained(name, fine_tuned)
-    _check_fit(model.state_dict(), weights, name, path)
-    model.load_state_dict(weights)
+    model.load_state_dict(fitted(model.state_dict(), weights, f"{path} does not fit {name!r}"))
     return model
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"no weights at {path}; give a safetensors file that exists")
-    if path.suffix != ".safetensors":
-        raise InputError(
-            f"{path} is not a .safetensors file, and other formats can run code when opened; "
-            "convert it once: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
-            f"{path.with_suffix('.safetensors').name!r})"
-        )
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"cannot read the weights in {path} ({error}); fetch or convert the file again"
-        ) from error
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise InputError(f"{path} holds NaN or infinity in {name!r}; give finite weights")
-    return weights
 
 
 def _fine_tuned_class_count(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
@@ -234,38 +236,9 @@ def _fine_tuned_class_count(model: nn.Module, weights: Mapping[str, Tensor]) -> 
     classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
         weight = weights.get(f"{classifier}.weight")
-        if weight is not None and len(weight) != model.num_classes:
+        if weight is not None and weight.ndim and len(weight) != model.num_classes:
             return len(weight)
     return None
-
-
-def _check_fit(
-    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str, path: Path
-) -> None:
-    # Checkpoints from before torch 0.4 have no batch counters, and evaluation does not read them.
-    missing = [
-        key for key in wanted if key not in given and not key.endswith("num_batches_tracked")
-    ]
-    unexpected = [key for key in given if key not in wanted]
-    misshaped = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in given
-        if key in wanted and given[key].shape != wanted[key].shape
-    ]
-    problems = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for kind, keys in [
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshaped),
-        ]
-        if keys
-    ]
-    if problems:
-        raise InputError(
-            f"{path} does not fit {name!r}, keys: {'; '.join(problems)}; give weights of this "
-            "model or, with --model, the model of these weights"
-        )
 
 
 def reparameterize(model: nn.Module) -> nn.Module:
