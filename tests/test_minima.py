@@ -196,12 +196,12 @@ def test_the_noise_of_a_persistence_is_paired():
     wiggle = np.where(np.arange(images) % 2, 1.0, -1.0)
     per_image = surface[..., None] + offsets
     per_image[1, 3] += 0.4 * wiggle
-    deepest, second = significant_minima(scan(per_image)).minima
+    deepest, second = significant_minima(scan(per_image), sigmas=4.0).minima
     assert np.isnan(deepest.noise)
     assert second.persistence == pytest.approx(0.5)
     assert second.noise == pytest.approx(0.4 * np.sqrt(16 / 15) / 4, rel=1e-4)
     per_image[1, 3] += 0.2 * wiggle  # 0.5 is now 3.2 sigma
-    found = significant_minima(scan(per_image))
+    found = significant_minima(scan(per_image), sigmas=4.0)
     assert (len(found.minima), found.below) == (1, 1)
     assert len(significant_minima(scan(per_image), sigmas=3.0).minima) == 2
 

@@ -1,16 +1,14 @@
 """Local minima by persistence: how deep a minimum is before it joins a deeper one.
 
 The persistence of a minimum is the height one must climb from it to reach a lower one: the loss at
-the lowest saddle on the way, minus its own loss (0-dimensional persistent homology of sublevel
-sets, computed by gudhi). Noise makes many shallow minima and few deep ones, so only minima above a
-stated threshold count.
+the lowest saddle on the way, minus its own loss (`merge_tree`). Noise makes many shallow minima and
+few deep ones, so only minima above a stated threshold count.
 
 What the count depends on is explicit:
 
-- Connectivity: with 8, points are neighbors across corners too; with 4, along the axes only. gudhi
-  calls the first `top_dimensional_cells` (squares that touch in a corner are connected), the second
-  `vertices`. The default is 8: a valley that runs diagonally across the grid is one valley. Along a
-  ray both mean the two neighbors.
+- Connectivity: with 8, points are neighbors across corners too; with 4, along the axes only. The
+  default is 8: a valley that runs diagonally across the grid is one valley. Along a ray both mean
+  the two neighbors.
 - Plateaus: connected points of equal loss are one minimum, reported at the point nearest to
   their center.
 - Boundary: a minimum is marked if it touches the edge of the grid or a point that is not finite,
@@ -25,15 +23,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import gudhi
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from evolq.errors import InputError
-from evolq.losses.paired import paired_standard_error
-
-CONNECTIVITIES = (4, 8)
+from landscape.statistics.merge_tree import MergeTree, merge_tree
+from landscape.statistics.noise_threshold import NoiseThreshold, noise_threshold, paired_squares
+from landscape.statistics.resampling import FEWEST_IMAGES
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ class Minima:
 
     `below` counts the minima at or below the threshold, `excluded` the points that are not finite
     or were not computed. The threshold is `threshold`, in units of the loss, or, where that is
-    None, `sigmas` times the noise of each minimum.
+    None, `sigmas` times the noise of each minimum. Where sigmas were found from the noise of the
+    images, `bound` says with which error; it is None where they were given.
     """
 
     minima: tuple[Minimum, ...]
@@ -68,6 +67,7 @@ class Minima:
     connectivity: int
     threshold: float | None
     sigmas: float
+    bound: NoiseThreshold | None = None
 
 
 def find_minima(surface: xr.DataArray, threshold: float, connectivity: int = 8) -> Minima:
@@ -80,29 +80,109 @@ def find_minima(surface: xr.DataArray, threshold: float, connectivity: int = 8) 
     """
     if not threshold >= 0:
         raise InputError(f"the persistence threshold must be 0 or more, not {threshold}")
-    return _find(surface, None, connectivity, threshold=threshold, sigmas=np.nan)
+    return _find(surface, None, connectivity, threshold=threshold, sigmas=np.nan, bound=None)
 
 
-def significant_minima(dataset: xr.Dataset, sigmas: float = 4.0, connectivity: int = 8) -> Minima:
-    """Find the minima of `test_loss` whose persistence exceeds `sigmas` times its own noise.
+def significant_minima(
+    dataset: xr.Dataset,
+    sigmas: float | None = None,
+    connectivity: int = 8,
+    level: float = 0.05,
+    generator: np.random.Generator | None = None,
+) -> Minima:
+    """Find the minima of `test_loss` that sampling noise alone would not make.
 
     A persistence is the difference of two test losses, at the saddle and at the minimum, measured
     on the same images. Its noise is therefore the paired standard error of that difference, from
     the per-image losses at those two points. Both points were picked for being extreme, among many
-    and on the same images, which favors large persistences; hence 4 sigmas and not 2.
+    and on the same images; how many standard errors that is worth depends on the grid and on the
+    images, and is found from them (`noise_threshold`): where the true surface is flat, one scan in
+    1 / `level` has a minimum more than the lowest.
+
+    Args:
+        dataset: a scan.
+        sigmas: this many standard errors, in place of the threshold found from the images.
+        connectivity: 8 or 4.
+        level: family-wise error of the threshold.
+        generator: draws the noise; a new one with seed 0 by default, so that one file always has
+            the same minima.
+
+    With fewer than 5 images no minimum can be told from noise: `sigmas` is infinite, `bound` None,
+    and nothing counts but the lowest.
 
     Raises:
-        InputError: if `dataset` is not a scan, for another connectivity or negative `sigmas`.
+        InputError: if `dataset` is not a scan, for another connectivity, negative `sigmas` or a bad
+            level.
     """
-    if not sigmas >= 0:
+    if sigmas is not None and not sigmas >= 0:
         raise InputError(f"the number of sigmas must be 0 or more, not {sigmas}")
-    return _find(
-        dataset["test_loss"],
-        dataset["test_loss_per_image"],
-        connectivity,
-        threshold=None,
-        sigmas=sigmas,
-    )
+    surface, per_image = dataset["test_loss"], dataset["test_loss_per_image"]
+    bound = None
+    if sigmas is None:
+        sigmas = np.inf
+        if per_image.sizes["image"] >= FEWEST_IMAGES:
+            stack = image_stack(surface, per_image)
+            generator = np.random.default_rng(0) if generator is None else generator
+            bound = noise_threshold(stack, generator, connectivity, level)
+            sigmas = bound.value
+    return _find(surface, per_image, connectivity, threshold=None, sigmas=sigmas, bound=bound)
+
+
+def ordered(surface: xr.DataArray) -> xr.DataArray:
+    """Return a surface with its dimensions in the order y, x or ray, distance.
+
+    Raises:
+        InputError: for other dimensions.
+    """
+    for dimensions in (("y", "x"), ("ray", "distance")):
+        if set(surface.dims) == set(dimensions):
+            return surface.transpose(*dimensions)
+    raise InputError(f"a surface has dimensions y, x or ray, distance, not {surface.dims}")
+
+
+def surface_stack(surface: xr.DataArray) -> NDArray[np.float64]:
+    """Return the values as `merge_tree` takes them: (1, y, x) or (ray, distance), walls at +inf."""
+    grid = ordered(surface)
+    values = np.where(np.isfinite(grid.values), grid.values, np.inf)
+    return values[None] if "x" in grid.dims else values
+
+
+def image_stack(surface: xr.DataArray, per_image: xr.DataArray) -> NDArray[np.floating]:
+    """Return losses per image in the order of `surface_stack`, (surfaces, ..., images).
+
+    NaN where the surface is not finite.
+    """
+    grid = ordered(surface)
+    values = per_image.transpose(*grid.dims, "image").values
+    walls = ~np.isfinite(grid.values)
+    if walls.any():
+        values = np.where(walls[..., None], np.nan, values)
+    return values[None] if "x" in grid.dims else values
+
+
+def barriers(
+    values: NDArray[np.float64], per_image: NDArray[np.floating] | None, tree: MergeTree
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the persistence of each minimum of a tree and its paired standard error.
+
+    Args:
+        values: see `surface_stack`.
+        per_image: see `image_stack`; all errors are NaN without it.
+        tree: of `values`.
+
+    Returns:
+        Both (minima,): infinity and NaN where a minimum joins no other.
+    """
+    joining = tree.saddles >= 0
+    minima, saddles = tree.minima[joining], tree.saddles[joining]
+    persistences = np.full(len(joining), np.inf)
+    persistences[joining] = values.ravel()[saddles] - values.ravel()[minima]
+    noises = np.full(len(joining), np.nan)
+    if per_image is not None and per_image.shape[-1] > 1:
+        images = per_image.shape[-1]
+        squares = paired_squares(per_image.reshape(-1, images), saddles, minima)
+        noises[joining] = np.sqrt(squares / (images - 1) / images)
+    return persistences, noises
 
 
 def _find(
@@ -111,106 +191,63 @@ def _find(
     connectivity: int,
     threshold: float | None,
     sigmas: float,
+    bound: NoiseThreshold | None,
 ) -> Minima:
     """Collect the minima above `threshold`, or else above `sigmas` times their noise."""
-    if connectivity not in CONNECTIVITIES:
-        raise InputError(f"connectivity is 4 or 8, not {connectivity}")
-    dimensions = set(surface.dims)
-    pieces: list[dict[str, int]]
-    if dimensions == {"y", "x"}:
-        pieces = [{}]
-    elif dimensions == {"ray", "distance"}:
-        pieces = [{"ray": ray} for ray in range(surface.sizes["ray"])]
-    else:
-        raise InputError(f"a surface has dimensions y, x or ray, distance, not {surface.dims}")
-    found: list[Minimum] = []
-    below = 0
-    for piece in pieces:
-        grid = surface.isel(piece)
-        values = np.where(np.isfinite(grid.values), grid.values, np.inf)
-        bottoms, saddles = _pairs(values, connectivity)
-        joining = bottoms[: len(saddles)]  # the others have no saddle
-        persistences = np.full(len(bottoms), np.inf)
-        persistences[: len(saddles)] = values[tuple(saddles.T)] - values[tuple(joining.T)]
-        noises = np.full(len(bottoms), np.nan)
-        if per_image is not None:
-            images = per_image.isel(piece).transpose(*grid.dims, "image").values
-            noises[: len(saddles)] = [
-                paired_standard_error(images[tuple(saddle)] - images[tuple(bottom)])
-                for bottom, saddle in zip(joining, saddles, strict=True)
-            ]
-        bars = sigmas * noises if threshold is None else threshold
-        above = np.isinf(persistences) | (persistences > bars)
-        below += int((~above).sum())
-        described = _described(grid, values, bottoms[above], connectivity)
-        found += [
-            Minimum(persistence=float(persistence), noise=float(noise), **fields)
-            for persistence, noise, fields in zip(
-                persistences[above], noises[above], described, strict=True
-            )
-        ]
+    values = surface_stack(surface)
+    tree = merge_tree(values, connectivity)
+    images = None if per_image is None else image_stack(surface, per_image)
+    persistences, noises = barriers(values, images, tree)
+    bars = sigmas * noises if threshold is None else threshold
+    if np.isposinf(sigmas):  # also times 0
+        bars = np.full(len(persistences), np.inf)
+    real = persistences > 0  # others are steps within a plateau
+    above = real & (np.isinf(persistences) | (persistences > bars))
+    found = [
+        Minimum(persistence=float(persistence), noise=float(noise), **fields)
+        for persistence, noise, fields in zip(
+            persistences[above],
+            noises[above],
+            described(surface, values, tree.minima[above], connectivity),
+            strict=True,
+        )
+    ]
     found.sort(key=lambda minimum: (-minimum.persistence, minimum.value))
-    excluded = int((~np.isfinite(surface)).sum())
-    return Minima(tuple(found), below, excluded, connectivity, threshold, sigmas)
+    below = int((real & ~above).sum())
+    excluded = int(np.isinf(values).sum())
+    return Minima(tuple(found), below, excluded, connectivity, threshold, sigmas, bound)
 
 
-def _described(
-    grid: xr.DataArray, values: np.ndarray, bottoms: np.ndarray, connectivity: int
+def described(
+    surface: xr.DataArray, values: NDArray[np.float64], minima: NDArray[np.int64], connectivity: int
 ) -> Iterator[dict[str, Any]]:
-    """Describe the plateau around each of `bottoms`: all fields of a Minimum that are its own.
+    """Describe the plateau around each minimum: the fields of a `Minimum` that are its own.
 
-    `values` are those of `grid`, with walls at +inf.
+    `values` are the `surface_stack` of `surface`, `minima` flat indices in them.
     """
-    neighbors = ndimage.generate_binary_structure(values.ndim, 1 if connectivity == 4 else 2)
+    grid = ordered(surface)
+    dimensions = values.ndim - 1
+    neighbors = ndimage.generate_binary_structure(dimensions, 1 if connectivity == 4 else 2)
     offsets = np.argwhere(neighbors)  # indices in `walls`, whose indices are higher by one
-    walls = np.pad(np.isinf(values), 1, constant_values=True)  # the edge of the grid is one too
-    shared = {"ray": float(grid["ray"])} if "ray" in grid.coords else {}
-    axes = {str(name): grid[name].values for name in grid.dims if name in grid.coords}
-    for bottom in map(tuple, bottoms):
-        near = tuple(slice(max(0, i - 1), i + 2) for i in bottom)
-        if np.count_nonzero(values[near] == values[bottom]) == 1:
-            members = np.array([bottom])  # no plateau, as nearly always: no search of the grid
+    edges = ((0, 0), *((1, 1) for _ in range(dimensions)))  # the edge of the grid is a wall too
+    walls = np.pad(np.isinf(values), edges, constant_values=True)
+    axes = [(str(name), grid[name].values) for name in grid.dims]
+    for piece, *bottom in zip(*np.unravel_index(minima, values.shape), strict=True):
+        heights, place = values[piece], tuple(bottom)
+        near = tuple(slice(max(0, i - 1), i + 2) for i in place)
+        if np.count_nonzero(heights[near] == heights[place]) == 1:
+            members = np.array([place])  # no plateau, as nearly always: no search of the grid
         else:
-            labels, _ = ndimage.label(values == values[bottom], neighbors)
-            members = np.argwhere(labels == labels[bottom])
+            labels, _ = ndimage.label(heights == heights[place], neighbors)
+            members = np.argwhere(labels == labels[place])
         center = members[((members - members.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-        around = (members[:, None] + offsets).reshape(-1, values.ndim)
+        around = (members[:, None] + offsets).reshape(-1, dimensions)
+        index = center if len(axes) == dimensions else (piece, *center)
         yield {
-            "coordinates": shared
-            | {
-                str(name): float(axes[name][index])
-                for name, index in zip(grid.dims, center, strict=True)
-                if name in axes
+            "coordinates": {
+                name: float(along[i]) for (name, along), i in zip(axes, index, strict=True)
             },
-            "value": float(values[bottom]),
+            "value": float(heights[place]),
             "points": len(members),
-            "boundary": bool(walls[tuple(around.T)].any()),
+            "boundary": bool(walls[piece][tuple(around.T)].any()),
         }
-
-
-def _pairs(values: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the grid indices of the minima, and those of the saddles of the first ones.
-
-    The minima that have no saddle, since they never join a lower one, are the last. gudhi leaves
-    out pairs of persistence 0 (steps within a plateau) and numbers points in Fortran order.
-    `values` must not hold NaN, which crashes gudhi; walls are +inf, and the minima that they part
-    join at +inf.
-    """
-    if connectivity == 4:
-        grid = gudhi.CubicalComplex(vertices=values)
-        grid.compute_persistence()
-        finite, essential = grid.vertices_of_persistence_pairs()
-    else:
-        grid = gudhi.CubicalComplex(top_dimensional_cells=values)
-        grid.compute_persistence()
-        finite, essential = grid.cofaces_of_persistence_pairs()
-
-    def indices(numbers: np.ndarray) -> np.ndarray:
-        return np.stack(np.unravel_index(numbers, values.shape, "F"), axis=-1)
-
-    inside = np.isfinite(values).flatten("F")
-    pairs = np.asarray(finite[0] if finite else [], dtype=int).reshape(-1, 2)
-    pairs = pairs[inside[pairs[:, 0]]]
-    alone = np.asarray(essential[0], dtype=int)
-    alone = alone[inside[alone]]
-    return indices(np.concatenate([pairs[:, 0], alone])), indices(pairs[:, 1])

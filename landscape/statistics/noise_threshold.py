@@ -1,0 +1,138 @@
+"""How deep minima are that sampling noise alone makes: the threshold with a known error.
+
+If the true surface is flat, its measured minima are all noise. The largest of their persistences,
+each in paired standard errors of its own barrier, exceeds the threshold in a share `level` of such
+scans, for this grid and these images: a test of all minima at once whose family-wise error is
+`level`. Where the true surface is not flat, noise makes fewer minima, not more.
+
+Sup-norm confidence sets for persistence (Fasy et al. 2014, "Confidence sets for persistence
+diagrams", Annals of Statistics 42(6); Chazal et al. 2013, "Bootstrap and stochastic convergence for
+persistence diagrams and landscapes") hold for any true surface, and are too wide here: they bound
+twice the largest deviation of any point, which takes 5 to 6 standard errors on planes where the
+persistence of noise stays below 2 to 2.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evolq.errors import InputError
+from landscape.statistics.merge_tree import merge_tree
+from landscape.statistics.resampling import check_images, contrasts, studentized, upper_quantile
+
+# Points in one batch of surfaces, and values of images in one batch of pairs: some 100 MB each.
+_BATCH_POINTS = 1_000_000
+_BATCH_VALUES = 5_000_000
+
+# Grid points over all replicates by default: a few seconds. At 5 % the replicates are 19, 39, ...
+# (one less than a multiple of 20, so that the quantile is one of them), 39 to 999.
+_POINTS = 4_000_000
+_MOST, _LEAST = 50, 2
+
+
+@dataclass(frozen=True)
+class NoiseThreshold:
+    """The persistence, in paired standard errors, that noise alone seldom reaches.
+
+    Attributes:
+        value: above it, minima are told from noise.
+        low: lower bound of the exact quantile, given that few replicates were drawn (95 %).
+        high: its upper bound.
+        level: share of flat surfaces on which noise alone makes a minimum above `value`.
+        images: number of images.
+        largest: the largest studentized persistence of each replicate, (replicates,).
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float
+    images: int
+    largest: NDArray[np.float64]
+
+
+def noise_threshold(
+    per_image: NDArray[np.floating],
+    generator: np.random.Generator,
+    connectivity: int = 8,
+    level: float = 0.05,
+    replicates: int | None = None,
+) -> NoiseThreshold:
+    """Return the threshold for minima of the mean over images.
+
+    Args:
+        per_image: losses, (surfaces, y, x, images) or (surfaces, distance, images); the minima of
+            all surfaces are tested together (rays of one scan). A point where an image's loss is
+            not finite is a wall.
+        generator: draws the replicates.
+        connectivity: 8 or 4, see `merge_tree`.
+        level: family-wise error, over all minima of all surfaces.
+        replicates: number of surfaces of noise; by default 39 to 999, fewer for larger grids.
+
+    Raises:
+        InputError: for fewer than 5 images, another connectivity, or a level that the replicates
+            are too few for.
+    """
+    *shape, images = per_image.shape
+    check_images(images)
+    points = int(np.prod(shape))
+    if replicates is None:
+        replicates = 20 * int(np.clip(_POINTS // (20 * max(points, 1)), _LEAST, _MOST)) - 1
+    if replicates < 1:
+        raise InputError(f"1 replicate or more is needed, not {replicates}")
+    flat = per_image.reshape(points, images)
+    largest = np.zeros(replicates)
+    drawn = contrasts(images, replicates, generator)
+    each = max(1, _BATCH_POINTS // max(points, 1))
+    for first in range(0, replicates, each):
+        batch = slice(first, min(first + each, replicates))
+        surfaces = _contrasted(flat, drawn[batch])
+        tree = merge_tree(surfaces.reshape(-1, *shape[1:]), connectivity)
+        joining = tree.saddles >= 0
+        minima, saddles = tree.minima[joining], tree.saddles[joining]
+        heights = surfaces.ravel()[saddles] - surfaces.ravel()[minima]
+        replicate = first + minima // points
+        squares = paired_squares(flat, saddles % points, minima % points)
+        # A barrier that is the same for all images is no noise: what is left is rounding.
+        explained = np.divide(heights**2, squares, out=np.zeros_like(heights), where=squares > 0)
+        np.maximum.at(largest, replicate, explained)
+    largest = studentized(largest, images)
+    return NoiseThreshold(*upper_quantile(largest, level), level, images, largest)
+
+
+def paired_squares(
+    per_image: NDArray[np.floating], ends: NDArray[np.int64], starts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the sum over images of (d_i - mean d)^2 with d the difference of two points' losses.
+
+    Args:
+        per_image: (points, images).
+        ends: indices of the points from which is subtracted, (pairs,).
+        starts: indices of those that are subtracted, (pairs,).
+    """
+    squares = np.empty(len(ends))
+    for batch in _batches(len(ends), per_image.shape[1]):
+        differences = per_image[ends[batch]].astype(np.float64) - per_image[starts[batch]]
+        squares[batch] = differences.var(axis=1) * per_image.shape[1]
+    return squares
+
+
+def _contrasted(per_image: NDArray[np.floating], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the surfaces of contrasts, (replicates, points): float64, in batches of points.
+
+    Points whose losses are equal image by image must stay equal, but for the last digit.
+    """
+    surfaces = np.empty((len(drawn), len(per_image)))
+    for batch in _batches(*per_image.shape):
+        with np.errstate(invalid="ignore"):  # walls
+            surfaces[:, batch] = drawn @ per_image[batch].T.astype(np.float64)
+    return surfaces
+
+
+def _batches(number: int, images: int) -> Iterator[slice]:
+    size = max(1, _BATCH_VALUES // images)
+    return (slice(first, first + size) for first in range(0, number, size))
