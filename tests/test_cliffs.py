@@ -239,7 +239,7 @@ def test_millions_of_weights_are_counted_in_seconds():
     network, line = line_through(model)
     begin = time.perf_counter()
     counts = count_cliffs(network, line, 1e-3)
-    assert time.perf_counter() - begin < 10  # 0.3 s on an idle core
+    assert time.perf_counter() - begin < 30  # 0.6 s on an idle core
     assert sum(counts.values()) == len(find_cliffs(network, line, 1e-3))
 
 

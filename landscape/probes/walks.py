@@ -115,7 +115,7 @@ def _positions(walk: Walk, names: tuple[str, ...]) -> np.ndarray:
         for point in walk[1:]
     ])  # fmt: skip
     # A = R^T Q^T for the QR decomposition of A^T: the rows of R^T are A in the basis Q.
-    triangle = np.linalg.qr(offsets.T / np.sqrt(offsets.shape[1]), mode="r").T
+    triangle = np.asarray(np.linalg.qr(offsets.T / np.sqrt(offsets.shape[1]), mode="r")).T
     positions = np.zeros((len(walk), len(walk) - 1))
     positions[1:, : triangle.shape[1]] = triangle
     return positions
