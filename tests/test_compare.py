@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evolq.optimizers.registry import OPTIMIZERS
+from evolq.losses.criteria import CRITERIA, Criterion
+from evolq.optimizers.black_box import random_search
+from evolq.optimizers.registry import OPTIMIZERS, Optimizer
 from landscape import compare as compare_module
 from landscape import store
 from landscape.paths.comparison import PLANES
@@ -67,6 +69,21 @@ def test_criteria_by_calibration_sets(compare) -> None:
     assert (dataset.loss <= dataset.start_loss + 1e-6).all()
     assert (dataset.ideal_loss.sel(criterion="kl") == 0).all()
     assert "Calibration gap" in out
+
+
+def test_a_new_criterion_and_a_new_optimizer_need_nothing_else(compare, monkeypatch) -> None:
+    l1 = Criterion("l1", lambda student, teacher, labels: (student - teacher).abs().mean(1))
+    monkeypatch.setitem(CRITERIA, "l1", l1)
+    monkeypatch.setitem(OPTIMIZERS, "mine", Optimizer(random_search))
+    quick = (*QUICK, "--model", "fashion_resnet", "--seeds", "1", "--optimizers", "mine,adam")
+    code, out, err = compare(
+        *quick, "--criterion", "l1", "--calibration-images", "8", "--points", "2"
+    )
+    assert code == 0, err
+    assert "mine" in out
+    code, out, err = compare(*quick, "--criterion", "info_nce,l1", "--calibration-images", "8")
+    assert code == 0, err
+    assert "l1" in out
 
 
 @pytest.mark.parametrize(

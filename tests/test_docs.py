@@ -1,4 +1,4 @@
-"""The examples of docs/extend.md run, and each adds to the registry that its heading names."""
+"""Pages of the documentation: what they show runs, and they name what the registries hold."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ from evolq.optimizers.registry import OPTIMIZERS
 from evolq.tensor.observers import OBSERVERS
 from landscape.probes.directions import DIRECTIONS
 
-PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "extend.md"
+OPTIMIZERS_PAGE = DOCS / "optimizers.md"
 REGISTRIES = {
     "Observer": OBSERVERS,
     "Criterion": CRITERIA,
@@ -56,3 +58,9 @@ def test_an_example_runs_and_adds_one_name(heading: str, capsys: pytest.CaptureF
         name: int(name == heading) for name in REGISTRIES
     }
     assert "nan" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_page_of_optimizers_says_what_each_is(name: str) -> None:
+    rows = [line for line in OPTIMIZERS_PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert any(f"`{name}`" in row.split("|")[1] for row in rows), f"docs/optimizers.md lacks {name}"

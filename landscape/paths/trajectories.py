@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Protocol
 
 import numpy as np
 import xarray as xr
 from torch import Tensor
 
 from evolq.errors import InputError
+from evolq.optimizers.evolve import Iterate
 from evolq.points import Direction, Point, combine, displacement, inner, norm
 from landscape.probes.directions import principal_directions
 from landscape.probes.sampling import HeldOutLoss
@@ -24,22 +24,6 @@ from landscape.probes.slices import Place, Plane
 
 # Below this share of the largest singular value, a second direction is rounding of the first.
 _ROUNDING = 1e-6
-
-
-class Iterate(Protocol):
-    """What a path needs of an Iterate: `evolq.optimizers.evolve.Iterate` has it."""
-
-    @property
-    def cost(self) -> float:
-        """Forward-pass equivalents so far."""
-
-    @property
-    def loss(self) -> float:
-        """Calibration loss of the Point."""
-
-    @property
-    def point(self) -> Point:
-        """A complete Point."""
 
 
 def measure_path(path: Sequence[Iterate], test: HeldOutLoss, points: int = 12) -> xr.Dataset:

@@ -209,13 +209,9 @@ def _lay_out(figure: go.Figure, info: ComparisonInfo, costs: NDArray[np.float64]
         align="left",
         font={"size": 12},
     )
-    axes = ((1, 1, info.x, info.y),)
-    for row, column, x, y in axes:
-        figure.update_xaxes(title_text=f"{x.name} ({x.unit})", showgrid=False, row=row, col=column)
-        figure.update_yaxes(title_text=f"{y.name} ({y.unit})", showgrid=False, row=row, col=column)
-        ends = [[values.values[0], values.values[-1]] for values in (x, y)]
-        figure.update_xaxes(range=ends[0], row=row, col=column)
-        figure.update_yaxes(range=ends[1], row=row, col=column)
+    for axis, update in ((info.x, figure.update_xaxes), (info.y, figure.update_yaxes)):
+        ends = [axis.values[0], axis.values[-1]]
+        update(title_text=f"{axis.name} ({axis.unit})", showgrid=False, range=ends, row=1, col=1)
     for row, measure, start, name in (
         (1, info.loss_measure, info.start_loss, "loss"),
         (2, info.test_loss_measure, info.start_test_loss, "test_loss"),
