@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         project_path,
         random_plane,
     )
-    from landscape.plots.figures import draw
+    from landscape.plots.kinds import draw
     from landscape.probes.bit_widths import sample_bits, sample_layers
     from landscape.probes.directions import (
         DIRECTIONS,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "analysis": ("Analysis", "analyze", "read_analysis", "with_analysis"),
-    "plots.figures": ("draw",),
+    "plots.kinds": ("draw",),
     "scans": ("BitScan", "LayerScan", "PlaneScan", "RayScan"),
     "probes.bit_widths": ("sample_bits", "sample_layers"),
     "probes.directions": (

@@ -66,7 +66,7 @@ def name_scan(dataset: Dataset, configuration: Mapping[str, Any]) -> None:
 
 def name_loss(loss: DataArray, criterion: str) -> None:
     """Write name and unit of a calibration loss into its array, in place."""
-    name, unit = CRITERION_WORDS[criterion]
+    name, unit = criterion_name(criterion)
     loss.attrs["long_name"] = name
     if unit:
         loss.attrs["units"] = unit
@@ -95,7 +95,12 @@ def configuration_of(dataset: Dataset) -> dict[str, Any]:
 def criterion_words(configuration: Mapping[str, Any]) -> str:
     """Return how a reader knows the criterion, with its unit."""
     criterion = configuration.get("criterion")
-    return with_unit(*CRITERION_WORDS[criterion]) if criterion else "calibration loss"
+    return with_unit(*criterion_name(criterion)) if criterion else "calibration loss"
+
+
+def criterion_name(criterion: str) -> tuple[str, str]:
+    """Return how a reader knows a criterion, and its unit; one that is not registered by itself."""
+    return CRITERION_WORDS.get(criterion, (criterion, ""))
 
 
 def title_of(configuration: Mapping[str, Any]) -> str:

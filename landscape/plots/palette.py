@@ -1,4 +1,4 @@
-"""How each optimizer looks in every figure: a color, a line and a marker of its own.
+"""How optimizers and criteria look in every figure: a color, a line and a marker of their own.
 
 The colors are those of Okabe and Ito, told apart by color-blind eyes and, for the first ones, by
 their grays; lines and markers tell all of them apart without color.
@@ -31,9 +31,23 @@ LOOKS: dict[str, Look] = {
     "coordinate-descent": Look("#8b4513", (0, (5, 1)), "<", "longdashdot", "triangle-left"),
     "powell": Look("#4b0082", (0, (2, 2, 6, 2)), ">", "longdashdot", "triangle-right"),
 }
+# Criteria are told apart as optimizers are; no figure shows both.
+CRITERION_LOOKS: dict[str, Look] = {
+    "info_nce": LOOKS["evol-q"],
+    "kl": LOOKS["adam"],
+    "mse": LOOKS["cma"],
+    "cosine": LOOKS["spsa"],
+    "cross_entropy": LOOKS["adamw"],
+    "fisher": LOOKS["one-plus-one-es"],
+}
 OTHER = Look("#444444", "-", "h", "solid", "hexagon")
 
 
 def look(name: str) -> Look:
     """Return how the optimizer `name` looks."""
     return LOOKS.get(name, OTHER)
+
+
+def look_of_criterion(name: str) -> Look:
+    """Return how the criterion `name` looks."""
+    return CRITERION_LOOKS.get(name, OTHER)

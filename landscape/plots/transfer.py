@@ -9,18 +9,9 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from xarray import Dataset
 
 from landscape.paths.transfer import transfer_rows
-from landscape.plots.figures import STYLE
-from landscape.words import CRITERION_WORDS, configuration_of, title_of
-
-# Criteria are told apart as optimizers are elsewhere: by color, line and marker.
-CRITERION_LOOKS = {
-    "info_nce": ("#d55e00", "-", "o"),
-    "kl": ("#0072b2", "--", "s"),
-    "mse": ("#009e73", "-.", "^"),
-    "cosine": ("#cc79a7", ":", "D"),
-    "cross_entropy": ("#000000", (0, (6, 1, 1, 1)), "P"),
-    "fisher": ("#e69f00", (0, (8, 2)), "X"),
-}
+from landscape.plots.palette import look_of_criterion
+from landscape.plots.style import STYLE
+from landscape.words import configuration_of, criterion_name, title_of
 
 
 def draw_transfer(dataset: Dataset) -> Figure:
@@ -45,19 +36,19 @@ def draw_transfer(dataset: Dataset) -> Figure:
             below.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
             for number, criterion in enumerate(map(str, dataset.criterion.values)):
                 chosen = [r for r in rows if (r.optimizer, r.criterion) == (optimizer, criterion)]
-                color, dashes, marker = CRITERION_LOOKS[criterion]
+                style = look_of_criterion(criterion)
                 # a little apart, so that no error bar hides another
                 sizes = np.array([row.size for row in chosen]) * 1.05 ** (number - 1.5)
-                style = {"color": color, "linestyle": dashes, "marker": marker}
-                above.plot(sizes, [row.closed for row in chosen], **style)
+                drawn = {"color": style.color, "linestyle": style.dashes, "marker": style.marker}
+                above.plot(sizes, [row.closed for row in chosen], **drawn)
                 changes = np.array([row.test_loss_change for row in chosen])
                 below.errorbar(
                     sizes,
                     changes[:, 0],
                     np.abs(changes[:, 1:] - changes[:, :1]).T,
                     capsize=3,
-                    label=CRITERION_WORDS[criterion][0],
-                    **style,
+                    label=criterion_name(criterion)[0],
+                    **drawn,
                 )
             below.set_xscale("log")
             below.set_xticks(dataset["size"].values, labels=map(str, dataset["size"].values))
