@@ -20,7 +20,7 @@ from rich.progress import Progress
 from evolq import Settings, prepare
 from landscape import PlaneScan, analyze
 from landscape.plots import draw_confidence, draw_surface, plane_info, save_figure
-from landscape.plots.figures import STYLE
+from landscape.plots.style import STYLE
 
 NETWORKS = {"fashion_vit": "vision transformer", "fashion_resnet": "residual network"}
 FOLDER = Path(__file__).parent

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         plane_through,
         project_path,
     )
-    from landscape.plots.figures import draw
+    from landscape.plots.kinds import draw
     from landscape.probes.bit_widths import sample_bits, sample_layers
     from landscape.probes.directions import (
         DIRECTIONS,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "analysis": ("Analysis", "analyze", "read_analysis", "with_analysis"),
-    "plots.figures": ("draw",),
+    "plots.kinds": ("draw",),
     "scans": ("BitScan", "LayerScan", "PlaneScan", "RayScan"),
     "probes.bit_widths": ("sample_bits", "sample_layers"),
     "probes.directions": (

@@ -73,7 +73,8 @@ class Analysis:
         reliability: of the test loss of a plane or of rays, between halves of the test images.
         fewest_bits: of one layer at a time, before its test loss is clearly higher; layers whose
             loss is clearly higher at the most bits are missing.
-        best_factors: number of bits -> the factor on the scales of lowest calibration loss.
+        best_factors: number of bits -> the factor on the scales of lowest calibration loss; bits
+            without a finite one are missing.
         changes: over the points, from the start: `test_loss_change`, its paired standard error
             `test_loss_change_error`, and its `test_loss_band` (see `bands`), NaN where not finite.
             Of rays also `loss_change`, and the means over the rays, `mean_loss_change`,
@@ -224,10 +225,12 @@ def _fewest_bits(changes: Dataset) -> dict[str, int]:
 
 
 def _best_factors(dataset: Dataset) -> dict[int, float]:
-    best = dataset.loss.where(np.isfinite(dataset.loss), np.inf).argmin("multiplier")
+    known = np.isfinite(dataset.loss) & (dataset.status != NOT_COMPUTED)
+    loss = dataset.loss.where(known, np.inf).transpose("bits", "multiplier").values
     return {
-        int(bits): float(dataset.multiplier[index])
-        for bits, index in zip(dataset.bits.values, best.values, strict=True)
+        int(bits): float(dataset.multiplier[row.argmin()])
+        for bits, row in zip(dataset.bits.values, loss, strict=True)
+        if np.isfinite(row).any()
     }
 
 

@@ -95,13 +95,13 @@ def _layers_at(dataset: Dataset, analysis: Analysis, bits: int) -> Row:
 def _factors_at(dataset: Dataset, analysis: Analysis, bits: int) -> Row:
     """Describe the accuracy of one number of bits, at the calibrated scales and the best factor."""
     accuracy = dataset.test_accuracy.sel(bits=bits)
-    best = analysis.best_factors[bits]
-    return Row(
-        f"Test accuracy at {bits} bits",
-        f"{float(accuracy.sel(multiplier=1.0, method='nearest')):.1%}",
-        f"with the calibrated scales; times {best:.2g}, the best for the calibration loss: "
-        f"{float(accuracy.sel(multiplier=best)):.1%}",
-    )
+    calibrated = float(accuracy.sel(multiplier=1.0, method="nearest"))
+    words = "with the calibrated scales"
+    if bits in analysis.best_factors:
+        best = analysis.best_factors[bits]
+        words += f"; times {best:.2g}, the best for the calibration loss: "
+        words += f"{float(accuracy.sel(multiplier=best)):.1%}"
+    return Row(f"Test accuracy at {bits} bits", f"{calibrated:.1%}", words)
 
 
 def table(rows: Iterable[Row]) -> Table:

@@ -10,6 +10,8 @@ import synthetic_scans
 from evolq.errors import InputError
 from landscape import store
 from landscape.analysis import Analysis, analyze, bands, read_analysis, with_analysis
+from landscape.plots import draw
+from landscape.report import describe
 from landscape.statistics.minima import significant_minima
 from landscape.statistics.roughness import split_half_reliability, total_variation
 
@@ -51,8 +53,12 @@ def test_the_fewest_bits_are_before_the_first_clear_rise() -> None:
 def test_the_best_factor_has_the_lowest_calibration_loss() -> None:
     scan = synthetic_scans.bits()
     assert analyze(scan).best_factors == {2: 0.5, 3: 1.0, 4: 1.0}
-    synthetic_scans.spoil(scan, bits=1, multiplier=1)
-    assert analyze(scan).best_factors[3] == 2.0
+    synthetic_scans.forget(scan, bits=1, multiplier=1)  # its -1 is not the lowest loss
+    synthetic_scans.spoil(scan, -np.inf, bits=2, multiplier=1)
+    synthetic_scans.spoil(scan, bits=0)
+    assert analyze(scan).best_factors == {3: 2.0, 4: 2.0}
+    assert draw(scan).get_suptitle()
+    assert any("at 2 bits" in row.name for row in describe(scan, analyze(scan)))
 
 
 def test_changes_do_not_depend_on_the_order_of_dimensions() -> None:

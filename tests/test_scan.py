@@ -26,7 +26,7 @@ from evolq.problem import Settings, prepare
 from evolq.starts.calibration import calibrate
 from evolq.tensor import observers
 from evolq.tensor.quantizers import PerGroup, QuantSpec
-from landscape import results, scans, store
+from landscape import PlaneScan, analyze, results, scans, store, with_analysis
 from landscape import scan as scan_module
 from landscape.probes import directions
 
@@ -73,6 +73,13 @@ def test_the_numbers_are_those_of_the_library(scan) -> None:
     np.testing.assert_array_equal(cell.loss_per_image, problem.objective.per_image(point))
     assert cell.test_accuracy == correct.double().mean()
     assert cell.test_loss != dataset.sel(x=0.3, y=0.3).test_loss
+
+
+def test_the_library_gives_what_the_command_writes(scan) -> None:
+    assert scan(*QUICK, "--points", "3x2", "--radius", "0.1", "--out", "a")[0] == 0
+    problem = prepare(Settings(calibration_images=20, selection_images=0, test_images=20))
+    dataset = PlaneScan(points=3, rows=2, radius=0.1).sample(problem)
+    assert with_analysis(dataset, analyze(dataset)).identical(store.load("a/scan.nc"))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(scan) -> None:

@@ -19,7 +19,7 @@ from evolq.losses.criteria import CRITERIA
 from evolq.problem import Settings, prepare
 from landscape import BitScan, LayerScan, PlaneScan, RayScan, draw, scans, words
 from landscape.analysis import analyze
-from landscape.plots import interactive, plane_info
+from landscape.plots import interactive, palette, plane_info
 from landscape.probes.directions import DIRECTIONS, NORMALIZATIONS
 from landscape.probes.guided import GUIDED
 from landscape.probes.sampling import sample_plane
@@ -44,8 +44,8 @@ def test_choices_are_those_of_the_registries() -> None:
     assert get_args(scans.Over) == tuple(scans.ROLES) == tuple(words.OVER_WORDS)
 
 
-def test_every_criterion_has_words() -> None:
-    assert words.CRITERION_WORDS.keys() == CRITERIA.keys()
+def test_every_criterion_has_words_and_looks() -> None:
+    assert words.CRITERION_WORDS.keys() == palette.CRITERION_LOOKS.keys() == CRITERIA.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)

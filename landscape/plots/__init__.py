@@ -1,21 +1,23 @@
 """Figures of scans and comparisons; the only user of matplotlib and plotly."""
 
+from landscape.plots.bits import BitsInfo, bits_info, draw_bits, interactive_bits
 from landscape.plots.comparison_figures import draw_comparison
 from landscape.plots.comparison_html import interactive_comparison
 from landscape.plots.comparison_info import ComparisonInfo, comparison_info
-from landscape.plots.figures import (
-    draw,
-    draw_bits,
+from landscape.plots.kinds import draw, interactive
+from landscape.plots.page import write_html
+from landscape.plots.plane import (
+    PlaneInfo,
     draw_confidence,
     draw_map,
     draw_plane,
-    draw_rays,
     draw_surface,
-    save_figure,
+    plane_info,
 )
-from landscape.plots.html import interactive, write_html
-from landscape.plots.info import BitsInfo, PlaneInfo, RaysInfo, bits_info, plane_info, rays_info
-from landscape.plots.transfer_figures import draw_transfer
+from landscape.plots.plane_html import interactive_plane
+from landscape.plots.rays import RaysInfo, draw_rays, interactive_rays, rays_info
+from landscape.plots.style import save_figure
+from landscape.plots.transfer import draw_transfer
 
 __all__ = [
     "BitsInfo",
@@ -34,7 +36,10 @@ __all__ = [
     "draw_surface",
     "draw_transfer",
     "interactive",
+    "interactive_bits",
     "interactive_comparison",
+    "interactive_plane",
+    "interactive_rays",
     "plane_info",
     "rays_info",
     "save_figure",

@@ -22,8 +22,8 @@ from landscape.plots.comparison_info import (
     cost_words,
     interval_words,
 )
-from landscape.plots.figures import LOSS_COLORS, START_STYLE, STYLE
 from landscape.plots.info import Quantity
+from landscape.plots.style import LOSS_COLORS, START_STYLE, STYLE
 
 BAND_WORDS = "from the least to the largest of the seeds; lines are means"
 HALO = [patheffects.Stroke(linewidth=4, foreground="white"), patheffects.Normal()]

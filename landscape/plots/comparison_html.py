@@ -17,8 +17,8 @@ from landscape.plots.comparison_info import (
     comparison_info,
     interval_words,
 )
-from landscape.plots.html import OUTLINE
 from landscape.plots.info import Quantity
+from landscape.plots.page import OUTLINE
 
 FRAMES = 41
 MILLISECONDS = 120

@@ -1,12 +1,11 @@
-"""Static figures of a scan, with matplotlib: raw values, nothing smoothed, nothing left out.
+"""A plane: heat maps and surfaces of both losses, and which points are told apart from the start.
 
-No global state: a `Figure` is made directly and `pyplot` never imported.
+Static, with matplotlib: raw values, nothing smoothed, nothing left out.
 """
 
 from __future__ import annotations
 
-from io import BytesIO
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -23,77 +22,146 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import NDArray
 from xarray import Dataset
 
-from evolq.atomic import write_whole
-from landscape.analysis import Analysis, analyze
+from landscape.analysis import Analysis
 from landscape.plots.info import (
-    BAND_LIMITS,
-    EDGE_MINIMUM_WORDS,
-    HOW_TO_READ,
-    MEAN_WORDS,
-    MINIMUM_WORDS,
     NOT_COMPUTED_WORDS,
     NOT_FINITE_WORDS,
-    RAY_WORDS,
-    START_WORDS,
-    Curves,
-    Marker,
-    PlaneInfo,
+    Axis,
     Quantity,
-    RaysInfo,
-    Surface,
-    bits_info,
-    plane_info,
-    rays_info,
+    axis_of,
+    loss_of,
+    quantity_of,
+    subtitle_of,
+    title_of,
+)
+from landscape.plots.style import (
+    LOSS_COLORS,
+    MARK_STYLE,
+    NOT_COMPUTED_STYLE,
+    NOT_FINITE_STYLE,
+    START_STYLE,
+    STYLE,
 )
 from landscape.report import BAND_WORDS
 from landscape.words import with_unit
 
-DOTS_PER_INCH = 200
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10,
-    "figure.titlesize": 13,
-    "axes.formatter.limits": (-3, 5),  # small steps as multiples of a power of ten
-    "axes.formatter.use_mathtext": True,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,  # text stays text in a paper
-    "svg.hashsalt": "landscape",
-}
-# Dark is low on every map, in color and in gray alike, and to a color-blind eye.
-LOSS_COLORS = matplotlib.colormaps["viridis"]
+# The bands of landscape.analysis in figures, in paired standard errors.
+BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
+# The entries of a legend.
+START_WORDS = "start"
+MINIMUM_WORDS = "local minimum of the test loss"
+EDGE_MINIMUM_WORDS = "local minimum of the test loss, at an edge"
+HOW_TO_READ = """\
+Each cell is one measured network.
+Nothing is smoothed.
+Paired standard error: the noise that
+is left in the difference of two losses
+on the same test images."""
+# A checkpoint nearer to the plane than this share of its distance from the start lies on it: the
+# rest is rounding.
+ON_THE_PLANE = 1e-3
 BAND_COLORS = ListedColormap(
     [matplotlib.colormaps["cividis"](level) for level in np.linspace(0, 1, len(BAND_WORDS))]
 )
-
-RISE_COLORS = matplotlib.colormaps["Reds"]
-BOX_STYLE: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 2, "zorder": 3}
-
-MARK_STYLE: dict[str, Any] = {"linestyle": "", "color": "white", "markeredgecolor": "black"}
-START_STYLE = MARK_STYLE | {"marker": "*", "markersize": 13}
 MINIMUM_STYLE = MARK_STYLE | {"marker": "o", "markersize": 9}
 EDGE_MINIMUM_STYLE = MINIMUM_STYLE | {"fillstyle": "left", "markerfacecoloralt": "0.2"}
 CHECKPOINT_STYLE = MARK_STYLE | {"marker": "D", "markersize": 11}
 NUMBER_STYLE: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 7}
 LISTED_STYLE = CHECKPOINT_STYLE | {"markersize": 8}
 LISTED = 8  # checkpoints that a legend has room for
-RAY_COLOR, MEAN_COLOR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
-NOT_FINITE_STYLE: dict[str, Any] = {"facecolor": "0.75", "edgecolor": "black", "hatch": "xxxx"}
-NOT_COMPUTED_STYLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "...."}
 
 
-def draw(dataset: Dataset, analysis: Analysis | None = None) -> Figure:
-    """Draw a scan of any kind.
+@dataclass(frozen=True)
+class Marker:
+    """A place on a surface that the reader's eye should find."""
+
+    x: float
+    y: float
+    value: float
+    on_edge: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a checkpoint lies on a plane: its nearest point there."""
+
+    number: int  # in the order in which they were given, from 1
+    x: float
+    y: float
+    words: str  # its name, and how far off the plane it is, as a share of its way from the start
+
+    @property
+    def label(self) -> str:
+        """Its entry in a legend."""
+        return f"{self.number}: {self.words}"
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """One loss of a plane, with what is marked on it."""
+
+    quantity: Quantity
+    start: Marker
+    minima: tuple[Marker, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneInfo:
+    """All that a figure of a plane shows; arrays are (y, x)."""
+
+    title: str
+    subtitle: str
+    x: Axis
+    y: Axis
+    loss: Surface
+    test_loss: Surface
+    change: NDArray[np.float64]  # of the test loss from the start
+    change_error: NDArray[np.float64]  # its paired standard error
+    confidence: Quantity  # the band that change / change_error lies in: an index of BAND_WORDS
+    accuracy: NDArray[np.float64]
+    checkpoints: tuple[Checkpoint, ...]  # those in the range of the axes
+
+
+def plane_info(dataset: Dataset, analysis: Analysis) -> PlaneInfo:
+    """Return what a figure of a plane shows.
 
     Args:
-        dataset: the result of a scan.
-        analysis: of it, if it has been computed already.
+        dataset: the result of a scan of a plane.
+        analysis: of it.
     """
-    analysis = analyze(dataset) if analysis is None else analysis
-    if "bits" in dataset.dims:
-        return draw_bits(dataset, analysis)
-    return (draw_rays if "ray" in dataset.dims else draw_plane)(dataset, analysis)
+    dataset = dataset.transpose("y", "x", ...)
+    changes = analysis.changes.transpose("y", "x")
+    checkpoints = _checkpoints(dataset)
+    shown = tuple(one for one in checkpoints if _in_range(dataset, one))
+    subtitle = subtitle_of(dataset)
+    if len(shown) < len(checkpoints):
+        outside = len(checkpoints) - len(shown)
+        subtitle += f" · {outside} of {len(checkpoints)} checkpoints outside the map"
+    return PlaneInfo(
+        title=title_of(dataset),
+        subtitle=subtitle,
+        x=axis_of(dataset.x),
+        y=axis_of(dataset.y),
+        loss=Surface(loss_of(dataset, "loss"), Marker(0.0, 0.0, analysis.start_loss)),
+        test_loss=Surface(
+            loss_of(dataset, "test_loss"),
+            Marker(0.0, 0.0, analysis.start_test_loss.value),
+            tuple(
+                Marker(m.coordinates["x"], m.coordinates["y"], m.value, m.boundary)
+                for m in (analysis.minima.minima if analysis.minima else ())
+            ),
+        ),
+        change=changes.test_loss_change.values,
+        change_error=changes.test_loss_change_error.values,
+        confidence=quantity_of(
+            changes.test_loss_band,
+            dataset.status,
+            "Test loss against the start",
+            "in paired standard errors",
+        ),
+        accuracy=dataset.test_accuracy.values,
+        checkpoints=shown,
+    )
 
 
 def draw_plane(dataset: Dataset, analysis: Analysis) -> Figure:
@@ -169,84 +237,6 @@ def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
     axes.set_zlabel(surface.quantity.measure, labelpad=8)
 
 
-def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
-    """Draw the change of both losses along each ray, with error bars, and the mean of the rays.
-
-    Args:
-        dataset: the result of a scan of rays.
-        analysis: of it.
-    """
-    info = rays_info(dataset, analysis)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.8), layout="constrained")
-        figure.suptitle(f"{info.title}\n{info.subtitle}")
-        left, right = figure.subplots(1, 2)
-        _draw_curves(left, info, info.loss)
-        _draw_curves(right, info, info.test_loss)
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
-
-
-def draw_bits(dataset: Dataset, analysis: Analysis) -> Figure:
-    """Draw a scan over bit-widths as a heat map of what they cost.
-
-    Args:
-        dataset: the result of a scan of bits or of layers.
-        analysis: of it.
-    """
-    info = bits_info(dataset, analysis)
-    rows, columns = info.shades.shape
-    with matplotlib.rc_context(STYLE):
-        width = 2.6 + 0.085 * max(map(len, info.rows)) + 0.6 * columns
-        figure = Figure(figsize=(max(8.0, width), 2.8 + 0.3 * rows), layout="constrained")
-        figure.suptitle(info.title)
-        axes = figure.subplots()
-        mesh = axes.pcolormesh(info.shades, cmap=RISE_COLORS, vmin=0, vmax=info.darkest)
-        bar = figure.colorbar(mesh, ax=axes, label=info.quantity.label, aspect=30)
-        places, labels = zip(*info.ticks, strict=True)
-        bar.set_ticks(places, labels=labels)
-        axes.hlines(np.arange(rows), 0, columns, color="0.85", linewidth=0.8)
-        axes.vlines(np.arange(columns), 0, rows, color="0.85", linewidth=0.8)
-        for cell, words in np.ndenumerate(info.words):
-            color = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
-            axes.text(
-                cell[1] + 0.5, cell[0] + 0.5, words, ha="center", va="center", fontsize=8, c=color
-            )
-        for row, column in info.boxed:
-            axes.add_patch(Rectangle((column, row), 1, 1, **BOX_STYLE))
-        for missing, style in (
-            (info.quantity.not_finite, NOT_FINITE_STYLE),
-            (info.quantity.not_computed, NOT_COMPUTED_STYLE),
-        ):
-            for row, column in np.argwhere(missing):
-                axes.add_patch(Rectangle((column, row), 1, 1, linewidth=0, **style))
-        axes.set_title(f"{info.how_to_read}\n{info.subtitle}", fontsize=9, color="0.3")
-        axes.set_xticks(np.arange(columns) + 0.5, labels=info.columns)
-        axes.set_yticks(np.arange(rows) + 0.5, labels=info.rows)
-        axes.tick_params(length=0)
-        axes.invert_yaxis()
-        axes.set_xlabel(info.column_name)
-        axes.set_ylabel(info.row_name)
-        figure.legend(
-            handles=[Patch(**BOX_STYLE, label=info.box_words)], loc="outside lower center"
-        )
-    return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the file's suffix, the same bytes for the same figure.
-
-    Raises:
-        InputError: if the file cannot be written.
-    """
-    undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-    with matplotlib.rc_context(STYLE):
-        content = BytesIO()
-        metadata = undated.get(path.suffix)
-        figure.savefig(content, format=path.suffix[1:], dpi=DOTS_PER_INCH, metadata=metadata)
-    write_whole(path, content.getbuffer())
-
-
 def _scale(quantity: Quantity) -> Normalize:
     """Return the scale of colors: the same on the map, of cells, and on the surface, of faces."""
     return Normalize(*quantity.limits)
@@ -307,34 +297,32 @@ def _legend(info: PlaneInfo) -> list[Artist]:
     return entries
 
 
-def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
-    distance = info.distance.values
-    axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
-    style: dict[str, Any] = {
-        "color": RAY_COLOR,
-        "alpha": 0.45,
-        "linewidth": 0.9,
-        "elinewidth": 0.7,
-    }
-    for ray, values in enumerate(curves.quantity.values):
-        errors = None if curves.errors is None else curves.errors[ray]
-        axes.errorbar(distance, values, errors, **style, label=RAY_WORDS if ray == 0 else None)
-    if curves.mean_errors is not None:
-        low, high = curves.mean - curves.mean_errors, curves.mean + curves.mean_errors
-        axes.fill_between(distance, low, high, color=MEAN_COLOR, alpha=0.3, linewidth=0, zorder=3)
-    axes.plot(distance, curves.mean, color=MEAN_COLOR, linewidth=2, zorder=4, label=MEAN_WORDS)
-    _, columns = np.nonzero(curves.quantity.not_finite)
-    if len(columns):
-        top = np.ones(len(columns))
-        style = {"marker": "x", "color": "black", "linestyle": "", "clip_on": False}
-        axes.plot(
-            distance[columns],
-            top,
-            transform=axes.get_xaxis_transform(),
-            **style,
-            label=NOT_FINITE_WORDS,
+def _checkpoints(dataset: Dataset) -> list[Checkpoint]:
+    """Return the checkpoints in a Dataset, if there are any."""
+    if "checkpoint" not in dataset.dims:
+        return []
+    return [
+        Checkpoint(
+            number + 1,
+            float(one.checkpoint_x),
+            float(one.checkpoint_y),
+            _checkpoint_words(
+                str(one.checkpoint.values),
+                float(one.checkpoint_distance),
+                float(one.checkpoint_distance_from_start),
+            ),
         )
-    axes.set_title(curves.quantity.name)
-    axes.set_xlabel(info.distance.label)
-    axes.set_ylabel(curves.label)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+        for number in range(dataset.sizes["checkpoint"])
+        for one in [dataset.isel(checkpoint=number)]
+    ]
+
+
+def _checkpoint_words(name: str, off: float, from_start: float) -> str:
+    if off <= ON_THE_PLANE * from_start:
+        return name
+    return f"{name} ({off / from_start:.1%} off the plane)"
+
+
+def _in_range(dataset: Dataset, checkpoint: Checkpoint) -> bool:
+    x, y = dataset.x.values, dataset.y.values
+    return bool(x[0] <= checkpoint.x <= x[-1] and y[0] <= checkpoint.y <= y[-1])

@@ -12,8 +12,8 @@ from xarray import Dataset
 
 from evolq.losses.criteria import CRITERIA, words_of
 from landscape.paths.transfer import transfer_rows
-from landscape.plots.figures import STYLE
 from landscape.plots.palette import looks
+from landscape.plots.style import STYLE
 from landscape.words import configuration_of, title_of
 
 

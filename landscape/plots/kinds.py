@@ -1,0 +1,44 @@
+"""A scan of any kind, drawn by either library."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from xarray import Dataset
+
+from landscape.analysis import Analysis, analyze
+from landscape.plots.bits import draw_bits, interactive_bits
+from landscape.plots.plane import draw_plane
+from landscape.plots.plane_html import interactive_plane
+from landscape.plots.rays import draw_rays, interactive_rays
+
+# A dimension that only this kind of scan has -> static and interactive figure.
+KINDS = {
+    "bits": (draw_bits, interactive_bits),
+    "ray": (draw_rays, interactive_rays),
+    "x": (draw_plane, interactive_plane),
+}
+
+
+def draw(dataset: Dataset, analysis: Analysis | None = None) -> Figure:
+    """Draw a scan of any kind: raw values, nothing smoothed, nothing left out.
+
+    Args:
+        dataset: the result of a scan.
+        analysis: of it, if it has been computed already.
+    """
+    return KINDS[_kind(dataset)][0](dataset, analysis or analyze(dataset))
+
+
+def interactive(dataset: Dataset, analysis: Analysis | None = None) -> go.Figure:
+    """Draw a scan to be turned, zoomed and asked: hovering names a point and its values.
+
+    Args:
+        dataset: the result of a scan of any kind.
+        analysis: of it, if it has been computed already.
+    """
+    return KINDS[_kind(dataset)][1](dataset, analysis or analyze(dataset))
+
+
+def _kind(dataset: Dataset) -> str:
+    return next(dimension for dimension in KINDS if dimension in dataset.dims)

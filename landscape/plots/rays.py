@@ -1,0 +1,236 @@
+"""Rays: the change of both losses along each one, with error bars, and the mean of the rays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+from xarray import Dataset
+
+from landscape.analysis import Analysis
+from landscape.plots.info import (
+    NOT_FINITE_WORDS,
+    Axis,
+    Quantity,
+    axis_of,
+    loss_of,
+    subtitle_of,
+    title_of,
+)
+from landscape.plots.page import layout
+from landscape.plots.style import STYLE
+
+RAY_WORDS = "one ray ± 1 standard error (paired with the start)"
+MEAN_WORDS = "mean of the rays ± 1 standard error"
+RAY_COLOR, MEAN_COLOR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
+FAINT_RAY_COLOR = "rgba(0, 114, 178, 0.45)"
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """One loss over rays, as its change from the start; arrays are (ray, distance)."""
+
+    quantity: Quantity
+    errors: NDArray[np.float64] | None  # paired standard errors; None: no error bars
+    mean: NDArray[np.float64]  # over the rays, (distance,)
+    mean_errors: NDArray[np.float64] | None
+    start: float  # the loss itself at the start
+
+    @property
+    def label(self) -> str:
+        """What the vertical axis shows, with its unit."""
+        return f"Change from the start: {self.quantity.measure}"
+
+
+@dataclass(frozen=True, eq=False)
+class RaysInfo:
+    """All that a figure of rays shows."""
+
+    title: str
+    subtitle: str
+    distance: Axis
+    loss: Curves
+    test_loss: Curves
+    accuracy: NDArray[np.float64]
+
+
+def rays_info(dataset: Dataset, analysis: Analysis) -> RaysInfo:
+    """Return what a figure of rays shows.
+
+    Args:
+        dataset: the result of a scan of rays.
+        analysis: of it.
+    """
+    dataset = dataset.transpose("ray", "distance", ...)
+    changes = analysis.changes.transpose("ray", "distance")
+    return RaysInfo(
+        title=title_of(dataset),
+        subtitle=subtitle_of(dataset),
+        distance=axis_of(dataset.distance),
+        loss=Curves(
+            loss_of(dataset, "loss", changes.loss_change),
+            None,
+            changes.mean_loss_change.values,
+            None,
+            analysis.start_loss,
+        ),
+        test_loss=Curves(
+            loss_of(dataset, "test_loss", changes.test_loss_change),
+            changes.test_loss_change_error.values,
+            changes.mean_test_loss_change.values,
+            changes.mean_test_loss_change_error.values,
+            analysis.start_test_loss.value,
+        ),
+        accuracy=dataset.test_accuracy.values,
+    )
+
+
+def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
+    """Draw the change of both losses along each ray, with error bars, and the mean of the rays.
+
+    Args:
+        dataset: the result of a scan of rays.
+        analysis: of it.
+    """
+    info = rays_info(dataset, analysis)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 4.8), layout="constrained")
+        figure.suptitle(f"{info.title}\n{info.subtitle}")
+        left, right = figure.subplots(1, 2)
+        _draw_curves(left, info, info.loss)
+        _draw_curves(right, info, info.test_loss)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def interactive_rays(dataset: Dataset, analysis: Analysis) -> go.Figure:
+    """Draw rays as `draw_rays` does; hovering names a point and its values.
+
+    Args:
+        dataset: the result of a scan of rays.
+        analysis: of it.
+    """
+    info = rays_info(dataset, analysis)
+    figure = make_subplots(
+        1, 2, subplot_titles=(info.loss.quantity.name, info.test_loss.quantity.name)
+    )
+    for column, curves in enumerate((info.loss, info.test_loss), start=1):
+        traces = _curve_traces(info, curves, legend=curves is info.test_loss)
+        figure.add_traces(traces, rows=1, cols=column)
+        figure.update_xaxes(title_text=info.distance.label, col=column)
+        figure.update_yaxes(title_text=curves.label, col=column)
+    figure.update_layout(**layout(info.title, info.subtitle))
+    return figure
+
+
+def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
+    distance = info.distance.values
+    axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
+    style: dict[str, Any] = {
+        "color": RAY_COLOR,
+        "alpha": 0.45,
+        "linewidth": 0.9,
+        "elinewidth": 0.7,
+    }
+    for ray, values in enumerate(curves.quantity.values):
+        errors = None if curves.errors is None else curves.errors[ray]
+        axes.errorbar(distance, values, errors, **style, label=RAY_WORDS if ray == 0 else None)
+    if curves.mean_errors is not None:
+        low, high = curves.mean - curves.mean_errors, curves.mean + curves.mean_errors
+        axes.fill_between(distance, low, high, color=MEAN_COLOR, alpha=0.3, linewidth=0, zorder=3)
+    axes.plot(distance, curves.mean, color=MEAN_COLOR, linewidth=2, zorder=4, label=MEAN_WORDS)
+    _, columns = np.nonzero(curves.quantity.not_finite)
+    if len(columns):
+        top = np.ones(len(columns))
+        style = {"marker": "x", "color": "black", "linestyle": "", "clip_on": False}
+        axes.plot(
+            distance[columns],
+            top,
+            transform=axes.get_xaxis_transform(),
+            **style,
+            label=NOT_FINITE_WORDS,
+        )
+    axes.set_title(curves.quantity.name)
+    axes.set_xlabel(info.distance.label)
+    axes.set_ylabel(curves.label)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
+    """Return a line for each ray and one for their mean, each with its error bars."""
+    distance = info.distance.values
+    traces = [
+        go.Scatter(
+            x=distance,
+            y=values,
+            error_y=_error_bars(None if curves.errors is None else curves.errors[ray], 1),
+            line={"color": FAINT_RAY_COLOR, "width": 1},
+            mode="lines",
+            name=RAY_WORDS,
+            legendgroup=RAY_WORDS,
+            showlegend=legend and ray == 0,
+            text=[_ray_text(info, ray, index) for index in range(len(distance))],
+            hoverinfo="text",
+        )
+        for ray, values in enumerate(curves.quantity.values)
+    ]
+    traces.append(
+        go.Scatter(
+            x=distance,
+            y=curves.mean,
+            error_y=_error_bars(curves.mean_errors, 2),
+            line={"color": MEAN_COLOR, "width": 3},
+            mode="lines",
+            name=MEAN_WORDS,
+            legendgroup=MEAN_WORDS,
+            showlegend=legend,
+            hoverinfo="skip",
+        )
+    )
+    not_finite = np.argwhere(curves.quantity.not_finite)
+    if len(not_finite):
+        low, high = curves.quantity.limits
+        traces.append(
+            go.Scatter(
+                x=distance[not_finite[:, 1]],
+                y=[high + 0.15 * (high - low)] * len(not_finite),  # above all curves
+                text=[_ray_text(info, ray, index) for ray, index in not_finite],
+                hoverinfo="text",
+                mode="markers",
+                marker={"symbol": "x", "size": 9, "color": "dimgray"},
+                name=NOT_FINITE_WORDS,
+                legendgroup=NOT_FINITE_WORDS,
+                showlegend=legend,
+            )
+        )
+    return traces
+
+
+def _error_bars(errors: NDArray[np.float64] | None, width: int) -> dict[str, Any]:
+    return {"visible": False} if errors is None else {"array": errors, "thickness": width}
+
+
+def _ray_text(info: RaysInfo, ray: int, index: int) -> str:
+    """Return what hovering over a point of a ray says."""
+    lines = [f"ray {ray}, distance {info.distance.values[index]:.4g}"]
+    for curves in (info.loss, info.test_loss):
+        change = curves.quantity.values[ray, index]
+        error = "" if curves.errors is None else f" ± {curves.errors[ray, index]:.4f}"
+        lines.append(
+            f"{curves.quantity.name}, {curves.quantity.measure}: "
+            + (
+                f"{curves.start + change:.4f}, from the start {change:+.4f}{error}"
+                if np.isfinite(change)
+                else "not finite"
+            )
+        )
+    lines.append(f"Test accuracy: {info.accuracy[ray, index]:.1%}")
+    return "<br>".join(lines)
