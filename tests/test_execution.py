@@ -17,18 +17,17 @@ from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA
 from evolq.losses.objective import Objective, predict
-from evolq.network import lowering
+from evolq.network import integer_ops, lowering
 from evolq.network import regions as regions_module
 from evolq.network.graph import dependents
-from evolq.network.lowering import (
+from evolq.network.integer_ops import (
     WeightCodes,
     decode,
-    differing_codes,
     encode,
     integer_product,
     log2_softmax,
-    lower,
 )
+from evolq.network.lowering import differing_codes, lower
 from evolq.network.operators import is_matrix_product
 from evolq.network.placement import SCHEMES
 from evolq.network.quantized import EXECUTIONS, QuantizedNetwork, quantize
@@ -73,7 +72,7 @@ def test_integer_products_are_exact(
     exact: bool, terms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exact:
-        monkeypatch.setattr(lowering, "_int8_is_exact", lambda: False)
+        monkeypatch.setattr(integer_ops, "_int8_is_exact", lambda: False)
     left, right = int8(2, 20, terms), int8(terms, 5, seed=1)
     right[:, 0], left[0, 0] = -128, -128  # the largest sum
     expected = left.long() @ right.long()
@@ -85,7 +84,7 @@ def test_integer_products_of_many_matrices_are_exact(
     exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exact:
-        monkeypatch.setattr(lowering, "_int8_is_exact", lambda: False)
+        monkeypatch.setattr(integer_ops, "_int8_is_exact", lambda: False)
     left, right = int8(2, 3, 5, 7), int8(2, 3, 9, 7, seed=1).transpose(-2, -1)
     assert torch.equal(integer_product(left, right).long(), left.long() @ right.long())
 
@@ -107,7 +106,7 @@ def test_integer_products_with_an_axis_of_length_1_are_exact(
 @given(
     zeros=strategies.tuples(strategies.integers(-2048, 2048), strategies.integers(0, 255)),
     shifts=strategies.tuples(strategies.sampled_from([0, 128]), strategies.sampled_from([0, 128])),
-    terms=strategies.integers(1, lowering.LARGEST_SUM),
+    terms=strategies.integers(1, integer_ops.LARGEST_SUM),
     seed=strategies.integers(0, 2**16),
 )
 def test_zero_points_go_into_a_product_of_codes_exactly(
@@ -117,8 +116,8 @@ def test_zero_points_go_into_a_product_of_codes_exactly(
     (a, b), (s, r) = map(torch.tensor, zeros), shifts
     found = (
         integer_product(left, right)
-        - lowering.zero_point_term(left, -1, a.float(), s, b.float(), r)
-        - lowering.zero_point_term(right, -2, None, 0, a.float(), s)
+        - integer_ops.zero_point_term(left, -1, a.float(), s, b.float(), r)
+        - integer_ops.zero_point_term(right, -2, None, 0, a.float(), s)
     )
     expected = (left.long() + s - a) @ (right.long() + r - b)
     assert torch.equal(found.long(), expected)
@@ -152,8 +151,8 @@ def test_an_integer_layer_is_the_layer_on_dequantized_values(
     matrix, *constants, needed = WeightCodes(kind(spec), 128)(
         weight, scale, zero, width, bias, input_scale, input_zero
     )
-    rows = lowering.row_sums(codes, needed)
-    result = lowering.rescale(integer_product(codes, matrix), rows, *constants)
+    rows = integer_ops.row_sums(codes, needed)
+    result = integer_ops.rescale(integer_product(codes, matrix), rows, *constants)
 
     dequantized = kind(spec)(weight, scale, zero, width)
     inputs = decode(codes, input_scale, input_zero, 128)
@@ -180,7 +179,7 @@ def test_log2_softmax_has_the_codes_of_a_softmax(bits: int) -> None:
 
 def test_a_zero_point_out_of_reach_is_named() -> None:
     with pytest.raises(InputError, match=r"zero point of 5000 .* execution simulated"):
-        lowering.code_bounds(torch.tensor(5000.0), torch.tensor(8.0), False)
+        integer_ops.code_bounds(torch.tensor(5000.0), torch.tensor(8.0), False)
 
 
 # Whole networks -----------------------------------------------------------------------------------
@@ -255,7 +254,7 @@ def test_lowering_leaves_no_linear_layer_and_no_float_product(scheme: str) -> No
     assert targets.count(integer_product) == linears(network) + 1  # and the patch embedding
     assert torch.ops.aten.linear.default not in targets
     assert torch.ops.aten.conv2d.default not in targets
-    assert targets.count(lowering.times_scales) == 2  # the products of attention
+    assert targets.count(integer_ops.times_scales) == 2  # the products of attention
     # what is left of quantizers belongs to weights that stand in no product
     assert not [node for node in graph.nodes if node.op == "call_module" and node in on_images]
 

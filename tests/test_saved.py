@@ -17,7 +17,8 @@ from torch.nn import functional
 from evolq.data.images import bundled_split
 from evolq.data.models import BUNDLED, load_model, weights_hash
 from evolq.errors import InputError
-from evolq.files.saved import IntegerWeight, load, load_point, pack, read, save, unpack
+from evolq.files.codes import IntegerWeight, pack, unpack
+from evolq.files.saved import load, load_point, read, save
 from evolq.network.quantized import quantize
 from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate

@@ -26,17 +26,9 @@ from torch import Tensor, fx
 
 from evolq.atomic import write_whole
 from evolq.errors import InputError, require
+from evolq.files.codes import IntegerWeight, integer_weights, pack
 from evolq.files.onnx_operators import OnnxGraph, translate
-from evolq.files.saved import (
-    IntegerWeight,
-    constants,
-    deployed_nodes,
-    entry_nodes,
-    integer_weights,
-    pack,
-    quantizer_nodes,
-    weight_nodes,
-)
+from evolq.network.deployed import constants, deployed_nodes, quantizer_nodes, weight_nodes
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
 from evolq.points import Point
 from evolq.tensor.quantizers import PerChannel, PerGroup, QuantSpec, codes_range
@@ -127,7 +119,7 @@ def _translated(network: QuantizedNetwork, point: Point, images: Tensor, opset: 
     """Return the graph from `images` to `logits`."""
     # a symmetric quantizer's zero point is None
     known: dict[Any, Any] = {None: None} | constants(network, point)
-    entries = {node: name for name, node in entry_nodes(network).items()}
+    entries = {node: name for name, node in network.graph.entries.items()}
     quantizers = {node: name for name, node in quantizer_nodes(network).items()}
     weights = integer_weights(network, point)
     of_weights = {node: name for name, node in weight_nodes(network).items()}

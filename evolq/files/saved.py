@@ -20,183 +20,28 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from evolq.atomic import write_whole
 from evolq.data.models import untrained, weights_hash
 from evolq.errors import InputError
-from evolq.network.graph import dependents
+from evolq.files.codes import IntegerWeight, integer_weights, pack, unpack
+from evolq.network.deployed import deployed, deployed_nodes, weight_nodes
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
 from evolq.quantization import Quantization
-from evolq.tensor.moments import MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
     QuantSpec,
-    codes_range,
-    dequantize,
 )
-from evolq.tensor.quantizers import quantize as to_codes
 
 FORMAT, FORMAT_1 = "evolq quantized network 2", "evolq quantized network 1"
 
 
 # What a saved Point says itself, whatever its network started from.
 POINTS_OWN = {"weight_bits", "activation_bits", "weight_observer", "activation_observer"}
-
-# Weights as integers ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class IntegerWeight:
-    """A quantized weight in integers.
-
-    Attributes:
-        codes: uint8, of the weight's shape, from 0 to 2^bits - 1; signed codes are shifted up.
-        scale: shape by `spec.granularity`.
-        zero_point: likewise and not rounded, for codes that are not shifted; None if symmetric.
-        bits: 2 to 8.
-        spec: the quantizer's constants.
-        moments: (3, rows) with moment matching, else None: what is subtracted from each row of
-            dequantized values, then multiplied, then added.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    bits: int
-    spec: QuantSpec
-    moments: Tensor | None
-
-    def value(self) -> Tensor:
-        """Return the weight that the quantizer gives, bit for bit."""
-        lowest, _ = codes_range(self.bits, self.spec)
-        codes = self.codes.to(self.scale.dtype) + lowest
-        value = dequantize(codes, self.scale, self.zero_point, self.bits, self.spec)
-        if self.moments is None:
-            return value
-        granularity = self.spec.granularity
-        own_mean, ratio, mean = self.moments.unsqueeze(-1)
-        rows = (granularity.rows(value) - own_mean) * ratio + mean
-        return granularity.from_rows(rows, value.shape)
-
-
-def integer_weights(network: QuantizedNetwork, point: Point) -> dict[str, IntegerWeight]:
-    """Return the weights that `network` quantizes at `point`, by the names of their quantizers."""
-    # a symmetric quantizer's zero point is None
-    values: dict[Any, Any] = {None: None} | constants(network, point)
-    weights = {}
-    for name, node in weight_nodes(network).items():
-        spec = network.sites[name].spec
-        value, scale, zero_point, bits = (values[argument] for argument in node.args)
-        codes = to_codes(value, scale, zero_point, bits, spec)
-        matched = None
-        if _matches_moments(network, node):
-            dequantized = dequantize(codes, scale, zero_point, bits, spec)
-            matched = moments(dequantized, value, spec)
-        lowest, _ = codes_range(bits, spec)
-        weights[name] = IntegerWeight(
-            (codes - lowest).to(torch.uint8), scale, zero_point, int(bits), spec, matched
-        )
-    return weights
-
-
-def _matches_moments(network: QuantizedNetwork, node: fx.Node) -> bool:
-    return isinstance(network.module.get_submodule(str(node.target)), MomentMatchedQuantizer)
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Return codes from 0 to 2^bits - 1, of any shape, as bytes: uint8 (ceil(bits * count / 8),).
-
-    Code i takes the bits from i * bits on, counted from the lowest bit of the first byte; with 4
-    bits the first of two codes is in the lower half of a byte, as in ONNX.
-    """
-    digits = (codes.cpu().numpy().reshape(-1, 1) >> np.arange(bits)) & 1
-    return torch.from_numpy(np.packbits(digits.astype(np.uint8), bitorder="little"))
-
-
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Return the `count` codes (count,) uint8 that `pack` made into bytes."""
-    digits = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little")
-    codes = digits.reshape(count, bits) << np.arange(bits, dtype=np.uint8)
-    return torch.from_numpy(codes.sum(1, dtype=np.uint8))
-
-
-# The network without its full-precision weights ---------------------------------------------------
-
-
-def entry_nodes(network: QuantizedNetwork) -> dict[str, fx.Node]:
-    """Return the placeholder of each entry of a Point."""
-    placeholders = (node for node in network.module.graph.nodes if node.op == "placeholder")
-    return dict(zip(network.names, placeholders, strict=False))  # the last one is the images'
-
-
-def quantizer_nodes(network: QuantizedNetwork) -> dict[str, fx.Node]:
-    """Return the node of each quantizer."""
-    entries = entry_nodes(network)
-    return {name: next(iter(entries[f"{name}.scale"].users)) for name in network.sites}
-
-
-def weight_nodes(network: QuantizedNetwork) -> dict[str, fx.Node]:
-    """Return the nodes of the quantizers of weights."""
-    nodes = quantizer_nodes(network)
-    return {name: node for name, node in nodes.items() if network.sites[name].kind == "weight"}
-
-
-def constants(network: QuantizedNetwork, point: Point) -> dict[fx.Node, Any]:
-    """Return the value at `point` of every node that does not depend on the images."""
-    *_, images = (node for node in network.module.graph.nodes if node.op == "placeholder")
-    on_images = dependents(network.module.graph, [images])
-
-    class Constants(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            return None if n in on_images else super().run_node(n)
-
-    interpreter = Constants(network.module, garbage_collect_values=False)
-    with torch.no_grad():
-        interpreter.run(*[point[name] for name in network.names], None)
-    return {node: value for node, value in interpreter.env.items() if node not in on_images}
-
-
-def deployed_nodes(network: QuantizedNetwork) -> list[fx.Node]:
-    """Return the nodes that run, in order, once the quantized weights are given."""
-    given = set(weight_nodes(network).values())
-    nodes = list(network.module.graph.nodes)
-    needed = {nodes[-1]}
-    for node in reversed(nodes):
-        if node in needed and node not in given:
-            needed.update(node.all_input_nodes)
-    return [node for node in nodes if node in needed]
-
-
-def deployed(network: QuantizedNetwork, given: Mapping[fx.Node, Tensor]) -> fx.GraphModule:
-    """Return `network` as a module from images (n, channels, height, width) to logits (n, classes).
-
-    Args:
-        network: from `quantize`.
-        given: values of nodes, which become buffers: those of `weight_nodes`, and all entries of a
-            Point among the `deployed_nodes`.
-    """
-    root, graph = nn.Module(), fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in deployed_nodes(network):
-        if node in given:
-            root.register_buffer(node.name, given[node])
-            copies[node] = graph.get_attr(node.name)
-            continue
-        target = str(node.target)
-        if node.op == "call_module":
-            root.add_module(target, network.module.get_submodule(target))
-        elif node.op == "get_attr":
-            root.register_buffer(target, network.module.get_buffer(target))
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(root, graph, "DeployedNetwork").eval()
-
-
-# Files --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -370,7 +215,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     network = quantize(model, torch.zeros(2, *header.image_shape), header.quantization)
     _check_fit(path, header, tensors, network)
     entries, buffers = _kept(network)
-    nodes = entry_nodes(network)
+    nodes = network.graph.entries
     given = {nodes[name]: tensors[name].float() for name in entries}
     for node in network.module.graph.nodes:
         if node.target in buffers:
@@ -494,7 +339,7 @@ def _kept(network: QuantizedNetwork) -> tuple[list[str], list[str]]:
         f"{name}.{role}" for name in weight_nodes(network) for role in network.sites[name].roles()
     }
     entries = [
-        name for name, node in entry_nodes(network).items() if node in nodes or name in weights
+        name for name, node in network.graph.entries.items() if node in nodes or name in weights
     ]
     return entries, [str(node.target) for node in nodes if node.op == "get_attr"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.network.graph import Graph, dependents, source
-from evolq.network.lowering import decode, integer_product, row_sums
+from evolq.network.integer_ops import decode, integer_product, row_sums
 from evolq.network.operators import aten, is_matrix_product, is_product
 
 

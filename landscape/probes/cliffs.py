@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from evolq.errors import InputError
-from evolq.files.saved import constants, weight_nodes
+from evolq.network.deployed import constants, weight_nodes
 from evolq.network.quantized import QuantizedNetwork
 from evolq.tensor.quantizers import codes_range
 from landscape.probes.slices import Line
@@ -102,8 +102,8 @@ def find_cliffs(network: QuantizedNetwork, line: Line, radius: float) -> Cliffs:
     parts = [_cliffs_of(weight, radius) for weight in _weights(network, line)]
     if not parts:
         raise InputError(
-            f"no scale of a quantized weight moves along this line (scheme {network.scheme}); "
-            "choose a direction over scales of weights"
+            "no scale of a quantized weight moves along this line (scheme "
+            f"{network.quantization.scheme}); choose a direction over scales of weights"
         )
     names, columns = zip(*parts, strict=True)
     layer = np.repeat(np.arange(len(names)), [len(part[0]) for part in columns])

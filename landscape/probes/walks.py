@@ -96,7 +96,10 @@ def sample_walks(
         raise InputError("the walks move no entry of the Point")
     positions = np.stack([_positions(walk, names) for walk in walks])
     also = xr.Dataset({"position": (("walk", "step", "component"), positions)})
-    coordinates = {"walk": np.arange(len(walks)), "step": np.arange(lengths[0])}
+    coordinates = {
+        "walk": xr.Variable("walk", np.arange(len(walks))),
+        "step": xr.Variable("step", np.arange(lengths[0])),
+    }
     cells = (
         ({"walk": number, "step": step}, point)
         for number, walk in enumerate(walks)
