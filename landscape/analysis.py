@@ -242,6 +242,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value
@@ -257,6 +259,8 @@ def _restored(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{name: _restored(hints[name], item) for name, item in value.items()})
+    if get_origin(kind) is np.ndarray:
+        return np.asarray(value, dtype=np.float64)
     if get_origin(kind) is Mapping:
         return {arguments[0](key): _restored(arguments[1], item) for key, item in value.items()}
     if get_origin(kind) is tuple:

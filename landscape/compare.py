@@ -95,7 +95,7 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
     table.add_column(f"Against {found[0].optimizer}")
     table.add_column("Cost\n(sweep)")
     accuracy = float(dataset.start_test_correct_per_image.mean())
-    loss = float(dataset.loss.isel(optimizer=0, seed=0, step=0))
+    loss = float(dataset.loss.isel(optimizer=0, seed=0, iterate=0))
     if as_json:
         start = {"loss": loss, "test_accuracy": accuracy}
         rows = [row._asdict() for row in found]

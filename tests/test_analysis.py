@@ -83,7 +83,7 @@ def test_an_analysis_is_read_from_the_file_as_it_was(kind, tmp_path) -> None:
     assert again.changes.equals(found.changes)
     assert read_analysis(with_analysis(loaded, again)).changes.equals(found.changes)
     json.loads(loaded.attrs["analysis"], parse_constant=pytest.fail)  # strict JSON
-    assert len(loaded.attrs["analysis"]) < 10_000
+    assert len(loaded.attrs["analysis"]) < 25_000  # up to 999 replicates of the threshold
 
 
 def test_a_scan_without_an_analysis_says_so() -> None:

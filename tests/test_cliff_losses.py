@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import TinyTransformer, images, randomized
+from tiny_models import TinyTransformer, images, plain, randomized
 from torch import nn
 
 from evolq.errors import InputError
@@ -39,7 +39,7 @@ def losses_of(network, point):
 
 def prepared(matching, within="fc1.weight.scale", scheme="weights", seed=0):
     model = randomized(TinyTransformer())
-    network = quantize(model, images(), scheme, 4, 8, moment_matching=matching)
+    network = quantize(model, images(), plain(scheme, 4, 8, moment_matching=matching))
     point = calibrate(network, images())
     moving = select(point, ("scale",), within)
     direction = normalize(gaussian(moving, torch.Generator().manual_seed(seed)), point)
@@ -111,7 +111,7 @@ def test_cliffs_that_float32_cannot_tell_apart_are_one_place():
     model = randomized(model)
     with torch.no_grad():
         model[1].weight[0, 1::2] = model[1].weight[0, 0::2]  # every weight twice
-    network = quantize(model, images(), "weights", 4)
+    network = quantize(model, images(), plain("weights", 4))
     point = calibrate(network, images())
     line = Line(point, {"1.weight.scale": torch.tensor([1.0, 0.0])})
     found = find_cliffs(network, line, 0.1)
@@ -194,7 +194,7 @@ class Tied(nn.Module):
 
 
 def test_a_weight_that_others_read_cannot_be_held():
-    network = quantize(randomized(Tied()), images(), "weights", 4)
+    network = quantize(randomized(Tied()), images(), plain("weights", 4))
     point = calibrate(network, images())
     line = Line(point, {"linear.weight.scale": torch.ones(64)})
     with pytest.raises(InputError, match="several operators"):

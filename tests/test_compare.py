@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,26 @@ import pytest
 from evolq.losses.criteria import CRITERIA, Criterion
 from evolq.optimizers.black_box import random_search
 from evolq.optimizers.registry import OPTIMIZERS, Optimizer
+from evolq.problem import prepare
+from evolq.settings import Settings
 from landscape import compare as compare_module
 from landscape import store
+from landscape.comparisons import Comparison
 from landscape.paths.comparison import PLANES
+from landscape.plots import draw_comparison, draw_transfer, interactive_comparison
 
-QUICK = ("--test-images", "20", "--budget", "8", "--seeds", "2", "--learning-rates", "0.01")
+QUICK = (
+    "--test-images",
+    "20",
+    "--budget",
+    "8",
+    "--seeds",
+    "2",
+    "--learning-rates",
+    "0.003",
+    "--weight-bits",
+    "2",
+)
 
 
 @pytest.fixture
@@ -48,7 +64,7 @@ def test_a_comparison(compare, plane) -> None:
         assert (ends.distance < 1e-5 + 1e-3 * ends.distance_from_start).all()
     assert dataset.surface_loss.dims == ("y", "x")
     configuration = json.loads(dataset.attrs["provenance"])["configuration"]
-    assert configuration["weight_bits"] == 3
+    assert configuration["weight_bits"] == 2
     assert configuration["budget"] == 8
     assert "Against" in out
     assert str(folder) in out
@@ -71,19 +87,19 @@ def test_criteria_by_calibration_sets(compare) -> None:
     assert "Calibration gap" in out
 
 
-def test_a_new_criterion_and_a_new_optimizer_need_nothing_else(compare, monkeypatch) -> None:
+def test_a_new_criterion_and_a_new_optimizer_need_nothing_else(monkeypatch) -> None:
     l1 = Criterion("l1", lambda student, teacher, labels: (student - teacher).abs().mean(1))
     monkeypatch.setitem(CRITERIA, "l1", l1)
     monkeypatch.setitem(OPTIMIZERS, "mine", Optimizer(random_search))
-    quick = (*QUICK, "--model", "fashion_resnet", "--seeds", "1", "--optimizers", "mine,adam")
-    code, out, err = compare(
-        *quick, "--criterion", "l1", "--calibration-images", "8", "--points", "2"
-    )
-    assert code == 0, err
-    assert "mine" in out
-    code, out, err = compare(*quick, "--criterion", "info_nce,l1", "--calibration-images", "8")
-    assert code == 0, err
-    assert "l1" in out
+    settings = Settings("fashion_resnet", criterion="l1", calibration_images=8, test_images=20)
+    quick = Comparison(("mine", "adam"), 8, 1, (0.01,), points=2, plane="random")
+    dataset = quick.sample(prepare(settings))
+    draw_comparison(dataset)
+    interactive_comparison(dataset)
+    assert dataset.optimizer.values.tolist() == ["mine", "adam"]
+    dataset = replace(quick, criteria=("info_nce", "l1"), sizes=(8,)).sample_transfer(settings)
+    draw_transfer(dataset)
+    assert dataset.criterion.values.tolist() == ["info_nce", "l1"]
 
 
 @pytest.mark.parametrize(

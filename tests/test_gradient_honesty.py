@@ -6,7 +6,9 @@ import torch
 
 from evolq.errors import InputError
 from evolq.points import select
-from evolq.problem import Settings, prepare
+from evolq.problem import prepare
+from evolq.quantization import Quantization
+from evolq.settings import Settings
 from landscape.probes.directions import gaussian, normalize
 from landscape.probes.gradient_honesty import gradient_honesty
 
@@ -109,7 +111,12 @@ def test_intervals_cover_what_more_directions_give():
 
 def test_slopes_of_a_quantized_network_are_those_of_its_objective():
     problem = prepare(
-        Settings(weight_bits=4, calibration_images=8, selection_images=0, test_images=2)
+        Settings(
+            quantization=Quantization(weight_bits=4, moment_matching=False),
+            calibration_images=8,
+            selection_images=0,
+            test_images=2,
+        )
     )
     moving = select(problem.start, ("scale",), "*.weight.scale")
     objective = problem.objective.vary(tuple(moving), at=problem.start)

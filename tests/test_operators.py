@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import images, randomized
+from tiny_models import images, plain, randomized
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,7 +124,7 @@ def test_the_bundled_networks_cost_what_torch_counts(name: str) -> None:
     from evolq.data.models import load_model
 
     model, values = load_model(name), numbers(2, 1, 28, 28)
-    network = quantize(model, values, "linear")
+    network = quantize(model, values, plain("linear"))
     # attention in its plain form: torch has no formula for the processor's fused kernel
     attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with torch.no_grad(), attention, FlopCounterMode(display=False) as flops:
@@ -146,7 +146,7 @@ class TestEntriesThatLackSomething:
             OPERATORS, aten.mul.Tensor, Operator("mul", "product", {0: "left", 1: "right"})
         )
         with pytest.raises(InputError, match=r"aten\.mul\.Tensor .* counts no operations"):
-            quantize(Gate(), images())
+            quantize(Gate(), images(), plain())
 
     def test_a_product_that_is_no_entry(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Added(nn.Module):
@@ -155,10 +155,10 @@ class TestEntriesThatLackSomething:
                 return torch.baddbmm(x, x, x.transpose(1, 2)).flatten(1)
 
         with pytest.raises(InputError, match="batched product with addition"):
-            quantize(Added(), images())
+            quantize(Added(), images(), plain())
         monkeypatch.delitem(REFUSED, aten.baddbmm.default)
         with pytest.raises(InputError, match=r"aten\.baddbmm.* multiplies and sums"):
-            quantize(Added(), images())
+            quantize(Added(), images(), plain())
 
 
 class Decoder(nn.Module):
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
 
 def test_a_transposed_convolution_is_a_layer_like_others(tmp_path: Path) -> None:
     model, data = randomized(Decoder()), images(12)
-    network = quantize(model, data, "linear", 4)
+    network = quantize(model, data, plain("linear", 4))
     assert list(network.sites) == [
         f"{layer}.{tensor}" for layer in ("down", "up", "out", "head")
         for tensor in ("input", "weight")
@@ -209,7 +209,7 @@ def test_a_transposed_convolution_is_a_layer_like_others(tmp_path: Path) -> None
 
 def test_gptq_of_a_transposed_convolution_lowers_its_error() -> None:
     data = images(12)
-    network = quantize(randomized(Decoder()), data, "linear", 3)
+    network = quantize(randomized(Decoder()), data, plain("linear", 3))
     start = calibrate(network, data)
     point = gptq(network, start, data)
     name = "out.weight"

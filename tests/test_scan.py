@@ -23,21 +23,22 @@ from evolq.network import placement
 from evolq.network.quantized import quantize
 from evolq.points import fingerprint
 from evolq.problem import Settings, prepare
+from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate
 from evolq.tensor import observers
-from evolq.tensor.quantizers import PerGroup, QuantSpec
 from landscape import PlaneScan, analyze, results, scans, store, with_analysis
-from landscape import scan as scan_module
 from landscape.probes import directions
 
 QUICK = ("--calibration-images", "20", "--selection-images", "0", "--test-images", "20")
 
 
 def test_a_plane(scan, tmp_path) -> None:
-    code, out, err = scan(*QUICK, "--points", "3x2", "--radius", "0.2", "--weight-bits", "3")
+    code, out, err = scan(
+        *QUICK, "--points", "3", "--rows", "2", "--radius", "0.2", "--weight-bits", "3"
+    )
     assert code == 0, err
     folder = Path("runs/scan-fashion_vit-1")
-    assert {path.name for path in folder.iterdir()} == {"scan.nc", "scan.png", "scan.html"}
+    assert {path.name for path in folder.iterdir()} == {*results.RESULTS, "config.yaml"}
     dataset = store.load(folder / "scan.nc")
     assert dataset.test_loss.dims == ("y", "x")
     assert dataset.test_loss_per_image.sizes == {"y": 2, "x": 3, "image": 20}
@@ -58,7 +59,7 @@ def test_a_plane(scan, tmp_path) -> None:
 
 def test_the_numbers_are_those_of_the_library(scan) -> None:
     """The value in each cell is the network's loss at the Point that its coordinates name."""
-    assert scan(*QUICK, "--points", "2x3", "--radius", "0.3", "--out", "a")[0] == 0
+    assert scan(*QUICK, "--points", "2", "--rows", "3", "--radius", "0.3", "--out", "a")[0] == 0
     dataset = store.load("a/scan.nc")
     problem = prepare(Settings(calibration_images=20, selection_images=0, test_images=20))
     moving = {k: v for k, v in problem.start.items() if k.endswith(".scale")}
@@ -76,7 +77,7 @@ def test_the_numbers_are_those_of_the_library(scan) -> None:
 
 
 def test_the_library_gives_what_the_command_writes(scan) -> None:
-    assert scan(*QUICK, "--points", "3x2", "--radius", "0.1", "--out", "a")[0] == 0
+    assert scan(*QUICK, "--points", "3", "--rows", "2", "--radius", "0.1", "--out", "a")[0] == 0
     problem = prepare(Settings(calibration_images=20, selection_images=0, test_images=20))
     dataset = PlaneScan(points=3, rows=2, radius=0.1).sample(problem)
     assert with_analysis(dataset, analyze(dataset)).identical(store.load("a/scan.nc"))
@@ -117,7 +118,9 @@ def test_the_radius_is_chosen_and_said(scan) -> None:
 
 
 def test_around_a_saved_network(scan) -> None:
-    problem = prepare(Settings(weight_bits=3, calibration_images=20, test_images=20))
+    problem = prepare(
+        Settings(quantization=Quantization(weight_bits=3), calibration_images=20, test_images=20)
+    )
     moved = {k: v * 1.05 if k.endswith(".scale") else v for k, v in problem.start.items()}
     save(problem.network, moved, "saved.safetensors", problem.model, problem.split.test.images)
     code, _, err = scan(
@@ -135,14 +138,21 @@ def test_around_a_saved_network(scan) -> None:
 
 
 def test_a_saved_network_is_built_again_with_all_its_constants(tmp_path) -> None:
-    weights = QuantSpec(3, signed=True, symmetric=True, granularity=PerGroup(-1, 4))
-    inputs = QuantSpec(6, signed=True, symmetric=True)
+    quantization = Quantization(
+        "linear",
+        3,
+        6,
+        weight_observer="minmax",
+        moment_matching=True,
+        weight_granularity="group",
+        group_size=4,
+        weight_symmetric=True,
+        activation_symmetric=True,
+    )
     model = load_model("fashion_vit")
     images = bundled_split(10, 2, 2).calibration.images
-    network = quantize(
-        model, images, "linear", weight_spec=weights, activation_spec=inputs, moment_matching=True
-    )
-    point = calibrate(network, images, "minmax")
+    network = quantize(model, images, quantization)
+    point = calibrate(network, images)
     save(network, point, tmp_path / "saved.safetensors", model, images)
     settings = Settings(
         start=tmp_path / "saved.safetensors", calibration_images=10, selection_images=0
@@ -152,8 +162,8 @@ def test_a_saved_network_is_built_again_with_all_its_constants(tmp_path) -> None
     assert problem.network.names == network.names
     assert fingerprint(problem.start) == fingerprint(point)
     assert torch.equal(problem.network(point, images), network(point, images))
-    assert "PerGroup(axis=-1, size=4)" in problem.provenance["quantization"]["weight_spec"]
-    assert (problem.settings.weight_bits, problem.settings.activation_bits) == (3, 6)
+    assert problem.settings.quantization == network.quantization
+    assert problem.provenance["configuration"]["group_size"] == 4
 
 
 def test_class_folders_and_the_plain_weights(scan, tmp_path) -> None:
@@ -198,16 +208,15 @@ BAD = {
     "no bits": (["--activation-bits", "0"], "2 to 8"),
     "bits in words": (["--weight-bits", "four"], "--weight-bits"),
     "one point": (["--points", "1"], "2 or more"),
-    "no number of points": (["--points", "3x"], "41x21"),
-    "three axes": (["--points", "3x3x3"], "41x21"),
-    "rays on a grid": (["--points", "3x3", "--probe", "rays"], "two axes"),
+    "no number of points": (["--points", "3x"], "--points"),
+    "rays on a grid": (["--rows", "3", "--probe", "rays"], "does not go with --probe rays"),
     "no rays": (["--probe", "rays", "--rays", "0"], "1 or more"),
     "zero radius": (["--radius", "0"], "positive"),
     "negative radius": (["--radius", "-1"], "positive"),
-    "radius in words": (["--radius", "wide"], "positive"),
-    "unknown probe": (["--probe", "cube"], "plane, rays"),
+    "radius in words": (["--radius", "wide"], "--radius"),
+    "unknown probe": (["--probe", "cube"], '"plane", "rays"'),
     "unknown scheme": (["--scheme", "half"], "linear"),
-    "unknown observer": (["--observer", "max"], "minmax"),
+    "unknown observer": (["--weight-observer", "max"], "minmax"),
     "unknown criterion": (["--criterion", "nce"], "info_nce"),
     "unknown direction": (["--directions", "up"], "gaussian"),
     "unknown normalization": (["--normalize", "batch"], "filter"),
@@ -230,7 +239,10 @@ BAD = {
     "endless output": (["--out", "long" * 1000], "too long"),
     "endless folder of images": (["--images", "long" * 1000], "too long"),
     "bits of a start": (["--start", "file", "--weight-bits", "4"], "leave out --weight-bits"),
-    "observer of a start": (["--start", "file", "--observer", "mse"], "leave out --observer"),
+    "observer of a start": (
+        ["--start", "file", "--weight-observer", "mse"],
+        "leave out --weight-observer",
+    ),
     "one folder of two": (["--test-dir", "."], "--calibration-dir"),
     "batch of nothing": (["--batch-size", "0"], "1 or more"),
     "no threads": (["--threads", "0"], "1 or more"),
@@ -323,12 +335,12 @@ def test_a_full_disk_leaves_the_numbers(scan, monkeypatch, full) -> None:
     assert f"{full}: No space left" in line
     assert "Split-half reliability" in out
     assert (store.load("out/scan.nc").status == 1).all()
-    left = results.RESULTS[: results.RESULTS.index(full)]
+    left = [*results.RESULTS[: results.RESULTS.index(full)], "config.yaml"]
     assert sorted(path.name for path in Path("out").iterdir()) == sorted(left)
 
 
 def test_a_warning_is_one_line(monkeypatch, capsys) -> None:
-    def warn() -> None:
+    def warn(tokens: list[str]) -> None:
         warnings.warn("skipped 2 images,\nsuch as a.png", stacklevel=1)
 
     monkeypatch.setattr(sys, "argv", ["program"])
@@ -354,7 +366,7 @@ def test_help_lists_every_choice_and_imports_no_torch() -> None:
         directions.DIRECTIONS,
         directions.NORMALIZATIONS,
         get_args(scans.Over),
-        [probe for _, probe in scan_module.SCANS],
+        scans.SCANS,
     ):
         for name in names:
             assert name in words
@@ -374,7 +386,7 @@ def test_a_killed_scan_leaves_what_it_measured(tmp_path, monkeypatch) -> None:
         "m._record = kill\n"
         "sys.argv = ['scan', '--points', '3', '--radius', '0.1', '--out', 'out',\n"
         "    '--calibration-images', '20', '--test-images', '20']\n"
-        "command_line.run(s.scan)\n"
+        "command_line.run(s.COMMAND)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
     assert result.returncode == -9

@@ -20,17 +20,18 @@ def configuration(dataset) -> dict:
 
 
 def test_bits_against_a_factor_on_the_scales(scan) -> None:
-    code, out, err = scan(*SMALL, "--over", "bits", "--points", "2", "--out", "a")
+    code, out, err = scan(*SMALL, "--probe", "bits", "--points", "2", "--out", "a")
     assert code == 0, err
     dataset = store.load("a/scan.nc")
     assert dataset.loss.sizes == {"bits": 7, "multiplier": 2}
     assert dataset.multiplier.values.tolist() == pytest.approx([0.5, 2.0])
-    assert configuration(dataset)["weight_bits"] == 8
+    assert configuration(dataset)["weight_bits"] == 4
+    assert configuration(dataset)["moment_matching"] is True
     assert "Test accuracy at 2 bits" in out
 
 
 def test_layers_one_at_a_time(scan) -> None:
-    arguments = ("--over", "bits", "--probe", "layers", "--weight-bits", "4")
+    arguments = ("--probe", "layers", "--weight-bits", "4")
     code, out, err = scan(*SMALL, *arguments, "--within", "fc.*", "--out", "a")
     assert code == 0, err
     dataset = store.load("a/scan.nc")
@@ -81,10 +82,10 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
         weights["fc.weight"][0, :3] += torch.tensor(step)
         save_file(weights, tmp_path / f"{name}.safetensors")
         if kind == "towards" or name != "d":
-            arguments += ["--checkpoints", f"{name}.safetensors"]
+            arguments.append(f"{name}.safetensors")
     code, _, err = scan(
         *SMALL, "--scheme", "none", "--over", "weights", "--within", "fc.weight",
-        "--directions", kind, *arguments, "--points", "2", "--out", "a",
+        "--directions", kind, "--checkpoints", *arguments, "--points", "2", "--out", "a",
     )  # fmt: skip
     assert code == 0, err
     found = store.load("a/scan.nc")
@@ -109,25 +110,24 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--over", "bits", "--probe", "rays"), "--probe rays does not go with --over bits"),
-        (("--probe", "layers"), "--probe layers does not go with --over scales"),
-        (("--over", "bits", "--points", "3x3"), "give one number"),
-        (("--directions", "pca"), "go with checkpoints"),
-        (("--checkpoints", "a"), "go with checkpoints"),
-        (("--directions", "hessian"), "twice: scheme none"),
+        (("--probe", "rays", "--rows", "3"), "--rows does not go with --probe rays; it does with"),
+        (("--probe", "layers", "--points", "3"), "--points does not go with --probe layers"),
+        (("--probe", "bits", "--directions", "uniform"), "--directions does not go with"),
+        (("--directions", "pca"), "go with --checkpoints"),
+        (("--checkpoints", "a"), "go with --checkpoints"),
+        (("--directions", "hessian"), "twice: --scheme none"),
         (
             ("--scheme", "none", "--over", "weights", "--directions", "hessian",
              "--normalize", "filter"),
-            "leave out normalize",
+            "leave out --normalize",
         ),
-        (("--scheme", "none", "--over", "bits"), "scheme none has no bits"),
-        (("--over", "bits", "--directions", "uniform"), "leave out --directions"),
+        (("--scheme", "none", "--probe", "bits"), "--scheme none has no bits"),
         (
             ("--scheme", "none", "--over", "weights", "--directions", "hessian",
              "--execution", "compiled"),
-            "cannot: execution simulated",
+            "cannot: --execution simulated",
         ),
-        (("--execution", "fast"), "unknown --execution 'fast'"),
+        (("--execution", "fast"), 'Invalid value "fast" for --execution'),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(scan, arguments, message) -> None:
