@@ -64,7 +64,7 @@ def test_a_comparison(compare, plane) -> None:
         assert (ends.distance < 1e-5 + 1e-3 * ends.distance_from_start).all()
     assert dataset.surface_loss.dims == ("y", "x")
     configuration = json.loads(dataset.attrs["provenance"])["configuration"]
-    assert configuration["weight_bits"] == 2
+    assert configuration["weight_bits"] == 3
     assert configuration["budget"] == 8
     assert "Against" in out
     assert str(folder) in out

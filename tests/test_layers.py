@@ -17,7 +17,6 @@ ONLY_IN = {
     "PIL": {"evolq.data"},
     "matplotlib": {"landscape.plots"},
     "plotly": {"landscape.plots"},
-    "gudhi": {"landscape.statistics"},
     "cma": {"evolq.optimizers"},
     "scipy": {"evolq.optimizers", "landscape.probes", "landscape.statistics"},
     "typer": {"evolq.command_line", "evolq.__main__", "landscape.scan", "landscape.compare"},

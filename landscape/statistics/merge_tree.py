@@ -33,8 +33,8 @@ class MergeTree:
         minima: flat index of each minimum in the array of all surfaces, (minima,).
         saddles: flat index of the point at which it joins a lower one, (minima,); -1 where it never
             does: the lowest of each surface, and of each region that walls enclose.
-        parents: number of a minimum of the lake that it joins, (minima,): the one across the
-            saddle or one that this joined before, always lower; its own number where there is none.
+        parents: number of the minimum in whose basin it flows over its saddle, (minima,); its own
+            number where there is none. This one is lower, or has joined a lower one before.
         basins: number of the minimum that steepest descent leads to, in the shape of the surfaces;
             -1 at walls.
     """
@@ -95,25 +95,29 @@ def _joined(
     heights: NDArray[np.int64], ends: NDArray[np.int64], others: NDArray[np.int64], minima: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return parents and heights at which minima end; edges are given lowest first."""
-    parents, at = np.arange(minima), np.full(minima, -1)
+    parents, at, lakes = np.arange(minima), np.full(minima, -1), np.arange(minima)
+    end_lakes, other_lakes = ends, others
     while len(heights):
-        # The first edge of each basin: of writes to one place, the last one stays.
+        # The first edge of each lake: of writes to one place, the last one stays.
         none = len(heights)
         backwards = np.arange(none)[::-1]
         first, first_other = np.full(minima, none), np.full(minima, none)
-        first[ends[::-1]] = backwards
-        first_other[others[::-1]] = backwards
+        first[end_lakes[::-1]] = backwards
+        first_other[other_lakes[::-1]] = backwards
         first = np.minimum(first, first_other)
-        basins = np.flatnonzero(first < none)
-        edge = first[basins]
-        across = ends[edge] + others[edge] - basins
-        ending = across < basins
-        parents[basins[ending]] = across[ending]
-        at[basins[ending]] = heights[edge[ending]]
-        lake = _followed(parents)
-        ends, others = lake[ends], lake[others]
-        apart = ends != others
+        lake = np.flatnonzero(first < none)
+        edge = first[lake]
+        across = end_lakes[edge] + other_lakes[edge] - lake
+        ending = across < lake
+        lake, edge, across = lake[ending], edge[ending], across[ending]
+        lakes[lake] = across
+        parents[lake] = np.where(end_lakes[edge] == lake, others[edge], ends[edge])
+        at[lake] = heights[edge]
+        lakes = _followed(lakes)
+        end_lakes, other_lakes = lakes[end_lakes], lakes[other_lakes]
+        apart = end_lakes != other_lakes
         heights, ends, others = heights[apart], ends[apart], others[apart]
+        end_lakes, other_lakes = end_lakes[apart], other_lakes[apart]
     return parents, at
 
 
@@ -148,3 +152,17 @@ def _followed(pointers: NDArray[np.int64]) -> NDArray[np.int64]:
         if np.array_equal(twice, pointers):
             return twice
         pointers = twice
+
+
+def kept_basins(tree: MergeTree, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the basins of some minima alone; the others' flow over their saddles into these.
+
+    Args:
+        tree: of surfaces.
+        kept: whether each minimum stays, (minima,). One that joins no other always does.
+
+    Returns:
+        Numbers of minima that stay, as `MergeTree.basins`.
+    """
+    into = _followed(np.where(kept, np.arange(len(kept)), tree.parents))
+    return np.where(tree.basins < 0, -1, into[tree.basins]) if len(into) else tree.basins

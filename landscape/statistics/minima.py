@@ -89,6 +89,7 @@ def significant_minima(
     connectivity: int = 8,
     level: float = 0.05,
     generator: np.random.Generator | None = None,
+    replicates: int | None = None,
 ) -> Minima:
     """Find the minima of `test_loss` that sampling noise alone would not make.
 
@@ -106,8 +107,9 @@ def significant_minima(
         level: family-wise error of the threshold.
         generator: draws the noise; a new one with seed 0 by default, so that one file always has
             the same minima.
+        replicates: of the noise; see `noise_threshold`.
 
-    With fewer than 5 images no minimum can be told from noise: `sigmas` is infinite, `bound` None,
+    With fewer than 10 images no minimum can be told from noise: `sigmas` is infinite, `bound` None,
     and nothing counts but the lowest.
 
     Raises:
@@ -123,7 +125,7 @@ def significant_minima(
         if per_image.sizes["image"] >= FEWEST_IMAGES:
             stack = image_stack(surface, per_image)
             generator = np.random.default_rng(0) if generator is None else generator
-            bound = noise_threshold(stack, generator, connectivity, level)
+            bound = noise_threshold(stack, generator, connectivity, level, replicates)
             sigmas = bound.value
     return _find(surface, per_image, connectivity, threshold=None, sigmas=sigmas, bound=bound)
 

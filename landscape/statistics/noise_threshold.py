@@ -33,6 +33,9 @@ _BATCH_VALUES = 5_000_000
 _POINTS = 4_000_000
 _MOST, _LEAST = 50, 2
 
+# Relative to the largest loss; sums over images in float64 round by some 1e-15 of it.
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class NoiseThreshold:
@@ -74,7 +77,7 @@ def noise_threshold(
         replicates: number of surfaces of noise; by default 39 to 999, fewer for larger grids.
 
     Raises:
-        InputError: for fewer than 5 images, another connectivity, or a level that the replicates
+        InputError: for fewer than 10 images, another connectivity, or a level that the replicates
             are too few for.
     """
     *shape, images = per_image.shape
@@ -98,7 +101,9 @@ def noise_threshold(
         replicate = first + minima // points
         squares = paired_squares(flat, saddles % points, minima % points)
         # A barrier that is the same for all images is no noise: what is left is rounding.
-        explained = np.divide(heights**2, squares, out=np.zeros_like(heights), where=squares > 0)
+        size = np.abs(flat[minima % points]).max(initial=0.0)
+        noisy = squares > images * (_ROUNDING * size) ** 2
+        explained = np.divide(heights**2, squares, out=np.zeros_like(heights), where=noisy)
         np.maximum.at(largest, replicate, explained)
     largest = studentized(largest, images)
     return NoiseThreshold(*upper_quantile(largest, level), level, images, largest)
