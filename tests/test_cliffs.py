@@ -32,7 +32,10 @@ SPECS = {
 
 def line_through(model, bits=4, spec=None, seed=0, observer="mse"):
     network = quantize(randomized(model), images(), "linear", bits, 8, weight_spec=spec)
-    point = calibrate(network, images(), observer)
+    point = {
+        name: value + 0.3 if name.endswith("zero_point") else value  # rounded before use
+        for name, value in calibrate(network, images(), observer).items()
+    }
     moving = {
         name: value
         for name, value in select(point, ("scale",)).items()
@@ -249,7 +252,7 @@ def test_weights_that_are_zero_or_do_not_move_have_no_cliffs():
     origin = dict(line.origin) | {name: torch.zeros_like(line.origin[name])}
     direction = {k: v.clone() for k, v in line.direction.items()}
     direction["fc2.weight.scale"][:4] = 0
-    found = find_cliffs(network, Line(origin, direction), 0.5)
+    found = find_cliffs(network, Line(origin, direction), 2.0)
     assert not (found.layer == found.layers.index(name)).any()
     channels = found.channel[found.layer == found.layers.index("fc2.weight")]
     assert set(channels) == {4, 5, 6, 7}
