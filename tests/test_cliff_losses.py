@@ -134,23 +134,28 @@ def test_drift_and_jumps_of_a_line():
     # nothing flips in a quiet step; float32 rounds losses of about 1
     np.testing.assert_allclose(found.jump[quiet], 0, atol=1e-6)
     assert np.abs(found.jump[~quiet]).min() > 0
-    assert 0.5 < found.share_of_jumps < 1
+    assert 0.5 < found.share_of_jumps() < 1
+    floor = np.abs(found.drift).max()
+    assert found.share_of_jumps(floor) == 1  # what is left is jumps
+    assert np.isnan(found.share_of_jumps(np.abs(found.jump).max() + floor))
+    with pytest.raises(InputError, match="floor"):
+        found.share_of_jumps(-1.0)
 
 
 def test_moment_matched_weights_do_not_drift():
     network, line = prepared(True, "*.weight.scale")
     found = split_variation(network, SquaredLogits(network), line, np.linspace(-0.1, 0.1, 21))
     np.testing.assert_allclose(found.drift, 0, atol=1e-6)
-    assert found.share_of_jumps > 0.999
+    assert found.share_of_jumps() > 0.999
 
 
 def test_activations_alone_make_only_drift():
     network, line = prepared(False, "fc1.input.scale", "linear")
     found = split_variation(network, SquaredLogits(network), line, np.linspace(-0.1, 0.1, 5))
-    assert found.share_of_jumps == 0
+    assert found.share_of_jumps() == 0
     still = Line(line.origin, {"fc1.input.scale": torch.tensor(1e-12)})  # less than float32 holds
     constant = split_variation(network, SquaredLogits(network), still, np.linspace(-0.1, 0.1, 3))
-    assert np.isnan(constant.share_of_jumps)
+    assert np.isnan(constant.share_of_jumps())
 
 
 def test_an_exact_scan_finds_the_minimum_of_the_line():

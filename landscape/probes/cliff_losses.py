@@ -37,8 +37,8 @@ class Jumps:
     Attributes:
         low: (n,) distance of the evaluation before the change.
         high: (n,) and after it.
-        cliffs: (n,) how many cliffs lie between the two: those closer than float32 tells apart
-            count as one place.
+        cliffs: (n,) how many cliffs lie between the two. Those closer than float32 tells apart are
+            one place; on a line over all scales of a network at 8 bits that is most of them.
         before: (n, images) losses at `low`.
         after: (n, images) losses at `high`.
     """
@@ -69,8 +69,7 @@ class Jumps:
         Raises:
             InputError: if the floor is negative.
         """
-        if not floor >= 0:
-            raise InputError(f"the floor is {floor}; give a change of the loss, 0 or more")
+        _check_floor(floor)
         return np.abs(self.jump) > floor
 
 
@@ -91,10 +90,20 @@ class Variation:
     drift: np.ndarray
     jump: np.ndarray
 
-    @property
-    def share_of_jumps(self) -> float:
-        """Sum of |jump| over the sum of |jump| and |drift|; NaN for a constant line."""
-        jump, drift = np.abs(self.jump).sum(), np.abs(self.drift).sum()
+    def share_of_jumps(self, floor: float = 0.0) -> float:
+        """Return the sum of |jump| over that of |jump| and |drift|; NaN if there is neither.
+
+        Changes up to `floor`, the numerical noise of a difference of losses, count as none: without
+        it, steps in which little flips and little drifts add noise to both sums.
+
+        Raises:
+            InputError: if the floor is negative.
+        """
+        _check_floor(floor)
+        jump, drift = (
+            np.where(sizes > floor, sizes, 0.0).sum()
+            for sizes in (np.abs(self.jump), np.abs(self.drift))
+        )
         return float(jump / (jump + drift)) if jump + drift > 0 else np.nan
 
 
@@ -106,9 +115,9 @@ class Intervals:
         low: (n,) where each interval begins.
         high: (n,) and ends; between two intervals codes change, within float32's resolution.
         losses: (n, images) in its middle.
-        constant: whether the loss is the same all over each interval, but for rounding, so that the
-            lowest of these is the true minimum of the line: with moment matching. Otherwise the
-            loss drifts inside, see `split_variation`.
+        constant: whether the loss is the same all over each interval, but for the numerical floor,
+            so that the lowest of these is the true minimum of the line: with moment matching.
+            Otherwise the loss drifts inside, see `split_variation`.
     """
 
     low: np.ndarray
@@ -199,9 +208,10 @@ def split_variation(
     evaluations for each step.
 
     Held are the codes of weights. Codes of activations depend on the images and change with the
-    drift, so that their share counts there. The finer the sampling, the more of a smooth drift
-    cancels in a step and the more single flips are told apart (`cliffs.resolving_step`); with
-    numerical noise, every step adds some of it to both parts.
+    drift, so that their share counts there. The finer the sampling, the more single flips are told
+    apart (`cliffs.resolving_step`). Numerical noise is part of whatever moves a scale: of drift and
+    jump with plain quantizers; of the jump alone with moment matching, where holding the codes
+    changes nothing at all. Give its size to `Variation.share_of_jumps`.
 
     Raises:
         InputError: if the distances are not ascending, finite and 2 or more, or as `frozen`.
@@ -272,6 +282,11 @@ def scan_intervals(
     moving = [node for name, node in nodes.items() if f"{name}.scale" in line.direction]
     constant = all(_matched(network, node) for node in moving)
     return Intervals(starts, ends, np.array(losses), constant)
+
+
+def _check_floor(floor: float) -> None:
+    if not floor >= 0:
+        raise InputError(f"the floor is {floor}; give a change of the loss, 0 or more")
 
 
 def _places(cliffs: Cliffs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
