@@ -161,7 +161,7 @@ def test_bad_input_is_named():
         orthogonal_pair(at, generator(), how="filters")
     with pytest.raises(InputError, match="nothing of the direction is left"):
         orthogonal_pair(at, generator(), how="filter")
-    with pytest.raises(InputError, match=r"1 in all, a\.scale .* --probe rays"):
+    with pytest.raises(InputError, match=r"1 in all, a\.scale .* scan rays"):
         orthogonal_pair({"a.scale": torch.tensor(1.0)}, generator())
     with pytest.raises(InputError, match="'other'"):
         normalize({"other": torch.ones(3)}, at)
