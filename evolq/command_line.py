@@ -378,7 +378,8 @@ def options_of(settings: Settings, *declared: Any) -> dict[str, Any]:
 
 def write_configuration(folder: Path, options: Mapping[str, Any]) -> None:
     """Write config.yaml, with which `--config` repeats a run."""
-    text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
+    given = {name: value for name, value in options.items() if value is not None}
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     write_whole(folder / CONFIG, text.encode())
 
 

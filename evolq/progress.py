@@ -29,15 +29,18 @@ class Task:
         self._progress, self._label, self._total, self._bars = progress, label, total, bars
         self._id = bars.add_task(label, total=total) if bars else None
         self._began = self._spoke = time.monotonic()
+        self._first = 0
         self._estimated = False
 
     def update(self, done: int, total: int | None = None, label: str | None = None) -> None:
-        """Say that `done` of `total` steps are done, and what goes on."""
-        self._total = total or self._total
-        self._label = label or self._label
+        """Say that `done` of `total` steps are done, and what goes on; a new total begins anew."""
         now = time.monotonic()
-        if self._total and 0 < done < self._total and now - self._began >= MEASURED:
-            left = (now - self._began) / done * (self._total - done)
+        self._label = label or self._label
+        if total is not None and total != self._total:
+            self._total, self._first, self._began, self._estimated = total, done, now, False
+        measured = done - self._first
+        if self._total and measured and done < self._total and now - self._began >= MEASURED:
+            left = (now - self._began) / measured * (self._total - done)
             if not self._estimated and left > MINUTE:
                 self._progress.say(
                     f"{self._label}: about {_duration(left)} for {self._total - done:,} more steps"
