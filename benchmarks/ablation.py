@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from torch import Tensor
@@ -34,7 +34,9 @@ from evolq.optimizers.evolve import search_scales, visits
 from evolq.optimizers.mixed_precision import search_bits
 from evolq.optimizers.recipes import RECIPES, Absolute, Recipe, Relative
 from evolq.points import Point
-from evolq.problem import Problem, Settings, prepare
+from evolq.problem import Problem, prepare
+from evolq.quantization import Quantization
+from evolq.settings import Settings
 
 NETWORKS = ("fashion_vit", "fashion_resnet")
 DEIT = "deit_tiny_patch16_224"  # only on demand: on the real images and weights in EVOLQ_DATA
@@ -44,24 +46,36 @@ STUDENT = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 DEFAULT = RECIPES["default"]
 
-# One choice changed at a time; the name says what is different from the default recipe.
-CHOICES: dict[str, Recipe] = {
-    "default": DEFAULT,
-    "published": RECIPES["published"],
-    "published search from the default start": replace(
-        RECIPES["published"], observer="mse", weight_observer="mse"
-    ),
-    "no search": replace(DEFAULT, passes=0),
-    "min-max weights": replace(DEFAULT, weight_observer="minmax"),
-    "no moment matching": replace(DEFAULT, moment_matching=False),
-    "absolute perturbation": replace(DEFAULT, perturbation=Absolute()),
-    "steps of 2 %": replace(DEFAULT, perturbation=Relative(0.02)),
-    "steps of 30 %": replace(DEFAULT, perturbation=Relative(0.3)),
-    "no step adaptation": replace(DEFAULT, adaptation=1.0),
-    "weights only": replace(DEFAULT, weights_only=True),
-    "attention only": replace(DEFAULT, attention_only=True),
-    "12 children a visit": replace(DEFAULT, cycles=12),
-    "population of 15, sample of 10": replace(DEFAULT, population=15, sample=10),
+
+class Choice(NamedTuple):
+    """A search, and what is different about its start: fields of `Quantization`."""
+
+    recipe: Recipe
+    start: dict[str, Any] = {}
+
+
+PUBLISHED_START = {
+    "weight_observer": "minmax",
+    "activation_observer": "omse",
+    "moment_matching": True,
+}
+
+# One choice changed at a time; the name says what is different from the default.
+CHOICES: dict[str, Choice] = {
+    "default": Choice(DEFAULT),
+    "published": Choice(RECIPES["published"], PUBLISHED_START),
+    "published search from the default start": Choice(RECIPES["published"]),
+    "no search": Choice(replace(DEFAULT, passes=0)),
+    "min-max weights": Choice(DEFAULT, {"weight_observer": "minmax"}),
+    "no moment matching": Choice(DEFAULT, {"moment_matching": False}),
+    "absolute perturbation": Choice(replace(DEFAULT, perturbation=Absolute())),
+    "steps of 2 %": Choice(replace(DEFAULT, perturbation=Relative(0.02))),
+    "steps of 30 %": Choice(replace(DEFAULT, perturbation=Relative(0.3))),
+    "no step adaptation": Choice(replace(DEFAULT, adaptation=1.0)),
+    "weights only": Choice(replace(DEFAULT, weights_only=True)),
+    "attention only": Choice(replace(DEFAULT, attention_only=True)),
+    "12 children a visit": Choice(replace(DEFAULT, cycles=12)),
+    "population of 15, sample of 10": Choice(replace(DEFAULT, population=15, sample=10)),
 }
 # Forward-pass equivalents of the calibration set that each choice may spend: about what 6 passes of
 # the published recipe spend on fashion_vit (6 blocks, 4 evaluations of 0.4 passes each).
@@ -74,14 +88,17 @@ EVALUATIONS = {"fashion_vit": 241, "fashion_resnet": 241, DEIT: 97}
 IMAGES = {"fashion_vit": (200, 2000), "fashion_resnet": (200, 2000), DEIT: (100, 500)}
 
 # As the command line searches: selection images choose among the ends of passes.
-SELECTED = {"default, 200 selection images": DEFAULT}
+SELECTED = {"default, 200 selection images": CHOICES["default"]}
 
-# Not searched, to tell what the start of the recipes is worth.
-PLAIN = replace(DEFAULT, moment_matching=False)
+# Not searched, to tell what the start is worth.
 STARTS = {
-    "min-max start": replace(PLAIN, observer="minmax", weight_observer="minmax"),
-    "MSE start": PLAIN,
+    "min-max start": Choice(
+        DEFAULT,
+        {"weight_observer": "minmax", "activation_observer": "minmax", "moment_matching": False},
+    ),
+    "MSE start": Choice(DEFAULT, {"moment_matching": False}),
 }
+RESULTS = {name: CHOICES[name] for name in RECIPES} | SELECTED | STARTS
 
 Run = dict[str, Any]
 
@@ -89,15 +106,11 @@ Run = dict[str, Any]
 # Runs ---------------------------------------------------------------------------------------------
 
 
-def problem_for(recipe: Recipe, network: str, bits: int, seed: int, **counts: int) -> Problem:
-    """Return the problem as the recipe wants it to start."""
+def problem_for(choice: Choice, network: str, bits: int, seed: int, **counts: int) -> Problem:
+    """Return the problem as the choice starts it."""
     settings = Settings(
         model=network,
-        weight_bits=bits,
-        observer=recipe.observer,
-        weight_observer=recipe.weight_observer,
-        moment_matching=recipe.moment_matching,
-        integer_layer_norm=recipe.integer_layer_norm,
+        quantization=Quantization(weight_bits=bits, **choice.start),
         seed=seed,
         **counts,  # type: ignore[arg-type]
     )
@@ -131,11 +144,12 @@ def on_selection(problem: Problem, point: Point) -> dict[str, float]:
 
 def run_choice(network: str, bits: int, name: str, seed: int) -> Run:
     """Search with one choice changed until the budget is spent; all selection images judge."""
-    recipe = CHOICES[name]
+    choice = CHOICES[name]
+    recipe = choice.recipe
     if recipe.passes:
         recipe = replace(recipe, passes=10**6)
     problem = problem_for(
-        recipe, network, bits, seed, calibration_images=200, selection_images=1000, test_images=2
+        choice, network, bits, seed, calibration_images=200, selection_images=1000, test_images=2
     )
     for iterate in search_scales(problem.objective, problem.start, recipe, seed=seed):
         if iterate.cost > BUDGET:
@@ -150,7 +164,7 @@ def run_bits(network: str, bits: int, name: str, seed: int) -> Run:
     """Search bit-widths of `bits` on average; the start has `bits` everywhere."""
     calibration, test = IMAGES[network]
     problem = problem_for(
-        DEFAULT,
+        CHOICES["default"],
         network,
         bits,
         seed,
@@ -165,10 +179,11 @@ def run_bits(network: str, bits: int, name: str, seed: int) -> Run:
 
 def run_result(network: str, bits: int, name: str, seed: int) -> Run:
     """Search with the recipe `name` for as many evaluations as the published one makes."""
-    recipe = (RECIPES | SELECTED | STARTS)[name]
+    choice = RESULTS[name]
+    recipe = choice.recipe
     calibration, test = IMAGES[network]
     problem = problem_for(
-        recipe,
+        choice,
         network,
         bits,
         seed,
@@ -303,7 +318,7 @@ def results_tables(runs: list[Run]) -> list[str]:
 KINDS: dict[str, tuple[Callable[..., Run], Iterable[str], tuple[int, ...], Callable]] = {
     "choices": (run_choice, CHOICES, (2,), choices_table),
     "bits": (run_bits, ("searched",), (3,), test_table),
-    "results": (run_result, RECIPES | SELECTED | STARTS, (4, 3, 2), results_tables),
+    "results": (run_result, RESULTS, (4, 3, 2), results_tables),
 }
 
 

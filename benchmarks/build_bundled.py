@@ -31,6 +31,7 @@ from evolq.data.fashion import CLASSES, MEAN, STD, fashion_resnet, fashion_vit
 from evolq.data.images import LabeledImages, bundled_split
 from evolq.data.models import load_model, weights_hash
 from evolq.network.quantized import BATCH_SIZE, quantize
+from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate
 
 BUNDLED = Path(__file__).resolve().parent.parent / "evolq" / "bundled"
@@ -232,8 +233,17 @@ def accuracies(name: str) -> dict[str, float]:
     found = {"fp32": accuracy(model, images.test)}
     for bits in (8, 4, 3, 2):
         calibration = images.calibration.images
-        network = quantize(model, calibration, "linear", weight_bits=bits, activation_bits=8)
-        point = calibrate(network, calibration, observer="minmax")
+        network = quantize(
+            model,
+            calibration,
+            Quantization(
+                weight_bits=bits,
+                weight_observer="minmax",
+                activation_observer="minmax",
+                moment_matching=False,
+            ),
+        )
+        point = calibrate(network, calibration)
         found[f"W{bits}A8"] = accuracy(partial(network, point), images.test)
     return found
 

@@ -58,12 +58,15 @@ from evolq.network.quantized import BATCH_SIZE, quantize
 from evolq.optimizers.evolve import visits
 from evolq.optimizers.recipes import choose_recipe
 from evolq.points import Point, select
-from evolq.problem import Problem, Settings, prepare
+from evolq.problem import Problem, prepare
+from evolq.quantization import Quantization
+from evolq.settings import Settings
 from evolq.starts.calibration import calibrate
 
 MODEL = "deit_tiny_patch16_224"
 THREADS = 2
 SCHEME, WEIGHT_BITS, ACTIVATION_BITS = "full", 4, 8
+QUANTIZATION = Quantization(SCHEME, WEIGHT_BITS, ACTIVATION_BITS)
 # Criteria cost next to nothing; this one couples no images, so that gradients need one batch.
 CRITERION = "kl"
 CALIBRATION_IMAGES, MEMORY_IMAGES = 100, 1000
@@ -215,7 +218,7 @@ def calibration(subject: Subject) -> Measured:
     """Measure how calibration finds a start."""
     network, images = subject.problem.network, subject.problem.split.calibration.images
     images = images[:CALIBRATION_IMAGES]
-    return interleaved(subject, [(lambda _: calibrate(network, images, "mse"), ())], len(images))
+    return interleaved(subject, [(lambda _: calibrate(network, images), ())], len(images))
 
 
 # Memory and imports -------------------------------------------------------------------------------
@@ -246,9 +249,9 @@ def memory_beyond_images(quantized: bool) -> int:
         return lambda: objective.vary(scales, start)(moved(start, scales, 1))
 
     if quantized:
-        network = quantize(model, images[:2], SCHEME, WEIGHT_BITS, ACTIVATION_BITS)
+        network = quantize(model, images[:2], QUANTIZATION)
         network = network.executed("integer")
-        start = calibrate(network, images[:BATCH_SIZE], "minmax")
+        start = calibrate(network, images[:BATCH_SIZE])
     prepared(images[:BATCH_SIZE])()
     evaluate = prepared(images)
     gc.collect()
@@ -334,9 +337,7 @@ def load(images: int) -> Problem:
         model=MODEL,
         weights=weights(),
         images=Path(os.environ["EVOLQ_DATA"]) / "imagenet_cc",
-        scheme=SCHEME,
-        weight_bits=WEIGHT_BITS,
-        activation_bits=ACTIVATION_BITS,
+        quantization=QUANTIZATION,
         execution="integer",
         criterion=CRITERION,
         calibration_images=images,

@@ -27,6 +27,7 @@ from evolq.network.lowering import differing_codes
 from evolq.network.quantized import BATCH_SIZE, quantize
 from evolq.points import Point, select
 from evolq.problem import Problem
+from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate
 from landscape.statistics.minima import find_minima
 from landscape.statistics.roughness import split_half_reliability, total_variation
@@ -189,8 +190,8 @@ def small_problem(images: int, depth: int, width: int) -> tuple[Objective, Point
     ).eval()
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(images, 3, 64, 64, generator=generator)
-    network = quantize(model, values[:2], "full", 4, 8)
-    start = calibrate(network, values[:16], "minmax")
+    network = quantize(model, values[:2], Quantization("full", weight_observer="minmax"))
+    start = calibrate(network, values[:16])
     labels = torch.zeros(images, dtype=torch.int64)
     data = LabeledImages(values, labels, tuple(map(str, range(images))))
     teacher = predict(model, values)

@@ -9,15 +9,14 @@ same radius, the same images) and writes egg_carton.pdf and egg_carton.png besid
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
+import cyclopts
 import matplotlib
-import typer
 import xarray as xr
 from matplotlib.figure import Figure
 from rich.progress import Progress
 
-from evolq import Settings, prepare
+from evolq import Quantization, Settings, prepare
 from landscape import PlaneScan, analyze
 from landscape.plots import draw_confidence, draw_surface, plane_info, save_figure
 from landscape.plots.style import STYLE
@@ -28,7 +27,9 @@ FOLDER = Path(__file__).parent
 
 def measure(model: str, bits: int, radius: float, points: int, seed: int) -> xr.Dataset:
     """Scan a plane in scale space around one network."""
-    problem = prepare(Settings(model=model, weight_bits=bits, test_images=300, seed=seed))
+    problem = prepare(
+        Settings(model, quantization=Quantization(weight_bits=bits), test_images=300, seed=seed)
+    )
     with Progress() as progress:
         task = progress.add_task(model, total=points**2)
         return PlaneScan(points=points, radius=radius).sample(
@@ -74,13 +75,15 @@ def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
     return figure
 
 
-def main(
-    bits: Annotated[int, typer.Option(help="Bits of the weights.")] = 3,
-    radius: Annotated[float, typer.Option(help="Typical relative change of a scale.")] = 0.15,
-    points: Annotated[int, typer.Option(help="Grid points along each axis.")] = 21,
-    seed: Annotated[int, typer.Option(help="Seed of images and directions.")] = 0,
-) -> None:
-    """Measure both networks and draw them."""
+def main(bits: int = 3, radius: float = 0.15, points: int = 21, seed: int = 0) -> None:
+    """Measure both networks and draw them.
+
+    Args:
+        bits: of the weights.
+        radius: typical relative change of a scale.
+        points: of the grid along each axis.
+        seed: of images and directions.
+    """
     datasets = {model: measure(model, bits, radius, points, seed) for model in NETWORKS}
     figure = draw(datasets, bits)
     for suffix in (".pdf", ".png"):
@@ -88,4 +91,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

@@ -10,6 +10,7 @@ from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from landscape.analysis import Analysis, analyze, read_analysis, with_analysis
+    from landscape.comparisons import Comparison
     from landscape.paths.trajectories import (
         measure_path,
         pca_plane,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from landscape.store import load, save
 
 _MODULES = {
+    "comparisons": ("Comparison",),
     "analysis": ("Analysis", "analyze", "read_analysis", "with_analysis"),
     "plots.kinds": ("draw",),
     "scans": ("BitScan", "LayerScan", "PlaneScan", "RayScan"),
@@ -73,6 +75,7 @@ __all__ = [
     "NORMALIZATIONS",
     "Analysis",
     "BitScan",
+    "Comparison",
     "LayerScan",
     "Line",
     "Minima",
