@@ -12,12 +12,12 @@ def bands(differences, seed=0, **options):
 
 @pytest.mark.parametrize(("side", "quantile"), [("lower", 0.95), ("both", 0.975)])
 def test_one_point_has_the_quantile_of_student(side, quantile):
-    differences = np.random.default_rng(0).normal(size=(1, 30))
+    differences = np.random.default_rng(0).normal(size=(1, 400))
     found = bands(differences, side=side, replicates=9999)
-    # The bounds hold the quantile with 95 % confidence; the seed is fixed.
-    assert found.critical == pytest.approx(stats.t.ppf(quantile, 29), abs=0.06)
+    # Normal images, but not exactly so in one sample of 400: their skewness moves it by 0.05.
+    assert found.critical == pytest.approx(stats.t.ppf(quantile, 399), abs=0.1)
     assert found.critical_low < found.critical < found.critical_high
-    assert found.error[0] == pytest.approx(differences.std(ddof=1) / np.sqrt(30))
+    assert found.error[0] == pytest.approx(differences.std(ddof=1) / 20)
 
 
 def test_equal_points_are_one_and_independent_points_are_many():
@@ -27,7 +27,7 @@ def test_equal_points_are_one_and_independent_points_are_many():
     assert equal.critical == pytest.approx(bands(one).critical)
     many = bands(random.normal(size=(11, 11, 200)))
     # The largest of 121 independent t: 1 - 0.95^(1/121) in one tail.
-    assert many.critical == pytest.approx(stats.t.ppf(0.95 ** (1 / 121), 199), abs=0.15)
+    assert many.critical == pytest.approx(stats.t.ppf(0.95 ** (1 / 121), 199), abs=0.3)
     assert many.change.shape == many.lower.shape == (11, 11)
 
 
@@ -40,6 +40,30 @@ def test_noise_is_called_lower_as_often_as_said():
         old += (found.change < -2 * found.error).any()
     assert 1 <= new <= 10 + 3 * np.sqrt(200 * 0.05 * 0.95)
     assert old > 160  # two standard errors for the best of 121
+
+
+def test_images_that_lose_much_make_nothing_lower():
+    random = np.random.default_rng(5)
+    false = 0
+    for _ in range(40):
+        skewed = random.gamma(0.5, size=(60, 40)) - 0.5
+        false += bands(skewed, random.integers(2**32), replicates=199).lower.any()
+    assert false <= 5  # 5 % of 40, and 2 standard errors
+
+
+def test_the_critical_value_is_that_of_samples_drawn_one_by_one():
+    differences = np.random.default_rng(6).normal(size=(7, 12))
+    differences[3, 2:] = 0  # two images change: some samples have neither
+    found = bands(differences, seed=8, side="both", replicates=39)
+    drawn = np.random.default_rng(8).multinomial(12, np.full(12, 1 / 12), 39)
+    largest = []
+    for counts in drawn:
+        sample = differences.repeat(counts, axis=1)
+        error = sample.std(axis=1, ddof=1) / np.sqrt(12)
+        known = error > 0
+        t = (sample.mean(axis=1) - differences.mean(axis=1))[known] / error[known]
+        largest.append(np.abs(t).max())
+    assert found.critical == pytest.approx(np.sort(largest)[37])
 
 
 def test_what_is_lower_is_found():

