@@ -19,10 +19,11 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -51,7 +52,7 @@ class Choice(NamedTuple):
     """A search, and what is different about its start: fields of `Quantization`."""
 
     recipe: Recipe
-    start: dict[str, Any] = {}
+    start: Mapping[str, Any] = MappingProxyType({})
 
 
 PUBLISHED_START = {

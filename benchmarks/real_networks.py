@@ -33,7 +33,9 @@ from evolq.losses.objective import TestEvaluation, predict, score
 from evolq.losses.paired import paired_difference
 from evolq.optimizers.evolve import search_scales
 from evolq.optimizers.recipes import choose_recipe
-from evolq.problem import Problem, Settings, prepare
+from evolq.problem import Problem, prepare
+from evolq.quantization import Quantization
+from evolq.settings import Settings
 
 NETWORKS = {
     "deit_tiny_patch16_224": "DeiT-Tiny",

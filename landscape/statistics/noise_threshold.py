@@ -93,7 +93,7 @@ def noise_threshold(
     each = max(1, _BATCH_POINTS // max(points, 1))
     for first in range(0, replicates, each):
         batch = slice(first, min(first + each, replicates))
-        surfaces = _contrasted(flat, drawn[batch])
+        surfaces = contrasted(flat, drawn[batch])
         tree = merge_tree(surfaces.reshape(-1, *shape[1:]), connectivity)
         joining = tree.saddles >= 0
         minima, saddles = tree.minima[joining], tree.saddles[joining]
@@ -126,7 +126,7 @@ def paired_squares(
     return squares
 
 
-def _contrasted(per_image: NDArray[np.floating], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+def contrasted(per_image: NDArray[np.floating], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the surfaces of contrasts, (replicates, points): float64, in batches of points.
 
     Points whose losses are equal image by image must stay equal, but for the last digit.

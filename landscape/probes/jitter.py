@@ -1,0 +1,76 @@
+"""Measure one Point again and again, each time changed by what means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+import xarray as xr
+
+from evolq.errors import InputError
+from evolq.points import Point, displace, role
+from landscape.probes.sampling import CalibrationLoss, HeldOutLoss, OnPoint, sample_cells
+
+# Far above the rounding of float32 (6e-8), far below any change that a search would propose.
+RELATIVE = 1e-6
+
+
+def repeats(
+    objective: CalibrationLoss,
+    test: HeldOutLoss,
+    point: Point,
+    names: Collection[str],
+    count: int,
+    generator: torch.Generator,
+    relative: float = RELATIVE,
+    on_point: OnPoint | None = None,
+) -> xr.Dataset:
+    """Measure the losses at `count` Points next to `point`, jittered independently.
+
+    Each entry is multiplied by exp(`relative` x a normal number) if it is a scale, and by
+    1 + `relative` x a normal number if it is a weight. How far the losses scatter is the numerical
+    noise of each of them (`statistics.numerical_noise`).
+
+    Args:
+        objective: on calibration images.
+        test: on test images.
+        point: the Point; `start_...` in the result is measured there, without jitter.
+        names: entries to jitter, scales or weights.
+        count: number of repeats.
+        generator: on the CPU; draws the jitter.
+        relative: standard deviation of the relative change.
+        on_point: see `sample_plane`.
+
+    Returns:
+        A Dataset with the dimension `repeat`, laid out as docs/design.md says.
+
+    Raises:
+        InputError: before any work: fewer than 1 repeat, a jitter that is not positive, names that
+            are missing, and those that are neither scales nor weights.
+    """
+    if count < 1:
+        raise InputError(f"1 repeat or more was expected, not {count}")
+    if not 0 < relative < np.inf:
+        raise InputError(f"the relative jitter must be positive and finite, not {relative}")
+    names = tuple(sorted(names))
+    if not names:
+        raise InputError("no names were given to jitter; choose scales or weights of the Point")
+    for name in names:
+        if name not in point:
+            raise InputError(f"the Point has no {name!r} to jitter")
+        if role(name) not in ("scale", "weight"):
+            raise InputError(f"{name!r} cannot be jittered; choose scales or weights")
+
+    def jittered() -> dict[str, torch.Tensor]:
+        direction = {}
+        for name in names:
+            value = point[name]
+            normal = torch.randn(value.shape, generator=generator).to(value)
+            direction[name] = normal if role(name) == "scale" else normal * value
+        return displace(point, direction, relative)
+
+    cells = (({"repeat": number}, jittered()) for number in range(count))
+    return sample_cells(
+        point, {"repeat": np.arange(count)}, [(names, cells)], objective, test, on_point
+    )
