@@ -10,6 +10,9 @@ highest, which is at
 A weight that is zero, or whose scale does not move, has no cliff. On a cliff itself rounding is
 half to even; a single point of the line.
 
+Cliffs are many: the bundled transformer has 300,000 per unit of distance at 4 bits and 5 million at
+8, so that a jitter of 1e-6 in all scales, meant to show numerical noise, flips 0.3 and 5 codes.
+
 Positions are those of exact arithmetic, float64 here. A network computes in float32 and changes its
 code within `Cliffs.resolution` of them.
 """
