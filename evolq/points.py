@@ -1,8 +1,8 @@
 """Points: dicts of named tensors, the coordinates that everything else moves in.
 
-The last component of a name is its role (`blocks.3.attn.qkv.weight.scale` is a scale). Scales move
-in log-scale coordinates, so that a step is relative and a scale can never turn negative; zero
-points move in codes, weights in their own units.
+The last component of a name is its role (`blocks.3.attn.qkv.weight.scale` is a scale); no weight's
+name ends like that (`entry_name`). Scales move in log-scale coordinates, so that a step is relative
+and a scale can never turn negative; zero points move in codes, weights in their own units.
 """
 
 from __future__ import annotations
@@ -29,6 +29,15 @@ def role(name: str) -> str:
     """Return the last component of a quantizer's entry (`scale`, ...), `weight` for any other."""
     last = name.rpartition(".")[2]
     return last if last in QUANTIZER_ROLES else "weight"
+
+
+def entry_name(parameter: str) -> str:
+    """Return the name that a model's parameter has in a Point.
+
+    That is its own; but quantizers alone have names that end in a quantizer's role, so that a
+    model's own parameter `act.scale` is called `act.scale.weight`.
+    """
+    return parameter if role(parameter) == "weight" else f"{parameter}.weight"
 
 
 def select(

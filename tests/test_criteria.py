@@ -104,6 +104,20 @@ def test_info_nce_by_hand() -> None:
     torch.testing.assert_close(values, torch.full((2,), expected))
 
 
+@pytest.mark.parametrize(("count", "accepted"), [(1, False), (2, True), (100, True), (101, False)])
+def test_no_image_is_contrasted_with_itself_alone(count: int, accepted: bool) -> None:
+    criterion = CRITERIA["info_nce"]
+    CRITERIA["kl"].check(count)
+    alone = torch.randn(count, 4), torch.randn(count, 4)
+    last = criterion.per_image(*alone, torch.zeros(count, dtype=torch.int64))[-1]
+    assert (float(last) == 0) is not accepted, "whatever the network does"
+    if accepted:
+        criterion.check(count)
+    else:
+        with pytest.raises(InputError, match=f"of {count} images the last one is alone"):
+            criterion.check(count)
+
+
 def test_info_nce_batches_stand_for_themselves_and_the_remainder_too() -> None:
     student, teacher = logits(0), logits(1)
     values = info_nce(student, teacher, LABELS, batch=5)

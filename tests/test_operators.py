@@ -157,7 +157,7 @@ class TestEntriesThatLackSomething:
         with pytest.raises(InputError, match="batched product with addition"):
             quantize(Added(), images(), plain())
         monkeypatch.delitem(REFUSED, aten.baddbmm.default)
-        with pytest.raises(InputError, match=r"aten\.baddbmm.* multiplies and sums"):
+        with pytest.raises(InputError, match=r"multiplies and sums \(aten\.baddbmm"):
             quantize(Added(), images(), plain())
 
 

@@ -11,6 +11,7 @@ from evolq.points import (
     combine,
     displace,
     displacement,
+    entry_name,
     fingerprint,
     inner,
     norm,
@@ -40,6 +41,18 @@ POINT = {
 )
 def test_role_is_the_last_component(name, expected):
     assert role(name) == expected
+
+
+@pytest.mark.parametrize("name", ["scale", "blocks.0.act.factor", "0.bits", "a.zero_point"])
+def test_no_parameter_of_a_model_takes_the_role_of_a_quantizers_entry(name):
+    assert role(name) != "weight"
+    assert entry_name(name) == f"{name}.weight"
+    assert role(entry_name(name)) == "weight"
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn.qkv.weight", "scale.bias", "layer_scale"])
+def test_other_parameters_keep_their_names(name):
+    assert entry_name(name) == name
 
 
 def test_select_by_role_and_globs():

@@ -245,8 +245,13 @@ def reparameterize(model: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode, with branches merged where the model knows how to.
 
     RepVGG-like blocks and convolutions with their batch norms become single layers
-    (`timm.utils.reparameterize_model`), so that what is quantized is what would be deployed.
+    (`timm.utils.reparameterize_model`), so that what is quantized is what would be deployed. If a
+    module has a method of one of timm's names for something else and that fails, nothing is merged;
+    whether logits stay is up to the caller to check.
     """
     from timm.utils import reparameterize_model
 
-    return reparameterize_model(copy.deepcopy(model).eval())
+    try:
+        return reparameterize_model(copy.deepcopy(model).eval(), inplace=True).eval()
+    except Exception:  # of a method that wanted arguments, for one
+        return copy.deepcopy(model).eval()

@@ -45,12 +45,14 @@ class Criterion:
         """Check a number of images.
 
         Raises:
-            InputError: for a single image, if it is to be contrasted with others.
+            InputError: for a single image, or one that remains behind the last whole batch, if it
+                is to be contrasted with others: it would score 0 whatever the network does.
         """
-        if images == 1 and self.batch is not None:
+        if self.batch is not None and images % self.batch == 1:
             raise InputError(
-                f"criterion {self.name} contrasts images with each other and has 1; give 2 or "
-                "more, or another criterion such as kl"
+                f"criterion {self.name} contrasts the images of a batch of {self.batch} with each "
+                f"other, and of {images} images the last one is alone; give one more or less, or "
+                "another criterion such as kl"
             )
 
 

@@ -18,14 +18,14 @@ from torch.nn import functional
 from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import Criterion
+from evolq.network.modules import logits_of
 from evolq.network.quantized import BATCH_SIZE, PartialEvaluation, QuantizedNetwork
 from evolq.points import Point
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
     """Return the logits (n, classes) of a plain module, such as the full-precision teacher."""
-    with torch.no_grad():
-        return torch.cat([model(batch) for batch in images.split(batch_size)])
+    return torch.cat([logits_of(model, batch) for batch in images.split(batch_size)])
 
 
 class Spent:

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.errors import InputError
+from evolq.network.modules import check_outputs, plain_copy
 from evolq.network.operators import (
     VIEWS,
+    arguments,
     aten,
     counter,
     from_matrices,
+    is_random,
     layer_operator,
     multiply_accumulates,
     weight_matrices,
 )
+from evolq.points import entry_name
 
 
 @dataclass
@@ -175,39 +179,78 @@ def export(model: nn.Module, images: Tensor) -> Graph:
         images: float (n, channels, height, width) with n >= 2, an example of what it will see.
 
     Raises:
-        InputError: if torch.export cannot trace the model; the message names the cause.
+        InputError: if torch.export cannot trace the model (the message names the cause), it returns
+            no tensor or several, is random, or normalizes over the images of a batch.
     """
     if len(images) < 2:
         # torch.export treats a dimension of size 1 as a constant
         images = images.repeat(2, *[1] * (images.dim() - 1))
-    model = copy.deepcopy(model).eval()
+    model = plain_copy(model)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # about attributes that the model itself caches
-            program = torch.export.export(
+            traced = torch.export.export(
                 model,
                 (images[:2],),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 strict=False,
-            ).run_decompositions(
+            )
+            _check_traced(traced)
+            program = traced.run_decompositions(
                 {aten.scaled_dot_product_attention.default: scaled_dot_product_attention}
             )
+    except InputError:
+        raise
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"torch.export cannot trace {type(model).__name__}: {first_line}; the model's forward "
             "must take one image tensor and be free of branches on its values"
         ) from error
-    return _as_graph(program, images[:2])
+    return _as_graph(program, type(model).__name__, images[:2])
 
 
-def _as_graph(program: torch.export.ExportedProgram, images: Tensor) -> Graph:
-    """Turn an exported program into a Graph: parameters are entries, all else is constant."""
+def _check_traced(program: torch.export.ExportedProgram) -> None:
+    """Check that a program is a function of each image, as far as operators by themselves tell.
+
+    Raises:
+        InputError: for random operators, and batch norms with statistics of the batch.
+    """
+    graph = program.graph
+    user_inputs = program.graph_signature.user_inputs
+    placeholders = graph.find_nodes(op="placeholder")
+    on_images = dependents(graph, [node for node in placeholders if node.name in user_inputs])
+    for node in graph.nodes:
+        place = f"{node.target} in module {module_path(node)!r}"
+        if is_random(node):
+            raise InputError(
+                f"{place} is random in evaluation mode, so that the logits are no function of the "
+                "images; give nn.Dropout or training=self.training"
+            )
+        if (
+            node.target is aten.batch_norm.default
+            and arguments(node)["training"]
+            and node in on_images
+        ):
+            raise InputError(
+                f"{place} has no running statistics, so that the logits of an image depend on the "
+                "others of its batch; train it with track_running_stats, or use GroupNorm"
+            )
+
+
+def _as_graph(program: torch.export.ExportedProgram, model: str, images: Tensor) -> Graph:
+    """Turn an exported program into a Graph: parameters are entries, all else is constant.
+
+    What forward writes to buffers or images is dropped.
+    """
     signature = program.graph_signature
-    if len(signature.user_outputs) != 1:
-        raise InputError(
-            f"the model returns {len(signature.user_outputs)} tensors; wanted one, the logits"
-        )
+    logits = [
+        index
+        for index, spec in enumerate(signature.output_specs)
+        if spec.kind is torch.export.graph_signature.OutputKind.USER_OUTPUT
+        and isinstance(spec.arg, torch.export.graph_signature.TensorArgument)
+    ]
+    check_outputs(model, len(logits))
     constants: dict[str, Any] = {**program.state_dict, **program.constants}
     source = program.graph_module
     root = nn.Module()
@@ -219,8 +262,9 @@ def _as_graph(program: torch.export.ExportedProgram, images: Tensor) -> Graph:
     for node in placeholders:
         parameter = signature.inputs_to_parameters.get(node.name)
         if parameter is not None:
-            entries[parameter] = copies[node] = graph.placeholder(placeholder_name(parameter))
-            weights[parameter] = program.state_dict[parameter].detach().clone()
+            name = entry_name(parameter)
+            entries[name] = copies[node] = graph.placeholder(placeholder_name(name))
+            weights[name] = program.state_dict[parameter].detach().clone()
     for node in placeholders:
         if node.name in signature.user_inputs:
             image_node = copies[node] = graph.placeholder("images")
@@ -235,7 +279,7 @@ def _as_graph(program: torch.export.ExportedProgram, images: Tensor) -> Graph:
             copies[node] = graph.get_attr(f"constant_{node.name}")
     for node in source.graph.nodes:
         if node.op == "output":
-            graph.output(copies[node.args[0][0]])
+            graph.output(copies[node.args[0][logits[0]]])
         elif node.op != "placeholder":
             if node.op == "get_attr":
                 raise InputError(f"control flow ({node.target}) in the model cannot be quantized")
@@ -243,6 +287,12 @@ def _as_graph(program: torch.export.ExportedProgram, images: Tensor) -> Graph:
             if node.target in (aten.view.default, aten._unsafe_view.default):
                 # copies where it must: a rewritten operator may store its values another way
                 copies[node].target = aten.reshape.default
+            elif node.target is aten.squeeze.default:
+                # never the axis of images, even if there is only one
+                shape = node.args[0].meta["val"].shape
+                axes = [axis for axis, size in enumerate(shape) if isinstance(size, int)]
+                copies[node].target = aten.squeeze.dims
+                copies[node].args = (copies[node.args[0]], [a for a in axes if shape[a] == 1])
     result = Graph(fx.GraphModule(root, graph), entries, image_node, weights, {})
     result.finish()
     result.operations = count_operations(result, images)

@@ -7,7 +7,7 @@ cut by what stands here. A new operator is one entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -212,7 +212,6 @@ VIEWS = frozenset(
         aten.t.default,
         aten.expand.default,
         aten.unsqueeze.default,
-        aten.squeeze.default,
         aten.squeeze.dim,
         aten.squeeze.dims,
         aten.flatten.using_ints,
@@ -226,6 +225,74 @@ VIEWS = frozenset(
         aten.pixel_unshuffle.default,
         aten.roll.default,
         aten.flip.default,
+    }
+)
+
+# Operators that combine several values, or a value and a weight, without products of their own that
+# a quantizer would have to see: elementwise ones, normalizations, and those that put together, pick
+# or place values. Any other such operator that the table lacks is refused (`why_refused`).
+HARMLESS = frozenset(
+    {
+        aten.sub.Tensor,
+        aten.subtract.Tensor,
+        aten.rsub.Tensor,
+        aten.mul.Tensor,
+        aten.multiply.Tensor,
+        aten.div.Tensor,
+        aten.div.Tensor_mode,
+        aten.divide.Tensor,
+        aten.true_divide.Tensor,
+        aten.floor_divide.default,
+        aten.remainder.Tensor,
+        aten.pow.Tensor_Tensor,
+        aten.addcmul.default,
+        aten.addcdiv.default,
+        aten.lerp.Tensor,
+        aten.lerp.Scalar,
+        aten.atan2.default,
+        aten.maximum.default,
+        aten.minimum.default,
+        aten.max.other,
+        aten.min.other,
+        aten.clamp.Tensor,
+        aten.clamp_min.Tensor,
+        aten.clamp_max.Tensor,
+        aten.prelu.default,
+        aten.where.self,
+        aten.masked_fill.Tensor,
+        aten.eq.Tensor,
+        aten.ne.Tensor,
+        aten.lt.Tensor,
+        aten.le.Tensor,
+        aten.gt.Tensor,
+        aten.ge.Tensor,
+        aten.logical_and.default,
+        aten.logical_or.default,
+        aten.batch_norm.default,
+        aten._native_batch_norm_legit_no_training.default,
+        aten.instance_norm.default,
+        aten.group_norm.default,
+        aten.rms_norm.default,
+        aten.cat.default,
+        aten.concat.default,
+        aten.stack.default,
+        aten.hstack.default,
+        aten.vstack.default,
+        aten.index.Tensor,
+        aten.index_select.default,
+        aten.index_put.default,
+        aten.gather.default,
+        aten.take_along_dim.default,
+        aten.scatter.src,
+        aten.slice_scatter.default,
+        aten.select_scatter.default,
+        aten.copy.default,
+        aten.expand_as.default,
+        aten.view_as.default,
+        aten.reshape_as.default,
+        aten.type_as.default,
+        aten.grid_sampler.default,
+        aten.grid_sampler_2d.default,
     }
 )
 
@@ -244,6 +311,42 @@ REFUSED: dict[object, str] = {
     aten.gru.input: "GRU",
     aten.embedding.default: "embedding",
 }
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether `node` draws random numbers: no dropout that is switched off does."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    given = arguments(node)
+    active = given.get("train", given.get("training", True))
+    return bool(active) and given.get("p", given.get("dropout_p")) != 0
+
+
+def why_refused(
+    node: fx.Node, on_images: Collection[fx.Node], on_weights: Collection[fx.Node], counted: bool
+) -> str | None:
+    """Return what `node` is, if it may hide products that no quantizer would see, None if not.
+
+    Args:
+        node: of a graph.
+        on_images: the nodes that depend on the images.
+        on_weights: the nodes that depend on the weights.
+        counted: whether torch counts multiply-accumulates for it.
+    """
+    if node.target in REFUSED:
+        return REFUSED[node.target]
+    if node.target in OPERATORS or node.op != "call_function":
+        return None
+    if counted:
+        return "an operator that multiplies and sums"
+    if node.target in HARMLESS | VIEWS:
+        return None
+    operands = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    varying = sum(n in on_images for n in operands)
+    weights = sum(n in on_weights and n not in on_images for n in operands)
+    if varying and varying + weights > 1:
+        return "an operator that combines values or weights in a way that is not known"
+    return None
 
 
 # Counting -----------------------------------------------------------------------------------------

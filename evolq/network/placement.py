@@ -10,7 +10,7 @@ from torch import fx
 
 from evolq.errors import InputError
 from evolq.network.graph import Graph, dependents, follow, identifier, module_path, source
-from evolq.network.operators import OPERATORS, REFUSED, VIEWS, Kind, Operator, aten, is_product
+from evolq.network.operators import OPERATORS, VIEWS, Kind, Operator, aten, why_refused
 from evolq.quantization import Quantization
 from evolq.tensor.integer_layer_norm import integer_layer_norm
 from evolq.tensor.moments import MomentMatchedQuantizer
@@ -119,16 +119,14 @@ class _Placement:
 
     def run(self) -> None:
         nodes = [node for node in self.graph.nodes if node.op == "call_function"]
+        on_weights = dependents(self.graph.module.graph, self.graph.entries.values())
         for node in nodes:
-            if node.target in REFUSED:
+            counted = node.name in self.graph.operations
+            reason = why_refused(node, self.on_images, on_weights, counted)
+            if reason is not None:
                 raise InputError(
-                    f"{REFUSED[node.target]} ({node.target}) in module {module_path(node)!r} "
-                    "cannot be quantized yet; replace it by linear, convolution or matmul"
-                )
-            if node.name in self.graph.operations and not is_product(node):
-                raise InputError(
-                    f"{node.target} in module {module_path(node)!r} multiplies and sums, but is no "
-                    "product of the table of operators; replace it by linear, convolution or matmul"
+                    f"{reason} ({node.target}) in module {module_path(node)!r} cannot be quantized "
+                    "yet; replace it by linear, convolution or matmul"
                 )
         # Outputs first: a product that reads a quantized output needs no quantizer of its own.
         edges: list[tuple[fx.Node, Operator, int, str]] = []

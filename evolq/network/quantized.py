@@ -25,6 +25,7 @@ from evolq.network.graph import (
     split,
 )
 from evolq.network.lowering import lower
+from evolq.network.modules import logits_of, plain_copy
 from evolq.network.placement import Site, place
 from evolq.network.regions import fuse
 from evolq.points import Point
@@ -347,12 +348,17 @@ def quantize(
         quantization: scheme, bits and everything else that decides how the network is built.
 
     Raises:
-        InputError: for a model that cannot be exported, holds an operator that cannot be quantized
-            (named with its module), or gives other logits once its batch norms are folded.
+        InputError: for a model that cannot be exported, is random or not in float32, holds an
+            operator that cannot be quantized (named with its module), gives other logits once its
+            batch norms are folded, or logits that depend on what else is in the batch.
     """
-    plain = reparameterize(model)
+    plain = plain_copy(model)
+    wanted = logits_of(plain, images[:2])
+    merged = reparameterize(plain)
+    if _agree(logits_of(merged, images[:2]), wanted):
+        plain = merged  # else a method of that name means something else
     network = quantize_graph(export(plain, images), quantization)
-    _check_folding(network, plain, images[:2])
+    _check_logits(network, type(plain).__name__, wanted, images[:2])
     return network
 
 
@@ -365,18 +371,36 @@ def quantize_graph(graph: Graph, quantization: Quantization) -> QuantizedNetwork
     return QuantizedNetwork(graph, full_precision, place(graph, resolved), resolved)
 
 
-def _check_folding(network: QuantizedNetwork, model: nn.Module, images: Tensor) -> None:
-    """Compare logits before and after folding: a wrong network must not look like a quantized one.
+def _agree(logits: Tensor, wanted: Tensor) -> bool:
+    """Whether logits differ by no more than float32 rounding explains."""
+    if logits.shape != wanted.shape:
+        return False
+    return bool((logits - wanted).abs().max() <= FOLDING_TOLERANCE * (1 + wanted.abs().max()))
+
+
+def _check_logits(network: QuantizedNetwork, model: str, wanted: Tensor, images: Tensor) -> None:
+    """Compare the unquantized network with the model: a wrong one must not look like a right one.
 
     Raises:
-        InputError: if they differ by more than float32 rounding explains.
+        InputError: if its logits are others, for the images together or for the first one alone.
     """
-    with torch.no_grad():
-        wanted = model(images)
-        logits = network.observe(images, lambda name, value: None)
-        difference = (logits - wanted).abs().max()
-    if difference > FOLDING_TOLERANCE * (1 + wanted.abs().max()):
+
+    def observed(images: Tensor) -> Tensor:
+        return network.observe(images, lambda name, value: None)
+
+    logits = observed(images)
+    if not _agree(logits, wanted):
+        difference = (
+            f"by up to {float((logits - wanted).abs().max()):.2g}"
+            if logits.shape == wanted.shape
+            else f"from shape {tuple(wanted.shape)} to {tuple(logits.shape)}"
+        )
         raise InputError(
-            f"folding the batch norms of {type(model).__name__} changed its logits by up to "
-            f"{float(difference):.2g}; quantize it without them, or with scheme none"
+            f"folding the batch norms of {model} changed its logits {difference}; quantize it "
+            "without them, or with scheme none"
+        )
+    if not _agree(observed(images[:1]), logits[:1]):
+        raise InputError(
+            f"the logits that {model} gives an image depend on the other images of its batch; "
+            "wanted a function of each image alone"
         )

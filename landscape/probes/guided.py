@@ -18,7 +18,7 @@ from evolq.data.models import load_model, reparameterize
 from evolq.errors import InputError
 from evolq.files.saved import load_point
 from evolq.losses.objective import Objective
-from evolq.points import Direction, Point, displacement
+from evolq.points import Direction, Point, displacement, entry_name
 from evolq.problem import Problem
 from landscape.probes.directions import normalize, principal_directions
 
@@ -51,7 +51,7 @@ def load_checkpoints(problem: Problem, paths: Sequence[Path]) -> list[Point]:
         return [load_point(path, problem.network, problem.model) for path in paths]
     settings = problem.settings
     models = [reparameterize(load_model(settings.model, path, settings.device)) for path in paths]
-    return [{name: p.detach() for name, p in model.named_parameters()} for model in models]
+    return [{entry_name(n): p.detach() for n, p in model.named_parameters()} for model in models]
 
 
 def towards(moving: Point, origin: Point, count: int, guide: Guide) -> list[Direction]:
