@@ -26,6 +26,8 @@ from landscape.statistics.intervals import (
 )
 from landscape.statistics.minima import significant_minima
 from landscape.statistics.noise_threshold import noise_threshold
+from landscape.statistics.roughness import split_half_reliability
+from landscape.statistics.simultaneous import simultaneous_bands
 
 REPLICATES = 199  # of each bootstrap; the defaults draw more
 Rows = Iterator[tuple[object, ...]]
@@ -156,10 +158,58 @@ def power(repetitions: int, random: np.random.Generator) -> Rows:
         yield f"{side} x {side}", images, barrier, *found, f"{np.mean(np.array(new) > 1):.2f}"
 
 
+def bands(repetitions: int, random: np.random.Generator) -> Rows:
+    """Share of scans of 11 x 11 points of noise with a point called lower than the start."""
+    yield "noise", "images", "critical value", "called lower", "2 standard errors", "4"
+    for kind, images in product(NOISES, (20, 100)):
+        criticals, new, old = [], [], []
+        for _ in range(max(20, repetitions // 2)):
+            values = _noise(kind, (1, 11, 11), images, random)
+            if kind == "skewed":
+                values = values - np.exp(0.5)
+            found = simultaneous_bands(values, random, replicates=REPLICATES)
+            criticals.append(found.critical)
+            new.append(found.lower.any())
+            lowest = (found.change / found.error).min()
+            old.append((lowest < -2, lowest < -4))
+        shares = [f"{share:.3f}" for share in (np.mean(new), *np.mean(old, axis=0))]
+        yield kind, images, f"{np.median(criticals):.2f}", *shares
+
+
+def reliability(repetitions: int, random: np.random.Generator) -> Rows:
+    """Coverage of 95 % intervals of split-half reliability, rays of 40 points."""
+    yield "images", "weights of images", "signal", "coverage", "said to hold", "coverage there"
+    points = 40
+    for images, spread, size in product((20, 50, 200), (0.0, 0.25, 0.5, 1.0), (0.2, 1.0)):
+        held, said = [], []
+        for _ in range(repetitions):
+            surface = random.normal(size=points)
+            surface = size * (surface - surface.mean()) / surface.std()
+            weights = np.exp(spread * random.normal(size=images))
+            values = surface[:, None] + weights * random.normal(size=(points, images))
+            found = split_half_reliability(
+                xr.DataArray(values[None], dims=("ray", "distance", "image")), of="levels"
+            )
+            signal, noise = size**2 * points, (points - 1) * np.exp(2 * spread**2)
+            held.append(found.low <= signal / (signal + noise / (images // 2)) <= found.high)
+            said.append(found.interval_holds)
+        there = f"{np.mean(np.array(held)[said]):.3f}" if np.any(said) else ""
+        yield (
+            images,
+            f"lognormal, {spread}" if spread else "equal",
+            size,
+            f"{np.mean(held):.3f}",
+            f"{np.mean(said):.2f}",
+            there,
+        )
+
+
 TABLES: dict[str, Callable[[int, np.random.Generator], Rows]] = {
     "intervals": intervals,
     "minima": minima,
     "power": power,
+    "bands": bands,
+    "reliability": reliability,
 }
 
 
