@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from evolq.data.images import LabeledImages, Split, bundled_split, folder_split
     from evolq.data.models import load_model
     from evolq.errors import InputError
+    from evolq.files.onnx import export_onnx
+    from evolq.files.onnx_report import ExportReport, check_export
     from evolq.files.saved import load, load_point, save
     from evolq.losses.criteria import CRITERIA, Criterion, choose_criterion
     from evolq.losses.objective import Objective, TestEvaluation, predict
@@ -51,6 +53,8 @@ _MODULES = {
     "settings": ("Settings",),
     "tensor.quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
     "optimizers.recipes": ("RECIPES", "Recipe", "choose_recipe"),
+    "files.onnx": ("export_onnx",),
+    "files.onnx_report": ("ExportReport", "check_export"),
     "files.saved": ("load", "load_point", "save"),
     "workflow": ("SearchResult", "search"),
 }
@@ -63,6 +67,7 @@ __all__ = [
     "RECIPES",
     "Criterion",
     "Direction",
+    "ExportReport",
     "InputError",
     "Iterate",
     "LabeledImages",
@@ -82,11 +87,13 @@ __all__ = [
     "TestEvaluation",
     "bundled_split",
     "calibrate",
+    "check_export",
     "choose_criterion",
     "choose_optimizer",
     "choose_recipe",
     "displace",
     "displacement",
+    "export_onnx",
     "find_blocks",
     "folder_split",
     "load",

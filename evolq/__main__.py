@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from evolq.quantization import MAX_BITS, MIN_BITS, PUBLISHED, Quantization
 from evolq.settings import Settings
 
 if TYPE_CHECKING:
+    from evolq.files.onnx_report import ExportReport
     from evolq.optimizers.evolve import Iterate
     from evolq.optimizers.recipes import Recipe
     from evolq.problem import Problem
@@ -103,9 +104,9 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
         "options": options,
         **problem.provenance,
     }
-    _write(problem, result, report, folder, search.onnx)
+    found = _write(problem, result, report, folder, search.onnx)
     (folder / STATE).unlink(missing_ok=True)
-    _print(report, folder, search.onnx, output.json)
+    _print(report, folder, found, output.json)
 
 
 def _quantization(settings: Settings, search: Search, given: frozenset[str]) -> Quantization:
@@ -186,8 +187,8 @@ def _test(problem: Problem, result: Iterate) -> dict[str, Any]:
 
 def _write(
     problem: Problem, result: Iterate, report: dict[str, Any], folder: Path, onnx: bool
-) -> None:
-    """Write the model, as safetensors and ONNX, and the report."""
+) -> ExportReport | None:
+    """Write the model, as safetensors and ONNX, and the report; return what is said of the ONNX."""
     from evolq.atomic import write_whole
     from evolq.files.saved import save
 
@@ -200,26 +201,32 @@ def _write(
         problem.settings.model,
         problem.provenance,
     )
+    found = None
     if onnx:
-        from evolq.files.onnx import export_onnx, top1_agreement
+        from evolq.data.models import preprocessing
+        from evolq.files.onnx import export_onnx
+        from evolq.files.onnx_report import check_export
 
         export_onnx(
             problem.network,
             result.point,
             folder / "model.onnx",
             problem.split.calibration.images,
+            preprocessing=preprocessing(problem.model),
         )
-        report["onnx_top1_agreement"] = top1_agreement(
+        found = check_export(
             folder / "model.onnx",
             problem.network,
             result.point,
             problem.split.test.images,
-            problem.settings.batch_size,
+            batch_size=problem.settings.batch_size,
         )
+        report["onnx"] = asdict(found)
     write_whole(folder / "report.json", json.dumps(report, indent=2).encode())
+    return found
 
 
-def _print(report: dict[str, Any], folder: Path, onnx: bool, as_json: bool) -> None:
+def _print(report: dict[str, Any], folder: Path, found: ExportReport | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -238,9 +245,10 @@ def _print(report: dict[str, Any], folder: Path, onnx: bool, as_json: bool) -> N
     )
     console = Console()
     console.print(table)
-    if onnx:
-        console.print(f"ONNX Runtime agrees on {report['onnx_top1_agreement']:.2%} of test images.")
-    files = "model.safetensors, report.json, config.yaml" + (", model.onnx" if onnx else "")
+    if found is not None:
+        console.print(str(found), highlight=False)
+    files = "model.safetensors, report.json, config.yaml"
+    files += "" if found is None else ", model.onnx"
     console.print(f"Written to {folder}: {files}", highlight=False)
 
 

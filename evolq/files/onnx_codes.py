@@ -1,0 +1,481 @@
+"""Quantized values in ONNX, and products of their codes in the form that a runtime computes fast.
+
+A weight is w[c] = scale[c] (q[c] - zero[c]) + shift[c] with codes q and one number per output
+channel c; the shift is what moment matching leaves (its factor goes into the scale). A product of
+quantized activations x with such a weight is written as a product of codes plus shift[c] times the
+sum of all x that are multiplied with w[c].
+
+What ONNX Runtime computes fast was found by measuring it (1.32, x86; docs/deploy.md):
+
+- Matrix products multiply uint8 codes from the left with int8 codes from the right, and allow a
+  zero point for each column. MatMul between DequantizeLinears is fused into one such product.
+- Convolutions whose outputs are not codes have one integer operator, ConvInteger, with uint8 codes
+  (1.20 has no other) and one zero point for all. Zero points per channel become a part of the
+  shift, unless codes have 7 bits or fewer: then their differences fit 8. The sum of x over the
+  receptive field comes from one more filter of ones (in each group), which counts padding as it
+  should.
+
+`compact` and networks of quantized weights alone have weights dequantized in front of the product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from evolq.errors import InputError
+from evolq.files.codes import IntegerWeight
+from evolq.files.onnx_operators import OnnxGraph, convolution_attributes
+from evolq.network.operators import VIEWS, aten, is_matrix_product, is_product, labeled
+from evolq.tensor.quantizers import MAX_BITS, PerChannel, PerGroup, QuantSpec, codes_range
+
+# Four bits and scales per group came with opset 21.
+FOUR_BIT_OPSET = 21
+
+FLOAT = 1  # onnx.TensorProto.FLOAT
+
+# What the names of products end with that only add the shifts of a weight's rows.
+SHIFT = "shift"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a runtime wants.
+
+    Attributes:
+        integer_products: weights beside quantized activations stay codes up to the product.
+        explicit_convolutions: as ConvInteger; else Conv between DequantizeLinears.
+        zero_points: weights may have them; else they are a part of the shift.
+        fuses_elementwise: operators one by one cost no pass over memory each.
+        symmetric: all zero points must be 0.
+        without_vnni: 8-bit codes are multiplied as uint8 with uint8.
+    """
+
+    integer_products: bool = True
+    explicit_convolutions: bool = True
+    zero_points: bool = True
+    fuses_elementwise: bool = False
+    symmetric: bool = False
+    without_vnni: bool = False
+
+    def signed_activations(self, node: fx.Node) -> bool:
+        """Whether the codes of the quantized activation `node` are int8."""
+        mixed = self.integer_products and not self.without_vnni and wants_signed(node)
+        return self.symmetric or mixed
+
+
+COMPILER = Target(explicit_convolutions=False, zero_points=False, fuses_elementwise=True)
+
+TARGETS = {
+    "onnxruntime": Target(),
+    "openvino": COMPILER,
+    "tensorrt": replace(COMPILER, symmetric=True),
+    "compact": Target(integer_products=False),
+}
+"""Runtimes that a network can be exported for, and the smallest file."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A quantized activation with one scale: names of its codes, its scale and its zero point."""
+
+    name: str
+    scale: str
+    zero_point: str
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A quantized weight and the name of its quantizer."""
+
+    name: str
+    integer: IntegerWeight
+
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scale, zero point (for codes from 0 up) and shift, one of each per row."""
+        weight = self.integer
+        shape = weight.spec.granularity.parameter_shape(tuple(weight.codes.shape))
+        scale, zero = (
+            parameter.reshape(()).expand(shape) if parameter.numel() == 1 else parameter
+            for parameter in (
+                weight.scale,
+                _unsigned(weight.zero_point, weight.scale, weight.bits, weight.spec),
+            )
+        )
+        if weight.moments is None:
+            return scale, zero, torch.zeros_like(scale)
+        own_mean, ratio, mean = (moment.reshape(shape) for moment in weight.moments)
+        return scale * ratio, zero, mean - own_mean * ratio
+
+    def has_rows(self, axis: int) -> bool:
+        """Whether there is one scale for all, or one for each channel along `axis`."""
+        granularity, rank = self.integer.spec.granularity, self.integer.codes.ndim
+        if isinstance(granularity, PerChannel):
+            return granularity.axis % rank == axis % rank
+        return not isinstance(granularity, PerGroup)
+
+    def rows(self, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `parameters`, of shape (channels along `axis`,)."""
+        channels = self.integer.codes.shape[axis]
+        return tuple(value.reshape(-1).expand(channels) for value in self.parameters())  # type: ignore[return-value]
+
+
+def _unsigned(zero_point: Tensor | None, scale: Tensor, bits: float, spec: QuantSpec) -> Tensor:
+    """Return the zero point that goes with codes from 0 up, of the scale's shape."""
+    lowest, _ = codes_range(bits, spec)
+    rounded = torch.zeros_like(scale) if zero_point is None else zero_point.round()
+    return rounded - lowest
+
+
+# Values -------------------------------------------------------------------------------------------
+
+
+def dequantized(onnx: OnnxGraph, codes: Codes) -> str:
+    """Write the values that codes of an activation stand for, and return their name."""
+    return onnx.once("DequantizeLinear", codes.name, codes.scale, codes.zero_point)
+
+
+def dequantized_constant(
+    onnx: OnnxGraph, name: str, codes: Tensor, scale: Tensor, zero: Tensor, axis: int
+) -> str:
+    """Write the values that constant codes stand for, one scale for each index along `axis`."""
+    parameters = {"codes": codes, "scale": scale, "zero_point": zero}
+    names = (onnx.constant(value, f"{name}.{role}") for role, value in parameters.items())
+    return onnx.once("DequantizeLinear", *names, axis=axis)
+
+
+def dequantized_weight(onnx: OnnxGraph, named: Weight, opset: int) -> str:
+    """Write a weight in as few bits as `opset` has, and the shift of its rows.
+
+    Raises:
+        InputError: for scales per group in an opset that has none.
+    """
+    name, weight = named.name, named.integer
+    granularity = weight.spec.granularity
+    scale, zero, shift = named.parameters()
+    in_four_bits = weight.bits <= 4 and opset >= FOUR_BIT_OPSET
+    if zero.min() < 0 or zero.max() > (15 if in_four_bits else 255):
+        shift, zero = shift - zero * scale, torch.zeros_like(zero)
+    attributes = {}
+    if isinstance(granularity, PerChannel):
+        attributes = {"axis": granularity.axis}
+    elif isinstance(granularity, PerGroup):
+        if opset < FOUR_BIT_OPSET:
+            raise InputError(f"{name}: scales per group need opset {FOUR_BIT_OPSET}, not {opset}")
+        attributes = {"axis": granularity.axis, "block_size": granularity.size}
+    codes = onnx.constant(weight.codes, f"{name}.codes")
+    zero_name = onnx.constant(zero.to(torch.uint8), f"{name}.zero_point")
+    if in_four_bits:
+        onnx.four_bits |= {codes, zero_name}
+    value = onnx.once(
+        "DequantizeLinear", codes, onnx.constant(scale, f"{name}.scale"), zero_name, **attributes
+    )
+    if not shift.any():
+        return value
+    aligned = onnx.constant(granularity.align(shift, weight.codes), f"{name}.shift")
+    return onnx.once("Add", value, aligned)
+
+
+def wants_signed(node: fx.Node) -> bool:
+    """Whether `node`, or views of it, are the right operand of all products that read them."""
+    operands = _operands(node)
+    return bool(operands) and all(
+        is_matrix_product(user) and index == 1 for user, index in operands
+    )
+
+
+def _operands(node: fx.Node) -> list[tuple[fx.Node, int]]:
+    """Return the products that read `node` or views of it, each with the argument's index."""
+    operands = []
+    for user in node.users:
+        if user.target in VIEWS:
+            operands += _operands(user)
+        elif is_product(user):
+            operands += [(user, index) for index, arg in enumerate(user.args) if arg is node]
+    return operands
+
+
+def activation(
+    onnx: OnnxGraph,
+    name: str,
+    x: str,
+    spec: QuantSpec,
+    signed: bool,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bits: Tensor,
+) -> str | Codes:
+    """Write the quantizer of a value, all of which shares one scale.
+
+    Args:
+        onnx: the graph.
+        name: of the quantizer.
+        x: of the value.
+        spec: the quantizer's constants.
+        signed: whether codes are stored as int8, 2^(bits-1) below those from 0 up.
+        scale: of a Point.
+        zero_point: of a Point.
+        bits: of a Point.
+
+    Returns:
+        The codes, or the name of the values where ONNX has no such codes.
+    """
+    scale = scale.reshape(())
+    top = 2.0 ** float(bits) - 1
+    if spec.kind == "log2":
+        return _log2(onnx, x, scale, top + 1)
+    zero = _unsigned(zero_point, scale, float(bits), spec).reshape(())
+    lowest = -(2.0 ** (float(bits) - 1)) if signed else 0.0
+    dtype = torch.int8 if signed else torch.uint8
+    bounds = torch.iinfo(dtype)
+    if bounds.min <= zero + lowest <= bounds.max:
+        parameters = (
+            onnx.constant(scale, f"{name}.scale"),
+            onnx.constant((zero + lowest).to(dtype), f"{name}.zero_point"),
+        )
+        codes = onnx("QuantizeLinear", x, *parameters)
+        if bits < MAX_BITS:
+            limits = (torch.tensor(limit).to(dtype) for limit in (lowest, lowest + top))
+            codes = onnx("Clip", codes, *(onnx.constant(limit) for limit in limits))
+        return Codes(codes, *parameters)
+    scale_name, zero_name = onnx.constant(scale), onnx.constant(zero)
+    codes = onnx("Add", onnx("Div", x, scale_name), zero_name)
+    codes = onnx("Round", onnx("Clip", codes, onnx.constant(0.0), onnx.constant(top)))
+    return onnx("Mul", onnx("Sub", codes, zero_name), scale_name)
+
+
+def _log2(onnx: OnnxGraph, x: str, scale: Tensor, highest: float) -> str:
+    """Write `quantizers.quantize` and `dequantize` of kind log2; `highest` stands for zero.
+
+    The codes are those of a uniform quantizer of the logarithm, with sign.
+    """
+    step = math.log(2)
+    lowest = max(2.0**-highest, torch.finfo(torch.float32).tiny)
+    scale_name, step_name = onnx.constant(scale), onnx.constant(step)
+    ratio = onnx("Clip", onnx("Div", x, scale_name), onnx.constant(lowest), onnx.constant(1.0))
+    zero = onnx.constant(torch.tensor(0, dtype=torch.int8))
+    codes = onnx("QuantizeLinear", onnx("Log", ratio), step_name, zero)
+    logarithm = onnx("DequantizeLinear", codes, step_name, zero)
+    value = onnx("Mul", onnx("Exp", logarithm), scale_name)
+    kept = onnx("Greater", logarithm, onnx.constant((0.5 - highest) * step))
+    return onnx("Where", kept, value, onnx.constant(0.0))
+
+
+# Products -----------------------------------------------------------------------------------------
+
+
+def integer_product(
+    onnx: OnnxGraph, node: fx.Node, target: Target, arguments: Sequence[Any], options: dict
+) -> str | None:
+    """Write a product of a quantized activation with a quantized weight, and return its name.
+
+    None for any other operator, and for weights with several scales along what is summed over.
+    Products of two activations need no other form than DequantizeLinear in front of them.
+    """
+    product = INTEGER_PRODUCTS.get(node.target)
+    if product is None or not target.integer_products:
+        return None
+    return product(onnx, node, target, *arguments, **options)
+
+
+def _linear(
+    onnx: OnnxGraph, node: fx.Node, target: Target, x: Any, weight: Any, bias: str | None = None
+) -> str | None:
+    return _matrix_product(onnx, node, target, x, weight, 0, bias)
+
+
+def _addmm(
+    onnx: OnnxGraph,
+    node: fx.Node,
+    target: Target,
+    bias: str,
+    x: Any,
+    weight: Any,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> str | None:
+    return _matrix_product(onnx, node, target, x, weight, 1, bias) if alpha == beta == 1 else None
+
+
+def _matmul(onnx: OnnxGraph, node: fx.Node, target: Target, x: Any, weight: Any) -> str | None:
+    is_matrix = isinstance(weight, Weight) and weight.integer.codes.ndim == 2
+    return _matrix_product(onnx, node, target, x, weight, 1, None) if is_matrix else None
+
+
+def _matrix_product(
+    onnx: OnnxGraph,
+    node: fx.Node,
+    target: Target,
+    x: Any,
+    weight: Any,
+    axis: int,
+    bias: str | None,
+) -> str | None:
+    """Write x times the matrix `weight`, whose output channels are along `axis`."""
+    if not (isinstance(x, Codes) and isinstance(weight, Weight) and weight.has_rows(axis)):
+        return None
+    codes, scale, zero, shift = _signed(weight, axis, target)
+    values = dequantized_constant(onnx, weight.name, codes.movedim(axis, 1), scale, zero, 1)
+    result = onnx("MatMul", dequantized(onnx, x), values)
+    behind = torch.zeros_like(shift) if bias is None else onnx.constants[bias]
+    # ONNX Runtime would make a Gemm of MatMul and Add for one row per image, and run it in floats.
+    rank = len(onnx.shapes[node])
+    join, behind, shift = ("Sub", -behind, -shift) if rank == 2 else ("Add", behind, shift)
+    if not shift.any():
+        return result if bias is None else onnx(join, result, onnx.constant(behind))
+    total = onnx("ReduceSum", dequantized(onnx, x), onnx.constant([-1]), keepdims=1)
+    if target.fuses_elementwise:
+        shifts = onnx("Mul", total, onnx.constant(shift, f"{weight.name}.shift"))
+        return onnx(join, result, onnx("Add", shifts, onnx.constant(behind)))
+    # (sum of x, 1) times (shift, bias) passes over the outputs once, not twice
+    widths = onnx.constant([0] * (2 * rank - 1) + [1])
+    total = onnx("Pad", total, widths, onnx.constant(1.0))
+    rows = onnx.constant(torch.stack([shift, behind]), f"{weight.name}.shift")
+    return onnx(join, result, onnx("MatMul", total, rows, suffix=SHIFT))
+
+
+def _signed(weight: Weight, axis: int, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return codes in int8 (uint8 without VNNI), and scale, zero point and shift of each row."""
+    scale, zero, shift = weight.rows(axis)
+    bits = weight.integer.bits
+    unsigned = target.without_vnni and bits == MAX_BITS
+    lowest = 0 if unsigned else 2 ** (bits - 1)
+    dtype = torch.uint8 if unsigned else torch.int8
+    bounds = torch.iinfo(dtype)
+    codes = weight.integer.codes.to(torch.int32)
+    centered = codes - _along(zero, axis, codes.ndim).to(torch.int32)
+    fits = bounds.min <= centered.min() and centered.max() <= bounds.max
+    if fits and not target.zero_points:
+        return centered.to(dtype), scale, torch.zeros_like(zero).to(dtype), shift
+    zero = zero - lowest
+    if not target.zero_points or zero.min() < bounds.min or zero.max() > bounds.max:
+        shift, zero = shift - zero * scale, torch.zeros_like(zero)
+    return (codes - lowest).to(dtype), scale, zero.to(dtype), shift
+
+
+def _along(value: Tensor, axis: int, rank: int) -> Tensor:
+    """Return `value` (n,) with its dimension at `axis` of `rank`."""
+    return value.reshape([-1 if d == axis % rank else 1 for d in range(rank)])
+
+
+def _convolution(
+    onnx: OnnxGraph,
+    node: fx.Node,
+    target: Target,
+    x: Any,
+    weight: Any,
+    bias: str | None = None,
+    *geometry: Any,
+) -> str | None:
+    if not (isinstance(x, Codes) and isinstance(weight, Weight) and weight.has_rows(0)):
+        return None
+    attributes = convolution_attributes(onnx, node, *geometry)
+    write = _explicit_convolution if target.explicit_convolutions else _fused_convolution
+    return write(onnx, node, target, x, weight, bias, attributes)
+
+
+def _fused_convolution(
+    onnx: OnnxGraph,
+    node: fx.Node,
+    target: Target,
+    x: Codes,
+    weight: Weight,
+    bias: str | None,
+    attributes: dict[str, Any],
+) -> str:
+    """Write a Conv between DequantizeLinears, and one of the sums of x where rows have shifts."""
+    codes, scale, zero, shift = _signed(weight, 0, target)
+    values = dequantized_constant(onnx, weight.name, codes, scale, zero, 0)
+    biases = () if bias is None else (bias,)
+    result = onnx("Conv", dequantized(onnx, x), values, *biases, **attributes)
+    if not shift.any():
+        return result
+    summed, depth = dequantized(onnx, x), codes.shape[1]
+    if attributes["group"] == 1:
+        summed, depth = onnx("ReduceSum", summed, onnx.constant([1]), keepdims=1), 1
+    kernel = _along(shift, 0, codes.ndim).expand(-1, depth, *codes.shape[2:])
+    kernel_name = onnx.constant(kernel, f"{weight.name}.shift")
+    return onnx("Add", result, onnx("Conv", summed, kernel_name, suffix=SHIFT, **attributes))
+
+
+def _explicit_convolution(
+    onnx: OnnxGraph,
+    node: fx.Node,
+    target: Target,
+    x: Codes,
+    weight: Weight,
+    bias: str | None,
+    attributes: dict[str, Any],
+) -> str:
+    """Write ConvInteger, and what makes values of its sums."""
+    codes, scale, zero, shift = _with_one_zero_point(weight)
+    groups, filters = attributes["group"], len(codes)
+    factor = scale * onnx.constants[x.scale]
+    offset = torch.zeros_like(scale) if bias is None else onnx.constants[bias]
+    if shift.any():  # one more filter in each group: the sum of x, times no scale but its own
+        ones = (zero + 1).expand(groups, 1, *codes.shape[1:])
+        codes = torch.cat([codes.unflatten(0, (groups, -1)), ones], 1).flatten(0, 1)
+        own = onnx.constants[x.scale].expand(groups, 1)
+        factor = torch.cat([factor.reshape(groups, -1), own], 1).flatten()
+        offset = torch.cat([offset.reshape(groups, -1), offset.new_zeros(groups, 1)], 1).flatten()
+    name = weight.name
+    inputs = (
+        onnx.constant(codes, f"{name}.codes"),
+        x.zero_point,
+        onnx.constant(zero, f"{name}.zero_point"),
+    )
+    sums = onnx("Cast", onnx("ConvInteger", x.name, *inputs, **attributes), to=FLOAT)
+    # scale and bias of each channel in one pass over memory
+    result = onnx(
+        "BatchNormalization",
+        sums,
+        onnx.constant(factor, f"{name}.scale"),
+        onnx.constant(offset),
+        onnx.constant(torch.zeros_like(factor)),
+        onnx.constant(torch.ones_like(factor)),
+        epsilon=0.0,
+    )
+    if not shift.any():
+        return result
+    spatial = onnx.shapes[node][2:]
+    if groups > 1:
+        sizes = [-1, groups, filters // groups + 1, *spatial]
+        result = onnx("Reshape", result, onnx.constant(sizes))
+    axis = 1 if groups == 1 else 2
+    parts = onnx.constant([filters // groups, 1])
+    result, total = onnx.outputs(2, "Split", result, parts, axis=axis)
+    shape = (*((groups,) if groups > 1 else ()), -1, *(1 for _ in spatial))
+    shifts = onnx.constant(shift.reshape(shape), f"{name}.shift")
+    result = onnx("Add", result, onnx("Mul", total, shifts))
+    return (
+        result if groups == 1 else onnx("Reshape", result, onnx.constant([-1, filters, *spatial]))
+    )
+
+
+def _with_one_zero_point(weight: Weight) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return codes in uint8, the rows' scales, one zero point for all, and the rows' shifts."""
+    scale, zero, shift = weight.rows(0)
+    bits, codes = weight.integer.bits, weight.integer.codes
+    highest = 2**bits - 1
+    if bool((zero == zero[0]).all()) and 0 <= zero[0] <= highest:
+        return codes, scale, zero[0].to(torch.uint8), shift
+    if bits < MAX_BITS and zero.min() >= 0 and zero.max() <= highest:
+        codes = codes + 128 - _along(zero, 0, codes.ndim).to(torch.uint8)
+        return codes, scale, torch.tensor(128, dtype=torch.uint8), shift
+    center = 2 ** (bits - 1)
+    return codes, scale, torch.tensor(center, dtype=torch.uint8), shift - scale * (zero - center)
+
+
+INTEGER_PRODUCTS: dict[Any, Callable[..., str | None]] = {
+    aten.linear.default: _linear,
+    aten.addmm.default: _addmm,
+    **dict.fromkeys(labeled("matmul"), _matmul),
+    **dict.fromkeys(labeled("conv"), _convolution),
+}
+"""Operators whose operands may be codes."""
