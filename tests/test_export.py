@@ -414,14 +414,15 @@ class Rolling(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(64, 3)
+        self.offset = nn.Parameter(torch.randn(4, 64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.roll(x, 1).flatten(1))
+        return self.head(x.flatten(1) + torch.roll(self.offset, 1)[0])
 
 
-def test_a_roll_from_image_to_image_is_refused(tmp_path: Path) -> None:
+def test_a_roll_over_all_values_is_refused(tmp_path: Path) -> None:
     network = quantize(Rolling(), images(), plain("none"))
-    with pytest.raises(InputError, match="a roll moves values from image to image; give it other"):
+    with pytest.raises(InputError, match="a roll over the first axis or all values has no"):
         export_onnx(network, network.weights, tmp_path / "model.onnx", images())
 
 

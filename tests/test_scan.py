@@ -223,7 +223,7 @@ BAD = {
     "unknown space": (["--over", "biases"], "scales"),
     "temperature of another criterion": (["--criterion", "kl", "--temperature", "2"], "info_nce"),
     "nothing within": (["--within", "layers.*"], "within"),
-    "too many images": (["--calibration-images", "1001"], "1000"),
+    "too many images": (["--calibration-images", "1002"], "1000"),
     "no test images": (["--test-images", "0"], "at least 1"),
     "one test image and no radius": (["--test-images", "1"], "2 test images"),
     "one image to contrast": (["--calibration-images", "1"], "contrasts"),

@@ -490,7 +490,7 @@ def _roll(
 ) -> str:
     rank = len(onnx.shapes[node])
     if any(dim % rank == 0 for dim in dims):  # so does a roll without dims, over all values
-        raise refused(node, "a roll moves values from image to image; give it other dims")
+        raise refused(node, "a roll over the first axis or all values has no translation")
     for shift, dim in zip(shifts, dims, strict=True):
         cut = -shift % onnx.shapes[node][dim]
         x = _concatenate(

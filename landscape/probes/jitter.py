@@ -72,5 +72,10 @@ def repeats(
 
     cells = (({"repeat": number}, jittered()) for number in range(count))
     return sample_cells(
-        point, {"repeat": np.arange(count)}, [(names, cells)], objective, test, on_point
+        point,
+        {"repeat": xr.Variable("repeat", np.arange(count))},
+        [(names, cells)],
+        objective,
+        test,
+        on_point,
     )
