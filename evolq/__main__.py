@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from evolq.files.onnx_report import ExportReport
     from evolq.optimizers.evolve import Iterate
     from evolq.optimizers.recipes import Recipe
+    from evolq.points import Point
     from evolq.problem import Problem
     from evolq.progress import Progress
 
 RecipeName = Literal["default", "published"]
+TargetName = Literal["onnxruntime", "openvino", "tensorrt", "compact"]
 
 STATE = "search_state.safetensors"
 RESULTS = ("model.safetensors", "model.onnx", "report.json", STATE)
@@ -43,7 +46,9 @@ class Search:
         population: K, candidates in a block; by default the recipe's.
         cycles: C, children in a visit of a block; by default the recipe's.
         within: Only the names of scales that match this glob: 'blocks.3.*'.
-        onnx: Write model.onnx, too.
+        onnx: Write model.onnx, too, and say how it runs in ONNX Runtime.
+        onnx_target: What model.onnx is for: onnxruntime, openvino, tensorrt (for networks with
+            symmetric weights and activations), or compact (the smallest file).
         resume: Go on with the search that was stopped in `out`.
     """
 
@@ -54,6 +59,7 @@ class Search:
     cycles: int | None = None
     within: str | None = None
     onnx: bool = False
+    onnx_target: TargetName = "onnxruntime"
     resume: bool = False
 
 
@@ -88,6 +94,9 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     progress = Progress(output.quiet)
     began = time.monotonic()
     problem = command_line.prepare(settings, given, progress)
+    if search.onnx:  # what cannot be exported is found out before the search
+        with tempfile.TemporaryDirectory() as scratch:
+            _export(problem, problem.start, Path(scratch) / "model.onnx", search)
     folder = command_line.make_output_folder(
         output.out,
         output.overwrite or search.resume,
@@ -104,7 +113,7 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
         "options": options,
         **problem.provenance,
     }
-    found = _write(problem, result, report, folder, search.onnx)
+    found = _write(problem, result, report, folder, search)
     (folder / STATE).unlink(missing_ok=True)
     _print(report, folder, found, output.json)
 
@@ -186,7 +195,7 @@ def _test(problem: Problem, result: Iterate) -> dict[str, Any]:
 
 
 def _write(
-    problem: Problem, result: Iterate, report: dict[str, Any], folder: Path, onnx: bool
+    problem: Problem, result: Iterate, report: dict[str, Any], folder: Path, search: Search
 ) -> ExportReport | None:
     """Write the model, as safetensors and ONNX, and the report; return what is said of the ONNX."""
     from evolq.atomic import write_whole
@@ -202,18 +211,10 @@ def _write(
         problem.provenance,
     )
     found = None
-    if onnx:
-        from evolq.data.models import preprocessing
-        from evolq.files.onnx import export_onnx
+    if search.onnx:
         from evolq.files.onnx_report import check_export
 
-        export_onnx(
-            problem.network,
-            result.point,
-            folder / "model.onnx",
-            problem.split.calibration.images,
-            preprocessing=preprocessing(problem.model),
-        )
+        _export(problem, result.point, folder / "model.onnx", search)
         found = check_export(
             folder / "model.onnx",
             problem.network,
@@ -224,6 +225,20 @@ def _write(
         report["onnx"] = asdict(found)
     write_whole(folder / "report.json", json.dumps(report, indent=2).encode())
     return found
+
+
+def _export(problem: Problem, point: Point, path: Path, search: Search) -> None:
+    from evolq.data.models import preprocessing
+    from evolq.files.onnx import export_onnx
+
+    export_onnx(
+        problem.network,
+        point,
+        path,
+        problem.split.calibration.images,
+        search.onnx_target,
+        preprocessing=preprocessing(problem.model),
+    )
 
 
 def _print(report: dict[str, Any], folder: Path, found: ExportReport | None, as_json: bool) -> None:

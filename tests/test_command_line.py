@@ -14,8 +14,9 @@ import yaml
 
 from evolq import quantization, settings
 from evolq.__main__ import COMMAND as EVOLQ
-from evolq.__main__ import RecipeName
+from evolq.__main__ import RecipeName, TargetName
 from evolq.command_line import Command, Output, read_configuration
+from evolq.files..py import TARGETS
 from evolq.losses.criteria import CRITERIA
 from evolq.network.placement import SCHEMES
 from evolq.network.quantized import EXECUTIONS
@@ -53,6 +54,7 @@ QUICK = {
         (comparisons.OptimizerName, OPTIMIZERS),
         (comparisons.PlaneName, PLANES),
         (RecipeName, RECIPES),
+        (TargetName, TARGETS),
         (scans.Directions, {**DIRECTIONS, **GUIDED}),
         (scans.Normalization, NORMALIZATIONS),
     ],

@@ -410,22 +410,6 @@ def test_tensorrt_takes_symmetric_networks_only(tmp_path: Path) -> None:
         export_onnx(network, point, path, images(), "tensorflow")
 
 
-class Rolling(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(64, 3)
-        self.offset = nn.Parameter(torch.randn(4, 64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x.flatten(1) + torch.roll(self.offset, 1)[0])
-
-
-def test_a_roll_over_all_values_is_refused(tmp_path: Path) -> None:
-    network = quantize(Rolling(), images(), plain("none"))
-    with pytest.raises(InputError, match="a roll over the first axis or all values has no"):
-        export_onnx(network, network.weights, tmp_path / "model.onnx", images())
-
-
 def test_the_file_says_how_images_are_prepared(tmp_path: Path) -> None:
     model = load_model("fashion_vit")
     x = bundled_split(4, 0, 1).calibration.images

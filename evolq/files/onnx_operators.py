@@ -486,11 +486,9 @@ def _index(onnx: OnnxGraph, node: fx.Node, x: str, indices: Sequence[str | None]
 
 
 def _roll(
-    onnx: OnnxGraph, node: fx.Node, x: str, shifts: Sequence[int], dims: Sequence[int] = (0,)
+    onnx: OnnxGraph, node: fx.Node, x: str, shifts: Sequence[int], dims: Sequence[int]
 ) -> str:
-    rank = len(onnx.shapes[node])
-    if any(dim % rank == 0 for dim in dims):  # so does a roll without dims, over all values
-        raise refused(node, "a roll over the first axis or all values has no translation")
+    # one without dims goes from image to image, which `quantize` refuses
     for shift, dim in zip(shifts, dims, strict=True):
         cut = -shift % onnx.shapes[node][dim]
         x = _concatenate(
