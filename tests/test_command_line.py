@@ -16,7 +16,7 @@ from evolq import quantization, settings
 from evolq.__main__ import COMMAND as EVOLQ
 from evolq.__main__ import RecipeName, TargetName
 from evolq.command_line import Command, Output, read_configuration
-from evolq.files..py import TARGETS
+from evolq.files.onnx_codes import TARGETS
 from evolq.losses.criteria import CRITERIA
 from evolq.network.placement import SCHEMES
 from evolq.network.quantized import EXECUTIONS
