@@ -195,7 +195,7 @@ def _minima(dataset: Dataset, analysis: Analysis) -> list[Row]:
     on_edge = sum(minimum.boundary for minimum in found)
     words = "the lowest point" + (" of each ray" if "ray" in dataset.dims else "")
     words += ", which always counts, and "
-    words += f"{others:,} deeper than {minima.sigmas:g} standard errors" if others else "no other"
+    words += f"{others:,} deeper than {minima.sigmas:.3g} standard errors" if others else "no other"
     if on_edge:
         words += f"; {on_edge:,} on the edge of the scan: the loss may fall further outside"
     return [

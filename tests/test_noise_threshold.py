@@ -126,10 +126,10 @@ def scan(per_image):
 @pytest.mark.parametrize("images", [10, 30])
 def test_noise_alone_has_a_minimum_as_often_as_said(images):
     random = np.random.default_rng(images)
-    false, scans = 0, 200
+    false, scans = 0, 120
     for _ in range(scans):
         per_image = random.normal(size=(9, 9, images))
-        bound = threshold(per_image[None], seed=random.integers(2**32), replicates=99)
+        bound = threshold(per_image[None], seed=random.integers(2**32), replicates=59)
         false += len(significant_minima(scan(per_image), sigmas=bound.value).minima) > 1
     # 3 standard errors of a share of 5 % above; below, that the test is not idle.
     assert 1 <= false <= scans * 0.05 + 3 * np.sqrt(scans * 0.05 * 0.95)
@@ -142,7 +142,9 @@ def test_real_minima_are_found_that_4_standard_errors_miss():
     found = old = 0
     for _ in range(30):
         per_image = wells[..., None] + random.normal(0, np.sqrt(50) / 3 / np.sqrt(2), (11, 11, 50))
-        minima = significant_minima(scan(per_image))  # the barrier is 3 standard errors
+        minima = significant_minima(
+            scan(per_image), replicates=59
+        )  # the barrier is 3 standard errors
         assert minima.bound.images == 50
         assert minima.sigmas == minima.bound.value
         found += len(minima.minima) == 2

@@ -149,8 +149,8 @@ def crossed_interval(differences: ArrayLike, level: float = 0.95) -> Interval:
         mean, by_seed, by_image = numbers.mean(), numbers.mean(axis=1), numbers.mean(axis=0)
         rest = numbers - by_seed[:, None] - by_image + mean
         ms_rest = (rest**2).sum() / ((seeds - 1) * (images - 1))
-    of_seeds = _t(level, seeds - 1) ** 2 * images * by_seed.var(ddof=1)
-    of_images = _t(level, images - 1) ** 2 * seeds * by_image.var(ddof=1)
+        of_seeds = _t(level, seeds - 1) ** 2 * images * by_seed.var(ddof=1)
+        of_images = _t(level, images - 1) ** 2 * seeds * by_image.var(ddof=1)
     of_rest = stats.norm.ppf((1 + level) / 2) ** 2 * ms_rest
     square = max(of_seeds + of_images - of_rest, of_seeds, of_images) / (seeds * images)
     half = np.sqrt(square) if np.isfinite(mean) else np.nan

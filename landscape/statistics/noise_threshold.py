@@ -3,7 +3,9 @@
 If the true surface is flat, its measured minima are all noise. The largest of their persistences,
 each in paired standard errors of its own barrier, exceeds the threshold in a share `level` of such
 scans, for this grid and these images: a test of all minima at once whose family-wise error is
-`level`. Where the true surface is not flat, noise makes fewer minima, not more.
+`level`. Where the true surface is not flat, noise makes fewer minima, not more. In simulations
+(`benchmarks/coverage.py`) white, smooth and heavy-tailed noise kept to 5 %; with noise as skewed as
+a lognormal, independent from point to point, 7 to 10 % of scans of 50 images had a false minimum.
 
 Sup-norm confidence sets for persistence (Fasy et al. 2014, "Confidence sets for persistence
 diagrams", Annals of Statistics 42(6); Chazal et al. 2013, "Bootstrap and stochastic convergence for
