@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from evolq.losses.criteria import CRITERIA
+from evolq.network.operators import OPERATORS
 from evolq.optimizers.registry import OPTIMIZERS
 from evolq.tensor.observers import OBSERVERS
 from landscape.probes.directions import DIRECTIONS
+from landscape.statistics.ruggedness import STATISTICS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "extend.md"
@@ -19,6 +21,8 @@ REGISTRIES = {
     "Criterion": CRITERIA,
     "Direction": DIRECTIONS,
     "Optimizer": OPTIMIZERS,
+    "Operator": OPERATORS,
+    "Statistic": STATISTICS,
 }
 
 
