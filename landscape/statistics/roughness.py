@@ -70,7 +70,8 @@ class Reliability:
 
         Where a few images carry most of the surface, it holds the truth in 70 to 90 % of cases
         only; a studentized bootstrap does no better, since what the images that were not drawn
-        would have done is not in the sample. More images help slowly.
+        would have done is not in the sample. More images help slowly. No guarantee: among samples
+        of 20 to 50 images that look even by chance, though images are not, it was 83 to 88 %.
         """
         return bool(self.effective_images >= _EVEN_ENOUGH * self.images)
 
