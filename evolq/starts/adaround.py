@@ -4,7 +4,8 @@ Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization
 is floor(w / s) + h(V) with the rectified sigmoid h (eq. 23), V is learnt by Adam so that the output
 is that of the full-precision network, and a regulariser (eq. 24) with an annealed exponent drives h
 to 0 or 1. Blocks instead of single layers are reconstructed as in Li et al. 2021 ("BRECQ"). The
-result is a start Point like those of the observers: see `evolq.starts.gptq`.
+result is a start Point like those of the observers: see `evolq.starts.gptq`. Where the network
+matches moments, so do the weights that are learnt.
 
 Two departures keep one setting good for all blocks: the reconstruction error counts relative to
 that of rounding to nearest, and the regulariser as a mean over weights. And a block whose learnt
@@ -22,10 +23,17 @@ from torch import Tensor, fx
 from evolq.errors import InputError
 from evolq.network.blocks import find_blocks
 from evolq.network.graph import Stage, ancestors, dependents, extract, module_path
-from evolq.network.layers import Layer, grid_of, weighted_layers
+from evolq.network.layers import (
+    Layer,
+    grid_of,
+    matches_moments,
+    move_into_cells,
+    weighted_layers,
+)
 from evolq.network.operators import VIEWS
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
 from evolq.points import Point
+from evolq.tensor.moments import moment_match
 
 # Stretch of the rectified sigmoid and range of the exponent: Nagel et al. 2020, section 3.3 and its
 # published code; so is the share of iterations before the regulariser sets in.
@@ -75,8 +83,13 @@ def adaround(
         inside = [layers[name] for name in layers if f"{name}.scale" in entries]
         if inside:
             block = _Block(network, point, inside, images.split(batch_size))
-            learnt = block.learn(iterations, learning_rate, regularisation, generator)
-            point |= block.better(learnt)
+            codes = block.better(block.learn(iterations, learning_rate, regularisation, generator))
+            point |= {
+                name: move_into_cells(
+                    point[name], codes[name], block.grids[name], block.specs[name]
+                )
+                for name in codes
+            }
     return point
 
 
@@ -103,6 +116,8 @@ class _Block:
         self.weights = {layer.name: point[layer.name] for layer in layers}
         self.grids = {layer.name: grid_of(network, point, layer.name) for layer in layers}
         self.quantizers = {layer.name: layer.quantizer for layer in layers}
+        self.specs = {layer.name: network.sites[layer.name].spec for layer in layers}
+        self.matched = {n for n, node in self.quantizers.items() if matches_moments(network, node)}
         self.output = _output(network, layers)
         self.stage = _stage(network, layers, self.output)
         needed = [node.name for node in self.stage.inputs if node not in self.quantizers.values()]
@@ -114,17 +129,24 @@ class _Block:
                 {node: recorded[node.name] for node in self.stage.inputs if node.name in recorded}
             )
             self.targets.append(network.record([self.output.name], batch)[self.output.name])
-        self.nearest = {name: self.grids[name].nearest(w) for name, w in self.weights.items()}
+        self.nearest = {name: self.grids[name].nearest_codes(w) for name, w in self.weights.items()}
         with torch.no_grad():
             self.nearest_error = float(self.error(self.nearest))
 
-    def error(self, weights: Mapping[str, Tensor], batch: int | None = None) -> Tensor:
-        """Return the mean squared error of the output, on one batch or on all."""
+    def quantized(self, name: str, codes: Tensor) -> Tensor:
+        """Return the weight that the network's quantizer makes of codes."""
+        value = self.grids[name].values(codes)
+        if name not in self.matched:
+            return value
+        return moment_match(value, self.weights[name], self.specs[name])
+
+    def error(self, codes: Mapping[str, Tensor], batch: int | None = None) -> Tensor:
+        """Return the mean squared error of the output for codes, on one batch or on all."""
         if batch is None:
             sizes = [len(target) for target in self.targets]
-            errors = [self.error(weights, index) * size for index, size in enumerate(sizes)]
+            errors = [self.error(codes, index) * size for index, size in enumerate(sizes)]
             return torch.stack(errors).sum() / sum(sizes)
-        values = {self.quantizers[name]: weight for name, weight in weights.items()}
+        values = {self.quantizers[name]: self.quantized(name, codes[name]) for name in codes}
         made = self.stage.run({**self.inputs[batch], **values})[self.output]
         return (made - self.targets[batch]).square().mean()
 
@@ -135,7 +157,7 @@ class _Block:
         regularisation: float,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Return the weights, rounded as learnt."""
+        """Return the codes, rounded as learnt."""
         floors, raw = {}, {}
         for name, weight in self.weights.items():
             codes = self.grids[name].codes(weight)
@@ -146,7 +168,7 @@ class _Block:
         for iteration in range(iterations if self.nearest_error > 0 else 0):
             batch = int(torch.randint(len(self.targets), (), generator=generator))
             shares = {name: soft_round(value) for name, value in raw.items()}
-            soft = {n: self.grids[n].values(floors[n] + share) for n, share in shares.items()}
+            soft = {name: floors[name] + share for name, share in shares.items()}
             loss = self.error(soft, batch) / self.nearest_error
             progress = (iteration / iterations - WARM_UP) / (1 - WARM_UP)
             if progress >= 0:
@@ -158,10 +180,20 @@ class _Block:
             steps.step()
         with torch.no_grad():
             up = {name: (soft_round(value) >= 0.5).to(value) for name, value in raw.items()}
-            return {name: self.grids[name].values(floors[name] + up[name]) for name in up}
+            return {
+                name: (floors[name] + up[name]).clamp(grid.lower, grid.upper)
+                for name, grid in self.grids.items()
+            }
+
+    def weights_of(self, codes: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights for a Point that has these codes."""
+        return {
+            name: move_into_cells(self.weights[name], codes[name], grid, self.specs[name])
+            for name, grid in self.grids.items()
+        }
 
     def better(self, learnt: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the learnt weights, or the nearest ones if those reconstruct as well."""
+        """Return the learnt codes, or the nearest ones if those reconstruct as well."""
         with torch.no_grad():
             return learnt if float(self.error(learnt)) < self.nearest_error else self.nearest
 
