@@ -99,6 +99,7 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     report = _test(problem, result) | {
         "fitness_evaluations": result.evaluations,
         "forward_passes": result.cost,
+        "start_forward_passes": problem.start_cost,
         "seconds": time.monotonic() - began,
         "options": options,
         **problem.provenance,
@@ -238,6 +239,10 @@ def _print(report: dict[str, Any], folder: Path, onnx: bool, as_json: bool) -> N
     )
     console = Console()
     console.print(table)
+    console.print(
+        f"Forward passes of the calibration images: {report['start_forward_passes']:.1f} to round "
+        f"the start's weights, {report['forward_passes']:.1f} to search."
+    )
     if onnx:
         console.print(f"ONNX Runtime agrees on {report['onnx_top1_agreement']:.2%} of test images.")
     files = "model.safetensors, report.json, config.yaml" + (", model.onnx" if onnx else "")

@@ -32,10 +32,14 @@ class Task:
         self._estimated = False
 
     def update(self, done: int, total: int | None = None, label: str | None = None) -> None:
-        """Say that `done` of `total` steps are done, and what goes on."""
-        self._total = total or self._total
-        self._label = label or self._label
+        """Say that `done` of `total` steps are done, and what goes on.
+
+        Another total than before means another part of the work, with an estimate of its own.
+        """
         now = time.monotonic()
+        if total and total != self._total:
+            self._total, self._began, self._estimated = total, now, False
+        self._label = label or self._label
         if self._total and 0 < done < self._total and now - self._began >= MEASURED:
             left = (now - self._began) / done * (self._total - done)
             if not self._estimated and left > MINUTE:
@@ -49,10 +53,6 @@ class Task:
             self._spoke = now
             of = f" of {self._total:,}" if self._total else ""
             self._progress.say(f"{self._label}: {done:,}{of} after {_duration(now - self._began)}")
-
-    def images(self, done: int, total: int) -> None:
-        """Say how many images are read; the callback of `evolq.prepare`."""
-        self.update(done, total, "Reading images")
 
 
 class Progress:

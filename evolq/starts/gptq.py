@@ -13,7 +13,7 @@ a little differently; to repeat this with their moments was measured to gain not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -42,6 +42,7 @@ def gptq(
     images: Tensor,
     batch_size: int = BATCH_SIZE,
     damping: float = DAMPING,
+    on_rounded: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Return `start` with each layer's weight rounded by GPTQ, layer by layer.
 
@@ -56,6 +57,7 @@ def gptq(
         images: (n, channels, height, width) calibration images.
         batch_size: images per pass.
         damping: added to the Hessian's diagonal, in units of its mean.
+        on_rounded: called with the number of layers that are rounded, and that of all.
 
     Raises:
         InputError: if there are no images, or the damping is not positive.
@@ -66,7 +68,8 @@ def gptq(
         raise InputError(f"the damping is {damping:g}; give a positive number such as {DAMPING:g}")
     point = dict(start)
     batches = images.split(batch_size)
-    for layer, inputs in layer_inputs(network, point, weighted_layers(network), batches):
+    layers = weighted_layers(network)
+    for done, (layer, inputs) in enumerate(layer_inputs(network, point, layers, batches), 1):
         weight = point[layer.name]
         hessian = _hessian(layer, inputs, weight)
         spec, grid = network.sites[layer.name].spec, grid_of(network, point, layer.name)
@@ -81,7 +84,22 @@ def gptq(
         ]
         made = layer.from_matrices(torch.stack(rounded), weight).to(weight.dtype)
         point[layer.name] = move_into_cells(weight, grid.nearest_codes(made), grid, spec)
+        if on_rounded is not None:
+            on_rounded(done, len(layers))
     return point
+
+
+def gptq_cost(network: QuantizedNetwork) -> float:
+    """Return what `gptq` costs, in forward passes of its images.
+
+    In multiply-accumulates: one pass, and the Hessians, which multiply a layer's inputs with
+    themselves instead of with its weight.
+    """
+    hessians = 0.0
+    for layer in weighted_layers(network):
+        outputs, inputs = layer.matrices(network.weights[layer.name]).shape[1:]
+        hessians += network.graph.operations[layer.node.name] * inputs / outputs
+    return 1 + hessians / network.operations
 
 
 def layer_inputs(
