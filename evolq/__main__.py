@@ -109,6 +109,7 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     report = _test(problem, result) | {
         "fitness_evaluations": result.evaluations,
         "forward_passes": result.cost,
+        "start_forward_passes": problem.start_cost,
         "seconds": time.monotonic() - began,
         "options": options,
         **problem.provenance,
@@ -260,6 +261,10 @@ def _print(report: dict[str, Any], folder: Path, found: ExportReport | None, as_
     )
     console = Console()
     console.print(table)
+    console.print(
+        f"Forward passes of the calibration images: {report['start_forward_passes']:.1f} to round "
+        f"the start's weights, {report['forward_passes']:.1f} to search."
+    )
     if found is not None:
         console.print(str(found), highlight=False)
     files = "model.safetensors, report.json, config.yaml"

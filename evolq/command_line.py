@@ -347,7 +347,7 @@ def prepare(settings: Settings, given: Collection[str], progress: Progress) -> P
 
     explicit = [role for role in ROLES if f"{role}_images" in given]
     with progress.task("Loading, quantizing and calibrating") as task:
-        return problem.prepare(settings, task.images, explicit)
+        return problem.prepare(settings, task.update, explicit)
 
 
 def check_start(settings: Settings, given: Collection[str]) -> None:

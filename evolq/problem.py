@@ -32,7 +32,8 @@ from evolq.network.placement import SCHEMES
 from evolq.network.quantized import EXECUTIONS, QuantizedNetwork, quantize
 from evolq.points import Point, fingerprint
 from evolq.settings import Settings, configuration
-from evolq.starts.calibration import calibrate
+from evolq.starts.calibration import calibrate, calibration_cost
+from evolq.starts.rounding import ROUNDINGS
 from evolq.tensor.observers import OBSERVERS
 
 # Calibration images that observers look at: ranges settle long before searches do, and observed
@@ -56,6 +57,8 @@ class Problem:
         split: calibration, selection and test images, disjoint.
         network: the quantized network.
         start: the Point that calibration found, or that the file `settings.start` holds.
+        start_cost: of rounding the weights, in forward passes of the calibration images; 0 for a
+            start from a file.
         objective: the criterion on the calibration images.
         selection: the criterion on the selection images, None if there are none.
         test: cross entropy and top-1 on the test images.
@@ -67,6 +70,7 @@ class Problem:
     split: Split
     network: QuantizedNetwork
     start: Point
+    start_cost: float
     objective: Objective
     selection: Objective | None
     test: TestEvaluation
@@ -85,6 +89,7 @@ def check(settings: Settings) -> None:
         ("execution", settings.execution, EXECUTIONS),
         ("weight_observer", quantization.weight_observer or "mse", OBSERVERS),
         ("activation_observer", quantization.activation_observer or "mse", OBSERVERS),
+        ("rounding", quantization.rounding, ROUNDINGS),
     ):
         if value not in known:
             raise InputError(f"unknown `{name}` {value!r}; choose from {', '.join(known)}")
@@ -122,7 +127,7 @@ def load_split(
     Args:
         settings: see `Settings`.
         model: the model that they are for.
-        progress: see `prepare`.
+        progress: called with the number of images read so far and the number to read.
         explicit: see `prepare`.
     """
     folder = settings.images or settings.calibration_dir
@@ -159,14 +164,15 @@ def load_split(
 
 def prepare(
     settings: Settings,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
     explicit: Collection[str] = ROLES,
 ) -> Problem:
     """Load model and images, quantize and calibrate.
 
     Args:
         settings: see `Settings`.
-        progress: called with the number of images read so far and the number to read.
+        progress: called with how much is done, how much there is to do, and what it is: images that
+            are read, parts of the network whose weights are rounded.
         explicit: the sets ("calibration", "selection", "test") whose number of images somebody has
             chosen. The other numbers shrink to what a folder has, with a warning; the settings of
             the Problem have the numbers that were taken.
@@ -180,7 +186,7 @@ def prepare(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = load_model(settings.model, settings.weights, settings.device)
-    split = load_split(settings, model, progress, explicit)
+    split = load_split(settings, model, _part(progress, "Reading images"), explicit)
     settings = replace(
         settings,
         calibration_images=len(split.calibration),
@@ -189,9 +195,19 @@ def prepare(
     )
     network = quantize(model, split.calibration.images[:2], settings.quantization)
     network = network.executed(settings.execution)
+    start: Point
+    start_cost = 0.0
     if settings.start is None:
         observed = split.calibration.images[:OBSERVED_IMAGES]
-        start: Point = calibrate(network, observed, settings.batch_size)
+        start = calibrate(
+            network,
+            observed,
+            settings.batch_size,
+            seed=settings.seed,
+            on_rounded=_part(progress, "Rounding weights"),
+        )
+        share = len(observed) / len(split.calibration)
+        start_cost = share * calibration_cost(network, observed, settings.batch_size)
     else:
         start = load_point(settings.start, network, model)
     network.check(start)
@@ -222,11 +238,21 @@ def prepare(
         split=split,
         network=network,
         start=start,
+        start_cost=start_cost,
         objective=objectives[0],
         selection=objectives[1],
         test=TestEvaluation.of(network, split.test, settings.batch_size),
         provenance=provenance(settings, model, split, start),
     )
+
+
+def _part(
+    progress: Callable[[int, int, str], None] | None, label: str
+) -> Callable[[int, int], None] | None:
+    """Return what says how far one part of the work is."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(done, total, label)
 
 
 def provenance(settings: Settings, model: nn.Module, split: Split, start: Point) -> dict[str, Any]:

@@ -53,10 +53,6 @@ class Task:
             of = f" of {self._total:,}" if self._total else ""
             self._progress.say(f"{self._label}: {done:,}{of} after {_duration(now - self._began)}")
 
-    def images(self, done: int, total: int) -> None:
-        """Say how many images are read; the callback of `evolq.prepare`."""
-        self.update(done, total, "Reading images")
-
 
 class Progress:
     """Where a command says what goes on."""

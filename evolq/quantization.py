@@ -15,6 +15,7 @@ MIN_BITS, MAX_BITS = 2, 8
 Scheme = Literal["none", "weights", "linear", "full"]
 ObserverName = Literal["minmax", "ema", "percentile", "omse", "mse"]
 SoftmaxCodes = Literal["log2", "uniform"]
+RoundingName = Literal["nearest", "gptq", "adaround"]
 WeightGranularity = Literal["channel", "group", "tensor"]
 
 
@@ -35,6 +36,9 @@ class Quantization:
         activation_observer: How activations' scales start, by the same default.
         moment_matching: Match mean and standard deviation of each output channel of a quantized
             weight to the original's; by default below 8 bits.
+        rounding: Which code a weight gets at the start: nearest; gptq (later columns make good the
+            errors of earlier ones; takes a few forward passes); adaround (learnt block by block;
+            takes hundreds).
         integer_layer_norm: In scheme full, compute LayerNorms in integers as the published code
             does; no gradients there.
         softmax: Codes of attention maps in scheme full: log2 (4 bits, as FQ-ViT has them) or
@@ -46,8 +50,8 @@ class Quantization:
         activation_symmetric: Signed codes of activations, with zero point 0.
 
     Raises:
-        InputError: for bits outside 2 to 8, unknown choices, or an empty group. Schemes and
-            observers are looked up in their registries when used.
+        InputError: for bits outside 2 to 8, unknown choices, or an empty group. Schemes,
+            observers and roundings are looked up in their registries when used.
     """
 
     scheme: Scheme = "linear"
@@ -56,6 +60,7 @@ class Quantization:
     weight_observer: ObserverName | None = None
     activation_observer: ObserverName | None = None
     moment_matching: bool | None = None
+    rounding: RoundingName = "nearest"
     integer_layer_norm: bool = False
     softmax: SoftmaxCodes = "log2"
     weight_granularity: WeightGranularity = "channel"
@@ -71,7 +76,7 @@ class Quantization:
                 raise InputError(
                     f"`{name}` is {bits}; give a whole number from {MIN_BITS} to {MAX_BITS}"
                 )
-        # registries of schemes and observers are open, these are not
+        # registries of schemes, observers and roundings are open, these are not
         for name, known in (
             ("softmax", get_args(SoftmaxCodes)),
             ("weight_granularity", get_args(WeightGranularity)),

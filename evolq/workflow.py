@@ -164,7 +164,7 @@ def search(
     if average_bits is not None:
         quantization = replace(quantization, weight_bits=int(average_bits))
     network = quantize(model, calibration_images, quantization)
-    start = calibrate(network, calibration_images[:OBSERVED_IMAGES], batch_size)
+    start = calibrate(network, calibration_images[:OBSERVED_IMAGES], batch_size, seed=seed)
     count = len(calibration_images)
     data = LabeledImages(
         calibration_images, torch.zeros(count, dtype=torch.int64), tuple(map(str, range(count)))

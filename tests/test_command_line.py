@@ -22,6 +22,7 @@ from evolq.network.placement import SCHEMES
 from evolq.network.quantized import EXECUTIONS
 from evolq.optimizers.recipes import RECIPES
 from evolq.optimizers.registry import OPTIMIZERS
+from evolq.starts.rounding import ROUNDINGS
 from evolq.tensor.observers import OBSERVERS
 from landscape import comparisons, scans
 from landscape.compare import COMMAND as COMPARE
@@ -49,6 +50,7 @@ QUICK = {
     [
         (quantization.Scheme, SCHEMES),
         (quantization.ObserverName, OBSERVERS),
+        (quantization.RoundingName, ROUNDINGS),
         (settings.ExecutionName, EXECUTIONS),
         (settings.CriterionName, CRITERIA),
         (comparisons.OptimizerName, OPTIMIZERS),
@@ -133,14 +135,18 @@ def test_bad_configurations_are_one_line(command_line_of, content: str, words: s
     assert "there is no nowhere" in err
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [("linear", "4"), ("full", "4"), ("linear", "8")])
+@pytest.mark.parametrize(
+    ("scheme", "bits", "rounding"),
+    [("linear", "4", "nearest"), ("full", "4", "gptq"), ("linear", "8", "nearest")],
+)
 def test_equal_options_give_the_same_start_in_every_command(
-    command_line_of, scheme: str, bits: str
+    command_line_of, scheme: str, bits: str, rounding: str
 ) -> None:
     starts = {}
     for name, command in COMMANDS.items():
         out = Path(name.replace(" ", "-"))
-        arguments = ("--scheme", scheme, "--weight-bits", bits, *SMALL, *QUICK[name])
+        arguments = ("--scheme", scheme, "--weight-bits", bits, "--rounding", rounding)
+        arguments = (*arguments, *SMALL, *QUICK[name])
         code, _, err = command_line_of(command)(*arguments, "--out", str(out))
         assert code == 0, err
         if name == "evolq":

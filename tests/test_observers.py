@@ -173,7 +173,7 @@ def test_percentile_agrees_with_torch(seed: int, length: int) -> None:
     )
 
 
-def brute_force(value: Tensor, spec: QuantSpec) -> Tensor:
+def errors_of_shrunk_ranges(value: Tensor, spec: QuantSpec) -> Tensor:
     """Return the squared error of each row at each shrink factor, shape (factors, rows)."""
     rows = spec.granularity.rows(value)
     ends = torch.stack(torch.aminmax(rows, dim=1), dim=1)
@@ -186,13 +186,39 @@ def brute_force(value: Tensor, spec: QuantSpec) -> Tensor:
 
 @given(specs, seeds)
 @settings(deadline=None, max_examples=20)
-def test_mse_and_omse_find_the_least_error(spec: QuantSpec, seed: int) -> None:
+def test_omse_finds_the_least_error(spec: QuantSpec, seed: int) -> None:
     value = heavy_tailed(seed)
-    errors = brute_force(value, spec)
-    found = squared_error(value, *mse([value], spec), spec)
-    torch.testing.assert_close(found, errors.amin(0), rtol=1e-3, atol=1e-12)
+    errors = errors_of_shrunk_ranges(value, spec)
     together = squared_error(value, *omse([value], spec), spec).sum()
     torch.testing.assert_close(together, errors.sum(1).amin(), rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_mse_comes_close_to_the_best_scale_and_zero_point(bits: int, symmetric: bool) -> None:
+    """Against every zero point, and scales a third of a step apart."""
+    generator = torch.Generator().manual_seed(bits)
+    value = torch.randn(20, 300, generator=generator) + torch.randn(20, 1, generator=generator)
+    spec = QuantSpec(bits, symmetric, symmetric, granularity=PerChannel(0))
+    widest, _ = minmax([value], spec)
+    zero_points = [None] if symmetric else [torch.full((20,), float(z)) for z in range(2**bits)]
+    best = torch.stack(
+        [
+            squared_error(value, widest * factor, zero_point, spec)
+            for zero_point in zero_points
+            for factor in torch.linspace(0.1, 1.6, 450)
+        ]
+    ).amin(0)
+    found = squared_error(value, *mse([value], spec), spec)
+    # steps of a hundredth cost little, and few rows want a zero point two codes away; without its
+    # neighbors the error is 2 % larger at 2 bits
+    assert found.sum() <= 1.01 * best.sum()
+
+
+def test_mse_reaches_a_constant_that_min_max_clips() -> None:
+    value, spec = torch.full((4,), 0.5), QuantSpec(2, True, True)
+    assert fake_quantize(value, *minmax([value], spec), 2, spec)[0] == pytest.approx(1 / 3)
+    assert fake_quantize(value, *mse([value], spec), 2, spec)[0] == pytest.approx(0.5)
 
 
 @given(specs, seeds)

@@ -7,12 +7,15 @@ from torch.nn import functional
 
 from evolq.errors import InputError
 from evolq.network.graph import extract
-from evolq.network.layers import Grid, grid_of, weighted_layers
+from evolq.network.layers import Grid, grid_of, move_into_cells, weighted_layers
 from evolq.network.quantized import quantize
 from evolq.starts.adaround import adaround, inverse_soft_round, soft_round
 from evolq.starts.calibration import calibrate
 from evolq.starts.gptq import gptq, layer_inputs, round_columns
+from evolq.tensor.moments import before_matching, moment_match
+from evolq.tensor.quantizers import PerChannel, QuantSpec
 
+MATCHING = pytest.mark.parametrize("matching", [False, True])
 MODELS = pytest.mark.parametrize("kind", [TinyTransformer, TinyResidual])
 
 
@@ -63,9 +66,9 @@ class TestRoundColumns:
         assert torch.equal(made, grid.nearest(weight))
 
 
-def prepared(kind):
+def prepared(kind, matching=False):
     model = randomized(kind())
-    network = quantize(model, images(), plain(weight_bits=3))
+    network = quantize(model, images(), plain(weight_bits=3, moment_matching=matching))
     return model, network, calibrate(network, images(12))
 
 
@@ -118,40 +121,82 @@ def test_inputs_of_layers_are_those_of_a_whole_prefix_and_no_operator_runs_twice
     assert len(ran) == len(set(ran))
 
 
-@MODELS
-@pytest.mark.parametrize("method", ["gptq", "adaround"])
-def test_rounded_weights_keep_their_codes_and_nothing_else_changes(kind, method):
-    _, network, start = prepared(kind)
-    before = {name: value.clone() for name, value in start.items()}
+def rounded(method: str, network, start, **arguments):
     if method == "gptq":
-        point = gptq(network, start, images(12))
-    else:
-        generator = torch.Generator().manual_seed(0)
-        point = adaround(network, start, images(12), generator=generator, iterations=20)
+        return gptq(network, start, images(12))
+    generator = torch.Generator().manual_seed(0)
+    return adaround(network, start, images(12), generator=generator, **arguments)
+
+
+@MODELS
+@MATCHING
+@pytest.mark.parametrize("method", ["gptq", "adaround"])
+def test_rounded_weights_have_other_codes_the_same_moments_and_nothing_else_changes(
+    kind, matching, method
+):
+    _, network, start = prepared(kind, matching)
+    before = {name: value.clone() for name, value in start.items()}
+    point = rounded(method, network, start, iterations=40)
     names = {layer.name for layer in weighted_layers(network)}
     moved = {name for name in point if not torch.equal(point[name], before[name])}
     assert moved
     assert moved <= names
     assert all(torch.equal(before[name], start[name]) for name in start)
-    for name in names:
-        grid = grid_of(network, point, name)
-        torch.testing.assert_close(grid.nearest(point[name]), point[name])
-        step = (point[name] - start[name]).abs() / grid.scale
-        inside = grid.codes(start[name]).sub((grid.upper + grid.lower) / 2).abs() < 3.5
+    for name in moved:
+        grid, spec = grid_of(network, point, name), network.sites[name].spec
+        codes, plain_codes = grid.nearest_codes(point[name]), grid.nearest_codes(start[name])
+        assert not torch.equal(codes, plain_codes)
+        rows = spec.granularity.rows
+        same = (codes == plain_codes).all()
+        assert torch.equal(rows(point[name])[same], rows(start[name])[same])
         if method == "adaround":
-            assert float(step[inside].max()) < 1 + 1e-4, "up or down, no further"
+            step = (codes - grid.codes(start[name]))[codes != plain_codes]
+            assert float(step.abs().max()) < 1 + 1e-4, "up or down, no further"
+
+
+def test_a_weight_in_chosen_cells_keeps_mean_and_deviation():
+    weight = numbers(6, 200).float()
+    spec = QuantSpec(3, granularity=PerChannel(0))
+    grid = grid_for(weight)
+    nearest = grid.nearest_codes(weight)
+    step = torch.randint(-1, 2, weight.shape, generator=torch.Generator().manual_seed(0))
+    step[2] = 0
+    codes = (nearest + step).clamp(grid.lower, grid.upper)
+    made = move_into_cells(weight, codes, grid, spec)
+    assert torch.equal(grid.nearest_codes(made), codes)
+    assert torch.equal(made[2], weight[2]), "its codes are the nearest ones"
+    # float32 means of 200 values
+    torch.testing.assert_close(made.mean(1), weight.mean(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(made.std(1), weight.std(1), rtol=1e-6, atol=0)
+    # what a quantizer with moment matching gives is that of the codes and the original's moments
+    wanted = moment_match(grid.values(codes), weight, spec)
+    torch.testing.assert_close(moment_match(grid.nearest(made), made, spec), wanted)
+
+
+def test_cells_without_room_for_the_moments_still_decide():
+    weight = torch.tensor([[0.4, -0.4, 3.0, -3.0]])
+    grid = Grid(torch.ones(1, 4), torch.zeros(1, 4), -4.0, 3.0)
+    codes = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    made = move_into_cells(weight, codes, grid, QuantSpec(3, granularity=PerChannel(0)))
+    assert torch.equal(grid.nearest_codes(made), codes)
 
 
 @MODELS
-def test_adaround_reconstructs_blocks_at_least_as_well_as_nearest(kind):
-    _, network, start = prepared(kind)
+@MATCHING
+def test_adaround_without_iterations_changes_nothing(kind, matching):
+    _, network, start = prepared(kind, matching)
+    point = rounded("adaround", network, start, iterations=0)
+    assert all(torch.equal(point[name], start[name]) for name in start)
+
+
+@MODELS
+@MATCHING
+def test_adaround_reconstructs_blocks_at_least_as_well_as_nearest(kind, matching):
+    _, network, start = prepared(kind, matching)
     data = images(12)
     generator = torch.Generator().manual_seed(0)
     made = adaround(network, start, data, generator=generator, iterations=150, learning_rate=0.03)
     nearest = adaround(network, start, data, generator=generator, iterations=0)
-    for name, value in nearest.items():
-        if name in {layer.name for layer in weighted_layers(network)}:
-            assert torch.equal(value, grid_of(network, start, name).nearest(start[name]))
     wanted = network.record([network_output(network)], data)[network_output(network)]
 
     def error(point):
@@ -163,6 +208,22 @@ def test_adaround_reconstructs_blocks_at_least_as_well_as_nearest(kind):
 def network_output(network) -> str:
     (output,) = (node for node in network.module.graph.nodes if node.op == "output")
     return output.all_input_nodes[0].name
+
+
+def test_before_matching_is_what_matching_undoes():
+    weight = numbers(4, 50).float()
+    spec = QuantSpec(3, granularity=PerChannel(0))
+    dequantized = grid_for(weight).nearest(weight)
+    weight[3], dequantized[3] = 0.01 * weight[3], 0
+    before = before_matching(weight, dequantized, spec)
+    # matching is affine in each row: its lowest and its highest value fix the line
+    matched = moment_match(dequantized, weight, spec)[:3]
+    (low, high), (new_low, new_high) = (
+        (rows.amin(1, True), rows.amax(1, True)) for rows in (dequantized[:3], matched)
+    )
+    made = new_low + (before[:3] - low) / (high - low) * (new_high - new_low)
+    torch.testing.assert_close(made, weight[:3])
+    assert torch.equal(before[3], weight[3])
 
 
 def test_the_rectified_sigmoid_and_its_inverse():

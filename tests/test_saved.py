@@ -17,7 +17,7 @@ from torch.nn import functional
 from evolq.data.images import bundled_split
 from evolq.data.models import BUNDLED, load_model, weights_hash
 from evolq.errors import InputError
-from evolq.files.codes import IntegerWeight, pack, unpack
+from evolq.files.codes import IntegerWeight, integer_weights, pack, unpack
 from evolq.files.saved import load, load_point, read, save
 from evolq.network.quantized import quantize
 from evolq.quantization import Quantization
@@ -261,15 +261,43 @@ def test_a_network_of_other_bits_takes_the_point(linear: Case, tmp_path: Path) -
         assert torch.equal(network(point, images()), linear.network(linear.point, images()))
 
 
-def test_weights_that_moved_are_deployed_but_not_a_start(linear: Case, tmp_path: Path) -> None:
-    point = {name: value + 0.01 * name.endswith(".weight") for name, value in linear.point.items()}
+def test_weights_that_moved_are_deployed_but_not_a_start(tmp_path: Path) -> None:
+    made = Case("residual", weight_bits=4, moment_matching=True)
+    point = {name: value + 0.01 * name.endswith(".weight") for name, value in made.point.items()}
     path = tmp_path / "model.safetensors"
-    save(linear.network, point, path, linear.model, images())
+    save(made.network, point, path, made.model, images())
     module = load(path, TinyResidual())
     with torch.no_grad():
-        assert torch.equal(module(images()), linear.network(point, images()))
+        assert torch.equal(module(images()), made.network(point, images()))
     with pytest.raises(InputError, match="from moved weights"):
-        load_point(path, linear.network, linear.model)
+        load_point(path, made.network, made.model)
+
+
+@pytest.mark.parametrize("matching", [False, True])
+@pytest.mark.parametrize("kind", ["transformer", "residual"])
+def test_rounded_weights_come_back(kind: str, matching: bool, tmp_path: Path) -> None:
+    made = Case(kind, weight_bits=3, moment_matching=matching, rounding="gptq")
+    start = calibrate(made.network, images())
+    own = made.network.weights
+    assert any(not torch.equal(start[name], own[name]) for name in own)
+    path = tmp_path / "model.safetensors"
+    save(made.network, start, path, made.model, images())
+    again = load_point(path, made.network, made.model)
+    assert all(torch.equal(again[name], start[name]) for name in start), "a start, bit for bit"
+
+    moved = {
+        name: value * 1.02 if name.endswith("weight.scale") else value
+        for name, value in start.items()
+    }
+    save(made.network, moved, path, made.model, images())
+    again = load_point(path, made.network, made.model)
+    for name, weight in integer_weights(made.network, moved).items():
+        assert torch.equal(integer_weights(made.network, again)[name].codes, weight.codes)
+    with torch.no_grad():
+        # moments of float32 sums, at most 72 terms
+        torch.testing.assert_close(
+            made.network(again, images()), made.network(moved, images()), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_architecture_must_be_known(linear: Case, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from evolq.network.deployed import constants, weight_nodes
+from evolq.network.layers import matches_moments
 from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
-from evolq.tensor.moments import MomentMatchedQuantizer, moments
+from evolq.tensor.moments import moments
 from evolq.tensor.quantizers import QuantSpec, codes_range, dequantize
 from evolq.tensor.quantizers import quantize as to_codes
 
@@ -69,11 +70,6 @@ def integer_weights(network: QuantizedNetwork, point: Point) -> dict[str, Intege
             (codes - lowest).to(torch.uint8), scale, zero_point, int(bits), spec, matched
         )
     return weights
-
-
-def matches_moments(network: QuantizedNetwork, node: fx.Node) -> bool:
-    """Return whether the quantizer `node` matches moments."""
-    return isinstance(network.module.get_submodule(str(node.target)), MomentMatchedQuantizer)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -3,7 +3,8 @@
 A file holds what the deployed network needs: the weights' codes, bit-packed; scales, zero points
 and bits; the parameters that are not quantized; and, as JSON, how the network was built. It does
 not hold the full-precision weights: whoever wants the Point back (`load_point`) brings them, and
-the file knows their hash.
+the file knows their hash. Where codes are not the nearest ones to these weights, as GPTQ and
+AdaRound choose them, the codes decide: the Point's weights are moved into their cells again.
 
 Tensors have the names that they have in a Point. In place of a quantized weight stand `NAME.codes`
 and, with moment matching, `NAME.moments`; `constant_*` are buffers of the model. A tensor whose
@@ -30,6 +31,7 @@ from evolq.data.models import untrained, weights_hash
 from evolq.errors import InputError
 from evolq.files.codes import IntegerWeight, integer_weights, pack, unpack
 from evolq.network.deployed import deployed, deployed_nodes, weight_nodes
+from evolq.network.layers import grid_of, move_into_cells
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
 from evolq.quantization import Quantization
@@ -39,9 +41,14 @@ from evolq.tensor.quantizers import (
 
 FORMAT, FORMAT_1 = "evolq quantized network 2", "evolq quantized network 1"
 
+# Of a row's mean and deviation, in deviations: float32 rounding of sums over a row.
+MOMENT_ERROR = 1e-5
 
 # What a saved Point says itself, whatever its network started from.
-POINTS_OWN = {"weight_bits", "activation_bits", "weight_observer", "activation_observer"}
+POINTS_OWN = {
+    *("weight_bits", "activation_bits"),
+    *("weight_observer", "activation_observer", "rounding"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Header:
         quantization: how the network was built.
         weight_shapes: shape of each quantized weight.
         weights_hash: `models.weights_hash` of the full-precision model, None if the Point's weights
-            had moved away from it.
+            had moved away from it in another way than by rounding.
         provenance: what the caller gave.
     """
 
@@ -173,8 +180,13 @@ def save(
             tensors[f"{name}.moments"] = weight.moments
     with torch.no_grad():
         classes = network(point, images[:1]).shape[-1]
-    unmoved = all(
-        torch.equal(value, network.weights[name])
+    restored = _restored(
+        network,
+        {name: point[name] for name in entries},
+        {name: weight.codes for name, weight in weights.items()},
+    )
+    known = all(
+        _equal_to(value, restored[name], weights.get(name))
         for name, value in point.items()
         if name not in entries
     )
@@ -184,7 +196,7 @@ def save(
         image_shape=tuple(images.shape[1:]),
         quantization=network.quantization,
         weight_shapes={name: tuple(weight.codes.shape) for name, weight in weights.items()},
-        weights_hash=weights_hash(model) if unmoved else None,
+        weights_hash=weights_hash(model) if known else None,
         provenance=dict(provenance or {}),
     )
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
@@ -226,7 +238,11 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def load_point(path: str | Path, network: QuantizedNetwork, model: nn.Module) -> dict[str, Tensor]:
-    """Return the Point that was saved, bit for bit, with full-precision weights.
+    """Return the Point that was saved, with full-precision weights.
+
+    Weights whose codes are the nearest ones, and all else, are those of the saved Point bit for
+    bit; others have its codes, and its moments but for float32 rounding. A start that was saved as
+    it was made comes back bit for bit.
 
     Args:
         path: a file that `save` wrote.
@@ -257,12 +273,40 @@ def load_point(path: str | Path, network: QuantizedNetwork, model: nn.Module) ->
             )
     _check_fit(path, header, tensors, network)
     device = next(iter(network.weights.values())).device
-    point = {
-        name: tensors[name].float().to(device) if name in tensors else network.weights[name]
-        for name in network.names
+    kept = {name: tensors[name].float().to(device) for name in _kept(network)[0]}
+    codes = {
+        name: _stored_weight(name, header, tensors, network.sites[name].spec).codes.to(device)
+        for name in weight_nodes(network)
     }
+    point = _restored(network, kept, codes)
     network.check(point)
     return point
+
+
+def _restored(
+    network: QuantizedNetwork, kept: Point, codes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the Point of kept entries and the network's own weights, moved to have these codes."""
+    made = {name: kept[name] if name in kept else network.weights[name] for name in network.names}
+    for name, node in weight_nodes(network).items():
+        if node.args[0] is network.graph.entries.get(name):  # no view of it, and not computed
+            grid, spec = grid_of(network, made, name), network.sites[name].spec
+            made[name] = move_into_cells(made[name], codes[name] + grid.lower, grid, spec)
+    return made
+
+
+def _equal_to(value: Tensor, restored: Tensor, weight: IntegerWeight | None) -> bool:
+    """Whether a file gives back an entry that it does not hold: bit for bit, or what matters."""
+    if weight is None or torch.equal(value, restored):
+        return torch.equal(value, restored)
+    if weight.moments is None:
+        return True  # the codes are all
+    rows = weight.spec.granularity.rows
+    (deviation, mean), (own_deviation, own_mean) = (
+        torch.std_mean(rows(w), dim=1, correction=0) for w in (value, restored)
+    )
+    error = torch.maximum((mean - own_mean).abs(), (deviation - own_deviation).abs())
+    return bool((error <= MOMENT_ERROR * deviation).all())
 
 
 def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:

@@ -462,14 +462,15 @@ def share(graph: Graph, varying: Iterable[str]) -> float:
     fx_graph = graph.module.graph
     on_point = dependents(fx_graph, [graph.entries[name] for name in varying])
     inside = on_point & dependents(fx_graph, [graph.images])
-    return _share(graph, inside)
+    return part(graph, inside)
 
 
-def _share(graph: Graph, inside: Collection[fx.Node]) -> float:
+def part(graph: Graph, inside: Collection[fx.Node]) -> float:
+    """Return the part of all multiply-accumulates that the nodes `inside` do."""
     names = {node.name for node in inside}
     total = sum(graph.operations.values())
-    part = sum(count for name, count in graph.operations.items() if name in names)
-    return part / total if total else float(bool(names))
+    own = sum(count for name, count in graph.operations.items() if name in names)
+    return own / total if total else float(bool(names))
 
 
 def split(graph: Graph, varying: Iterable[str]) -> Stages:
@@ -501,5 +502,5 @@ def split(graph: Graph, varying: Iterable[str]) -> Stages:
         per_point=stage(True, False),
         suffix=stage(True, True),
         result=result,
-        share=_share(graph, on_point & on_images),
+        share=part(graph, on_point & on_images),
     )

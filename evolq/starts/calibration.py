@@ -11,6 +11,7 @@ from torch import Tensor
 from evolq.errors import InputError
 from evolq.network.placement import Site
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
+from evolq.starts.rounding import COSTS, ROUNDINGS, OnRounded
 from evolq.tensor.observers import OBSERVERS, power_of_two_factor
 from evolq.tensor.quantizers import PerChannel
 
@@ -22,20 +23,26 @@ def calibrate(
     network: QuantizedNetwork,
     images: Tensor,
     batch_size: int = BATCH_SIZE,
+    *,
+    seed: int = 0,
+    on_rounded: OnRounded | None = None,
 ) -> dict[str, Tensor]:
-    """Return a complete start Point: the model's weights, and what the observers find.
+    """Return a complete start Point: what the observers find, and the model's weights, rounded.
 
-    The network's `quantization` names the observers. Activations are observed in the full-precision
-    network, LayerNorm inputs by their power-of-two factors whatever the observer is.
+    The network's `quantization` names the observers and the rounding. Activations are observed in
+    the full-precision network, LayerNorm inputs by their power-of-two factors whatever the observer
+    is. Weights are then rounded on what the layers see in the quantized network.
 
     Args:
         network: from `quantize`.
         images: (n, channels, height, width) calibration images.
         batch_size: images per pass, and per batch of `ema` and `percentile`.
+        seed: of what rounding draws.
+        on_rounded: called with the number of layers or blocks that are rounded, and that of all.
 
     Raises:
-        InputError: for an unknown observer, no images, or values that are not finite (the quantizer
-            is named).
+        InputError: for an unknown observer or rounding, no images, or values that are not finite
+            (the quantizer is named).
     """
     if len(images) == 0:
         raise InputError("calibration needs at least one image and got none")
@@ -43,6 +50,9 @@ def calibrate(
         name = getattr(network.quantization, role)
         if name not in OBSERVERS:
             raise InputError(f"unknown `{role}` {name!r}; choose from {', '.join(OBSERVERS)}")
+    rounding = network.quantization.rounding
+    if rounding not in ROUNDINGS:
+        raise InputError(f"unknown `rounding` {rounding!r}; choose from {', '.join(ROUNDINGS)}")
     point = dict(network.weights)
     for group in _groups(network, images):
         for name, values in _observed(network, images, batch_size, group).items():
@@ -53,7 +63,18 @@ def calibrate(
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
             point |= {f"{name}.{role}": value for role, value in found.items()}
-    return {name: point[name] for name in network.names}
+    start = {name: point[name] for name in network.names}
+    return ROUNDINGS[rounding](network, start, images, batch_size, seed, on_rounded)
+
+
+def calibration_cost(
+    network: QuantizedNetwork, images: Tensor, batch_size: int = BATCH_SIZE
+) -> float:
+    """Return what rounding costs in `calibrate`, in forward passes of `images`.
+
+    Observers take one pass at least, as any start does; it is not counted.
+    """
+    return COSTS[network.quantization.rounding](network, len(images), batch_size)
 
 
 def observer_of(network: QuantizedNetwork, site: Site) -> str:

@@ -87,9 +87,15 @@ def _shaped(
     low: Tensor, high: Tensor, batches: Sequence[Tensor], spec: QuantSpec
 ) -> tuple[Tensor, Tensor | None]:
     """Return scale and zero point of ranges in the shapes that a Point holds."""
+    return _in_shape(*_parameters(low, high, spec), batches, spec)
+
+
+def _in_shape(
+    scale: Tensor, zero_point: Tensor, batches: Sequence[Tensor], spec: QuantSpec
+) -> tuple[Tensor, Tensor | None]:
+    """Return scale and zero point in the shapes that a Point holds."""
     shape = spec.granularity.parameter_shape(batches[0].shape)
-    scale, zero_point = (parameter.reshape(shape) for parameter in _parameters(low, high, spec))
-    return scale, zero_point if spec.has_zero_point else None
+    return scale.reshape(shape), zero_point.reshape(shape) if spec.has_zero_point else None
 
 
 def _extremes(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -184,32 +190,56 @@ def _squared_errors(
     return torch.cat(sums) * scale.square()
 
 
-def _best_factor(
-    rows: Sequence[Tensor], low: Tensor, high: Tensor, spec: QuantSpec, together: bool
-) -> Tensor:
-    """Return the shrink factor of least squared error on `rows`: of each parameter, or together.
+def _best(
+    rows: Sequence[Tensor],
+    low: Tensor,
+    high: Tensor,
+    spec: QuantSpec,
+    factors: Sequence[float],
+    offsets: Sequence[int] = (0,),
+    together: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the parameters of least squared error on `rows`: of each parameter, or together.
 
-    Shape (parameters,) or, together, (1,). Of equal errors the first factor wins, the largest.
+    Args:
+        rows: batches, each (parameters, values).
+        low: (parameters,), of the range.
+        high: likewise.
+        spec: of the quantizer.
+        factors: of the range, falling.
+        offsets: of the rounded zero point, in codes.
+        together: whether one factor serves all parameters.
+
+    Returns:
+        Scale and zero point (parameters,). Of equal errors the first factor wins, the largest, and
+        the first offset.
     """
     values, counts = _samples(rows, low, high)
     least, greatest = torch.aminmax(values, dim=1)
     lower, upper = codes_range(spec.bits, spec)
     best_error = torch.full((1 if together else len(low),), torch.inf, device=low.device)
-    best = torch.ones_like(best_error)
-    for factor in SHRINK_FACTORS:
-        scale, zero_point = _parameters(low * factor, high * factor, spec)
-        error = _squared_errors(values, counts, scale, zero_point, spec)
+    best_scale, best_zero_point = _parameters(low, high, spec)
+    reach = 1 + max(offsets)
+    for factor in factors:
+        scale, nearest = _parameters(low * factor, high * factor, spec)
+        for offset in offsets:
+            zero_point = (nearest + offset).clamp(lower, upper)
+            error = _squared_errors(values, counts, scale, zero_point, spec)
+            if together:
+                error = error.double().sum(0, True).float()
+            better = error < best_error
+            best_error = torch.minimum(error, best_error)
+            best_scale = torch.where(better, scale, best_scale)
+            best_zero_point = torch.where(better, zero_point, best_zero_point)
         # The extreme values alone lose at least this much at every later factor: the last codes'
-        # values only come closer to zero, but for one step by which the zero point may round.
-        top, bottom = (upper - zero_point + 1) * scale, (lower - zero_point - 1) * scale
+        # values only come closer to zero, but for the steps by which the zero point may differ.
+        top, bottom = (upper - nearest + reach) * scale, (lower - nearest - reach) * scale
         least_error = (greatest - top).relu().square() + (bottom - least).relu().square()
         if together:
-            error, least_error = error.double().sum(0, True).float(), least_error.sum(0, True)
-        best = torch.where(error < best_error, factor, best)
-        best_error = torch.minimum(error, best_error)
+            least_error = least_error.sum(0, True)
         if bool((least_error > best_error).all()):
             break
-    return best
+    return best_scale, best_zero_point
 
 
 def omse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
@@ -224,22 +254,31 @@ def omse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | N
     low, high = _extremes(rows)
     if spec.kind == "log2":
         return _shaped(low, high, batches, spec)
-    factor = _best_factor(rows[-1:], low, high, spec, together=True)
-    return _shaped(low * factor, high * factor, batches, spec)
+    found = _best(rows[-1:], low, high, spec, SHRINK_FACTORS, together=True)
+    return _in_shape(*found, batches, spec)
 
 
 def mse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
-    """Shrink each channel's (or group's) range by its own factor of least squared error.
+    """Give each channel (or group) the range and the zero point of least squared error.
 
-    The factors are those of `omse`; every batch is scored. More than 65,536 values per parameter
-    are scored on a histogram of 16,384 equal bins. A log2 quantizer has nothing to shrink.
+    The range is stretched by the factors of `omse` and by larger ones, down from where one code
+    would be left over (symmetric and signed: from where the largest magnitude is that of the
+    highest code, as there is one code less above zero than below). At each factor the rounded zero
+    point and its two neighbors are tried. Every batch is scored; more than 65,536 values per
+    parameter are scored on a histogram of 16,384 equal bins. A log2 quantizer has nothing to
+    search.
     """
     rows = _rows(batches, spec)
     low, high = _extremes(rows)
     if spec.kind == "log2":
         return _shaped(low, high, batches, spec)
-    factor = _best_factor(rows, low, high, spec, together=False)
-    return _shaped(low * factor, high * factor, batches, spec)
+    lower, upper = (float(code) for code in codes_range(spec.bits, spec))
+    steps = upper - lower
+    widest = steps / 2 / upper if spec.symmetric and spec.signed else steps / (steps - 1)
+    beyond = range(int(100 * (widest - 1)), 0, -1)
+    factors = (widest, *(1 + 0.01 * step for step in beyond), *SHRINK_FACTORS)
+    offsets = (0, -1, 1) if spec.has_zero_point else (0,)
+    return _in_shape(*_best(rows, low, high, spec, factors, offsets), batches, spec)
 
 
 def power_of_two_factor(

@@ -17,9 +17,9 @@ from torch import Tensor, fx
 
 from evolq.errors import InputError
 from evolq.files.saved import weight_nodes
+from evolq.network.layers import matches_moments
 from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
-from evolq.tensor.moments import MomentMatchedQuantizer
 from evolq.tensor.quantizers import dequantize, quantize
 from landscape.probes.cliffs import Cliffs, find_cliffs
 from landscape.probes.sampling import CalibrationLoss
@@ -154,7 +154,7 @@ def frozen(network: QuantizedNetwork, codes_of: Point, at: Point) -> dict[str, T
         if all(codes_of.get(entry) is at.get(entry) for entry in entries):
             continue
         _check_own(network, name, node)
-        if _matched(network, node):
+        if matches_moments(network, node):
             point.update({entry: codes_of[entry] for entry in entries})
             continue
         zero_point, bits = f"{name}.zero_point", f"{name}.bits"
@@ -222,7 +222,7 @@ def split_variation(
     plain = [
         name
         for name, node in weight_nodes(network).items()
-        if f"{name}.scale" in line.direction and not _matched(network, node)
+        if f"{name}.scale" in line.direction and not matches_moments(network, node)
     ]
     names = tuple(sorted({*line.direction, *plain}))
     varied = objective.vary(names, at=line.origin)
@@ -280,7 +280,7 @@ def scan_intervals(
     middles = (starts + ends) / 2
     losses = [_losses(varied, names, line.at(float(a))) for a in middles]
     moving = [node for name, node in nodes.items() if f"{name}.scale" in line.direction]
-    constant = all(_matched(network, node) for node in moving)
+    constant = all(matches_moments(network, node) for node in moving)
     return Intervals(starts, ends, np.array(losses), constant)
 
 
@@ -304,10 +304,6 @@ def _places(cliffs: Cliffs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _losses(objective: CalibrationLoss, names: tuple[str, ...], point: Point) -> np.ndarray:
     varied = {name: point[name] for name in names}
     return objective.per_image(varied).detach().double().cpu().numpy()
-
-
-def _matched(network: QuantizedNetwork, node: fx.Node) -> bool:
-    return isinstance(network.module.get_submodule(str(node.target)), MomentMatchedQuantizer)
 
 
 def _check_own(network: QuantizedNetwork, name: str, node: fx.Node) -> None:
