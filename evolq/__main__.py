@@ -261,9 +261,11 @@ def _print(report: dict[str, Any], folder: Path, found: ExportReport | None, as_
     )
     console = Console()
     console.print(table)
+    rounding = report["start_forward_passes"]
+    also = f", after {rounding:.1f} to round the start's weights" if rounding else ""
     console.print(
-        f"Forward passes of the calibration images: {report['start_forward_passes']:.1f} to round "
-        f"the start's weights, {report['forward_passes']:.1f} to search."
+        f"The search took {report['forward_passes']:.1f} forward passes of the calibration images"
+        f"{also}."
     )
     if found is not None:
         console.print(str(found), highlight=False)
