@@ -8,6 +8,7 @@ and help (the Attributes of the docstring) stand there once. Nothing here import
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import re
 import sys
@@ -180,8 +181,9 @@ class Command:
         )
         app["--help"].group = app["--version"].group = groups[LAST_PANEL]
         app.default(command)
-        app.register_install_completion_command()
-        app["--install-completion"].group = groups[LAST_PANEL]
+        if " " not in self.name:  # shells complete the first word's arguments
+            app.register_install_completion_command()
+            app["--install-completion"].group = groups[LAST_PANEL]
         return app
 
     def parse(self, tokens: Sequence[str]) -> tuple[dict[str, Any], frozenset[str]] | None:
@@ -316,6 +318,9 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
 
     So does what the file system refuses (a full disk, a name too long). A warning is one line, too.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter loses that letter
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning

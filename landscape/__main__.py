@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
+import cyclopts
+
 from evolq import command_line
 from evolq.errors import InputError
 
@@ -29,9 +31,16 @@ def main(tokens: Sequence[str]) -> None:
         print("Usage: landscape COMMAND [OPTIONS]\n")
         for command, words in COMMANDS.items():
             print(f"  {command:<{width}}  {words}")
-        print("\nlandscape COMMAND --help lists the options of a command.")
+        print("\nlandscape COMMAND --help lists the options of a command;")
+        print("landscape --install-completion lets the shell complete them.")
     elif name == "--version":
         print(command_line.version_words())
+    elif name == "--install-completion":
+        app = cyclopts.App(name="landscape")
+        for command in COMMANDS:
+            app.command(import_module(f"landscape.{command}").COMMAND.app(), name=command)
+        app.register_install_completion_command()
+        app(tokens)
     else:
         raise InputError(f"there is no command {name!r}; choose from {', '.join(COMMANDS)}")
 

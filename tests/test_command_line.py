@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -188,3 +190,48 @@ def test_json_alone_goes_to_standard_output(command_line_of, name: str) -> None:
     assert stored["model"] == "fashion_resnet"
     own = {field.name for field in dataclasses.fields(Output)}
     assert not own & stored.keys(), "where results go is not part of what is repeated"
+
+
+def test_the_package_lists_its_commands(command_line_of) -> None:
+    from landscape import __main__ as package
+
+    def named(tokens: Sequence[str]) -> None:
+        package.main(tokens)
+
+    named.name = "landscape"
+    run = command_line_of(named)
+    code, out, _ = run()
+    assert code == 0
+    assert all(name in out for name in package.COMMANDS)
+    assert run("scan", "--points", "1")[::2] == (2, "error: --points is 1; give 2 or more\n")
+    assert run("scann")[2] == "error: there is no command 'scann'; choose from scan, compare\n"
+    assert run("--version")[1].startswith("evolq ")
+
+
+def test_an_output_without_some_letters_loses_only_them(tmp_path: Path) -> None:
+    arguments = ("--points", "2", "--radius", "0.1", *SMALL, "--out", "out")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-m", "landscape.scan", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "scan.png").exists()
+    assert "?" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["evolq", "landscape"])
+def test_shells_complete_the_options(module: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    subprocess.run(
+        [sys.executable, "-m", module, "--install-completion", "--shell", "bash"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert "--weight-bits" in written

@@ -19,7 +19,7 @@ ONLY_IN = {
     "plotly": {"landscape.plots"},
     "cma": {"evolq.optimizers"},
     "scipy": {"evolq.optimizers", "landscape.probes", "landscape.statistics"},
-    "typer": {"evolq.command_line", "evolq.__main__", "landscape.scan", "landscape.compare"},
+    "cyclopts": {"evolq.command_line", "landscape.__main__"},
     "onnx": {"evolq.files"},
     "onnxruntime": {"evolq.files"},
 }
