@@ -223,7 +223,7 @@ def _best(
     for factor in factors:
         scale, nearest = _parameters(low * factor, high * factor, spec)
         for offset in offsets:
-            zero_point = (nearest + offset).clamp(lower, upper)
+            zero_point = (nearest + offset).clamp(lower, upper)  # type: ignore[arg-type]
             error = _squared_errors(values, counts, scale, zero_point, spec)
             if together:
                 error = error.double().sum(0, True).float()
