@@ -159,6 +159,27 @@ def test_equal_options_give_the_same_start_in_every_command(
     assert len({*starts.values()}) == 1, starts
 
 
+@pytest.mark.slow
+def test_every_command_starts_at_a_rounded_network(command_line_of) -> None:
+    rounded = ("--weight-bits", "2", "--rounding", "gptq")
+    code, out, err = command_line_of(EVOLQ)(*rounded, *SMALL, *QUICK["evolq"], "--out", "first")
+    assert code == 0, err
+    assert "to round the start's weights" in out
+    report = json.loads(Path("first/report.json").read_text())
+    assert report["start_forward_passes"] > 1, "a pass, and the Hessians"
+    assert report["configuration"]["rounding"] == "gptq"
+    for name, command in COMMANDS.items():
+        out_folder = name.replace(" ", "-")
+        start = ("--start", "first/model.safetensors", *SMALL, *QUICK[name])
+        code, _, err = command_line_of(command)(*start, "--out", out_folder)
+        assert code == 0, err
+    again = json.loads(Path("evolq/report.json").read_text())
+    assert again["start_accuracy"] == report["final_accuracy"]
+    # the same codes; moments of float32 sums
+    assert again["start_loss"] == pytest.approx(report["final_loss"], rel=1e-4)
+    assert again["start_forward_passes"] == 0
+
+
 def _provenance(path: Path) -> dict[str, Any]:
     import h5py
 
