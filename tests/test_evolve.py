@@ -140,7 +140,7 @@ def naive_search(problem: Problem, passes: int, seed: int) -> list[list[tuple[fl
                 population.append((fitness(child), child))
                 worst = 0
                 for index in range(16):
-                    if population[index][0] > population[worst][0]:
+                    if population[index][0] >= population[worst][0]:
                         worst = index
                 del population[worst]
             populations.append(population)
@@ -501,9 +501,12 @@ def test_one_child_at_a_time_joins_and_the_worst_leaves() -> None:
     assert [(int(c.entries["number"]), c.loss) for c in population] == [(3, 1.0), (4, 1.5)]
 
 
-def test_of_equals_the_oldest_leaves() -> None:
+@pytest.mark.parametrize(("newest", "left"), [(True, [0, 1]), (False, [0, 2])])
+def test_of_equals_the_newest_or_the_oldest_leaves(newest: bool, left: list[int]) -> None:
     candidates = [Candidate({"number": torch.tensor(n)}, loss) for n, loss in enumerate([1, 2, 2])]
-    assert [int(c.entries["number"]) for c in survivors(candidates)] == [0, 2]
+    assert [int(c.entries["number"]) for c in survivors(candidates, newest)] == left
+    assert RECIPES["published"].newest_leaves
+    assert not RECIPES["default"].newest_leaves
 
 
 def test_the_step_grows_by_successes_and_ties_and_shrinks_by_failures() -> None:
@@ -527,7 +530,7 @@ def test_tournaments_draw_with_replacement() -> None:
 NOISE = torch.linspace(-1, 1, 101)
 
 
-@pytest.mark.parametrize(("bits", "amount"), [(3, 1e-3), (4, 1e-3), (8, 1e-4)])
+@pytest.mark.parametrize(("bits", "amount"), [(3, 1e-3), (7, 1e-3), (8, 1e-4)])
 def test_the_published_perturbation(bits: int, amount: float) -> None:
     scale = torch.full((101,), 5e-5)
     moved = Absolute()(scale, NOISE, bits, 1.0)

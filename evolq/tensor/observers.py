@@ -4,7 +4,7 @@ An observer is a function of a sequence of batches and a `QuantSpec`; a weight i
 tensor. `OBSERVERS` lists them. All share these rules:
 
 - The range always includes zero, which then has a code of its own: without it a tensor of one sign
-  would be clipped to a part of its range.
+  would be clipped to a part of its range. (`QuantSpec.published` leaves it as it is, and clips.)
 - A range of zero (a constant tensor of zeros) gets the scale `ZERO_RANGE_SCALE`.
 - A symmetric range reaches as far below zero as above it. The full range of codes is used: the
   scale is the largest magnitude over half of (highest - lowest code), as in the published FQ-ViT
@@ -48,6 +48,10 @@ POWER_OF_TWO_FACTORS = (1, 2, 4, 8)
 EXACT_VALUES = 2**16
 HISTOGRAM_BINS = 2**14
 
+# How much better than the best one's a factor's error may be than its histogram says: twice what
+# the bins' width adds, 1/7^2 at most.
+HISTOGRAM_DOUBT = 2 / 7**2
+
 # Values scored at once: two float32 buffers of this length stay in a second-level cache (1 MiB).
 CHUNK_VALUES = 2**17
 
@@ -68,7 +72,8 @@ def _rows(batches: Sequence[Tensor], spec: QuantSpec) -> list[Tensor]:
 def _parameters(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Return scale and zero point (zeros if the spec has none) of ranges, shapes (parameters,)."""
     lower, upper = codes_range(spec.bits, spec)
-    low, high = low.clamp(max=0), high.clamp(min=0)
+    if not spec.published:
+        low, high = low.clamp(max=0), high.clamp(min=0)
     if spec.kind == "log2":
         scale = torch.exp2(torch.ceil(torch.log2(high)))
     elif not spec.symmetric:
@@ -215,6 +220,17 @@ def _best(
         the first offset.
     """
     values, counts = _samples(rows, low, high)
+    if together and counts is not None:
+        # a histogram says which factors are worth scoring on the values themselves
+        about = torch.stack(
+            [
+                _squared_errors(values, counts, *_parameters(low * f, high * f, spec), spec).sum()
+                for f in factors
+            ]
+        )
+        near = about <= (1 + HISTOGRAM_DOUBT) * about.min()
+        factors = [f for f, is_near in zip(factors, near.tolist(), strict=True) if is_near]
+        values, counts = torch.cat(list(rows), dim=1), None
     least, greatest = torch.aminmax(values, dim=1)
     lower, upper = codes_range(spec.bits, spec)
     best_error = torch.full((1 if together else len(low),), torch.inf, device=low.device)
@@ -247,8 +263,8 @@ def omse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | N
 
     As published (FQ-ViT's code after Choukroun et al. 2019, "Low-bit Quantization of Neural
     Networks for Efficient Inference"): 90 factors 1.00, 0.99, ..., 0.11, the error summed over the
-    whole tensor. The range is that of all batches, but only the last one is scored. Long tensors
-    are scored on a histogram, as for `mse`. A log2 quantizer has nothing to shrink.
+    whole tensor. The range is that of all batches, but only the last one is scored. Of long tensors
+    a histogram says which factors are worth scoring. A log2 quantizer has nothing to shrink.
     """
     rows = _rows(batches, spec)
     low, high = _extremes(rows)
