@@ -12,7 +12,7 @@ from evolq.errors import InputError
 from evolq.network.placement import Site
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
 from evolq.starts.rounding import COSTS, ROUNDINGS, OnRounded
-from evolq.tensor.observers import OBSERVERS, power_of_two_factor
+from evolq.tensor.observers import OBSERVERS, power_of_two_factor, wide_power_of_two_factor
 from evolq.tensor.quantizers import PerChannel
 
 # Images of which the published Evol-Q code scores what it observes: the last batch.
@@ -101,7 +101,8 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
     zero_point: Tensor | None
     if site.channels is not None:
         per_channel = replace(spec, granularity=PerChannel(site.channels))
-        scale, zero_point, factor = power_of_two_factor(values, per_channel)
+        observe = power_of_two_factor if spec.published else wide_power_of_two_factor
+        scale, zero_point, factor = observe(values, per_channel)
         found["factor"] = factor.reshape(-1, *[1] * (-1 - site.channels))
     else:
         scale, zero_point = OBSERVERS[observer](values, spec)

@@ -42,6 +42,9 @@ SHRINK_FACTORS = tuple(1.0 - 0.01 * step for step in range(90))
 # FQ-ViT, Power-of-Two Factor, with K = 3: powers of two from 2^0 to 2^K.
 POWER_OF_TWO_FACTORS = (1, 2, 4, 8)
 
+# Of factors whose range is searched: aligned to the finest channel, 8-bit codes fit in 16 bits.
+LARGEST_EXPONENT = 8
+
 # Squared errors are scored on the values themselves up to this many per parameter, and on a
 # histogram beyond: 64 bins for each step of an 8-bit quantizer, 7 at the smallest shrink factor, so
 # that the bins' width adds at most 1/7^2 of the rounding error, about the same for each factor.
@@ -335,6 +338,58 @@ def power_of_two_factor(
     )
     factors = torch.tensor(POWER_OF_TWO_FACTORS, dtype=scale.dtype, device=scale.device)
     return scale, zero_point, factors[errors.argmin(0)]
+
+
+def wide_power_of_two_factor(
+    batches: Sequence[Tensor], spec: QuantSpec
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Do what `power_of_two_factor` does for channels that lie far apart.
+
+    The residual stream of some transformers has channels a hundred times as wide as the others,
+    and of one sign: with three bits of range and the zero point of the widest, all others have a
+    few codes. Here the zero point is the one at which the channels' ranges need the finest steps,
+    in the geometric mean of all channels; exponents reach from the widest channel's step down to
+    that of the narrowest, at most `LARGEST_EXPONENT`; all batches are scored.
+
+    Returns:
+        Scale (), zero point () or None, and factors (channels,), powers of two, the least one 1.
+    """
+    rows = _rows(batches, spec)
+    low, high = _extremes(rows)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    lower, upper = codes_range(spec.bits, spec)
+    codes = torch.arange(lower, upper + 1, device=low.device)  # type: ignore[arg-type]
+    zeros = codes[:, None] if spec.has_zero_point else torch.zeros(1, 1, device=low.device)
+    # the step at which each channel's range fits, (zero points, channels)
+    above = torch.where(high > 0, high / (upper - zeros), 0.0)
+    below = torch.where(low < 0, -low / (zeros - lower), 0.0)
+    steps = torch.maximum(above, below)
+    varying = steps.amax(0) > 0
+    if not bool(varying.any()):
+        scale, zero_point = _parameters(low.amin(), high.amax(), spec)
+        return scale, zero_point if spec.has_zero_point else None, torch.ones_like(low)
+    best = int(steps[:, varying].log2().sum(1).argmin())
+    zero_point, steps = zeros[best, 0], steps[best, varying]
+    exponent = float((steps.amax() / steps.amin()).log2().ceil().clamp(max=LARGEST_EXPONENT))
+    factors = torch.exp2(torch.arange(exponent + 1, device=low.device))
+    scale = steps.amax() / factors[-1]
+    errors = torch.stack(
+        [
+            torch.stack(
+                [
+                    _squared_errors(
+                        row, None, (scale * f).expand(len(row)), zero_point.expand(len(row)), spec
+                    )
+                    for row in rows
+                ]
+            ).sum(0)
+            for f in factors
+        ]
+    )
+    chosen = factors[errors.argmin(0)]
+    least = chosen[varying].amin()
+    chosen = torch.where(varying, chosen / least, 1.0)
+    return scale * least, zero_point if spec.has_zero_point else None, chosen
 
 
 OBSERVERS: dict[str, Observer] = {
