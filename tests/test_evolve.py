@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_models import plain
 from torch import Tensor, nn
 
+from evolq.__main__ import Search, _quantization
 from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA, Criterion, info_nce
@@ -33,6 +34,8 @@ from evolq.optimizers.evolve import (
 )
 from evolq.optimizers.recipes import RECIPES, Absolute, Recipe, Relative, choose_recipe
 from evolq.points import Point, select
+from evolq.quantization import Quantization
+from evolq.settings import Settings
 from evolq.starts.calibration import calibrate
 
 PUBLISHED = replace(RECIPES["published"], passes=2)
@@ -555,3 +558,20 @@ def test_recipes_by_name() -> None:
     for changes in ({"passes": -1}, {"population": 0}, {"sample": 0}, {"cycles": 0}):
         with pytest.raises(InputError, match=next(iter(changes))):
             choose_recipe("published", **changes)
+
+
+def test_the_published_recipe_chooses_the_published_scheme_unless_another_is_given() -> None:
+    published = Search("published")
+    assert _quantization(Settings(), published, frozenset()).scheme == "published"
+    assert _quantization(Settings(), published, frozenset({"scheme"})).scheme == "linear"
+    assert _quantization(Settings(), Search(), frozenset()).scheme == "linear"
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_the_published_scheme_has_rules_of_its_own(bits: int) -> None:
+    found = Quantization("published", bits).resolved()
+    assert (found.weight_observer, found.activation_observer) == ("minmax", "omse")
+    assert found.moment_matching
+    assert found.integer_layer_norm
+    assert found.softmax == "uniform"
+    assert Quantization("published", softmax="log2").resolved().softmax == "log2"
