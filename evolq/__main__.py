@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evolq import command_line
 from evolq.command_line import Command, Output
 from evolq.errors import InputError, require
-from evolq.quantization import MAX_BITS, MIN_BITS, PUBLISHED, Quantization
+from evolq.quantization import MAX_BITS, MIN_BITS, Quantization
 from evolq.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Search:
     """What is searched, and how.
 
     Attributes:
-        recipe: How to search: default, or published (the published Evol-Q code, which starts from
-            min-max weights and quantizes fully, with scheme full).
+        recipe: How to search: default, or published (the published Evol-Q code's search, of its
+            own network: scheme published, unless another is given).
         average_bits: Instead of `weight_bits`: search the bits of each layer, at most so many on
             average.
         passes: P, passes over all blocks; by default the recipe's.
@@ -124,10 +124,8 @@ def _quantization(settings: Settings, search: Search, given: frozenset[str]) -> 
     chosen = settings.quantization
     if search.average_bits is not None:
         chosen = replace(chosen, weight_bits=int(search.average_bits))
-    if search.recipe == "published" and settings.start is None:
-        # the published search is one of the published network, where nothing else is asked for
-        own = {field.name for field in fields(Quantization)} & given | {"weight_bits"}
-        chosen = replace(PUBLISHED, **{name: getattr(chosen, name) for name in own})
+    if search.recipe == "published" and settings.start is None and "scheme" not in given:
+        chosen = replace(chosen, scheme="published")  # the published search, of its own network
     return chosen
 
 

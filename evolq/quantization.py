@@ -12,7 +12,7 @@ from evolq.errors import InputError
 
 MIN_BITS, MAX_BITS = 2, 8
 
-Scheme = Literal["none", "weights", "linear", "full"]
+Scheme = Literal["none", "weights", "linear", "full", "published"]
 ObserverName = Literal["minmax", "ema", "percentile", "omse", "mse"]
 SoftmaxCodes = Literal["log2", "uniform"]
 RoundingName = Literal["nearest", "gptq", "adaround"]
@@ -28,21 +28,24 @@ class Quantization:
 
     Attributes:
         scheme: What is quantized: weights; linear (weights, and the inputs of linear, convolution
-            and matmul); full (also softmax, LayerNorm, activation functions, residual sums); none.
+            and matmul); full (also softmax, LayerNorm, activation functions, residual sums);
+            published (as the published Evol-Q code: also what each product makes, embeddings and
+            logits; its own rules for the fields that are not given); none.
         weight_bits: Bits of a weight, 2 to 8.
         activation_bits: Bits of an activation, 2 to 8.
-        weight_observer: How weights' scales start; by default minmax where all has 8 bits, else
-            mse.
-        activation_observer: How activations' scales start, by the same default.
+        weight_observer: How weights' scales start; by default minmax where all has 8 bits or the
+            scheme is published, else mse.
+        activation_observer: How activations' scales start, by the same default, but for omse in
+            scheme published.
         moment_matching: Match mean and standard deviation of each output channel of a quantized
-            weight to the original's; by default below 8 bits.
+            weight to the original's; by default below 8 bits, and in scheme published.
         rounding: Which code a weight gets at the start: nearest; gptq (later columns make good the
             errors of earlier ones; takes a few forward passes); adaround (learnt block by block;
             takes hundreds).
-        integer_layer_norm: In scheme full, compute LayerNorms in integers as the published code
-            does; no gradients there.
-        softmax: Codes of attention maps in scheme full: log2 (4 bits, as FQ-ViT has them) or
-            uniform (as many bits as other activations).
+        integer_layer_norm: In schemes full and published, compute LayerNorms in integers as the
+            published code does; no gradients there. By default in scheme published.
+        softmax: Codes of attention maps in schemes full and published: log2 (4 bits, as FQ-ViT has
+            them; the default of full) or uniform (as many bits as other activations).
         weight_granularity: Weights that share a scale: an output channel, a group of `group_size`
             inputs, or the tensor.
         group_size: Weights in a group, with `weight_granularity` group.
@@ -61,8 +64,8 @@ class Quantization:
     activation_observer: ObserverName | None = None
     moment_matching: bool | None = None
     rounding: RoundingName = "nearest"
-    integer_layer_norm: bool = False
-    softmax: SoftmaxCodes = "log2"
+    integer_layer_norm: bool | None = None
+    softmax: SoftmaxCodes | None = None
     weight_granularity: WeightGranularity = "channel"
     group_size: int = 32
     weight_symmetric: bool = False
@@ -81,7 +84,7 @@ class Quantization:
             ("softmax", get_args(SoftmaxCodes)),
             ("weight_granularity", get_args(WeightGranularity)),
         ):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in (*known, None):
                 raise InputError(
                     f"unknown `{name}` {getattr(self, name)!r}; choose from {', '.join(known)}"
                 )
@@ -98,18 +101,18 @@ class Quantization:
             "weight_observer": "minmax" if eight else "mse",
             "activation_observer": "minmax" if eight else "mse",
             "moment_matching": self.weight_bits < MAX_BITS,
+            "integer_layer_norm": False,
+            "softmax": "log2",
         }
+        if self.scheme == "published":
+            # Whatever the bits: what the published Evol-Q code has (Frumkin et al. 2023).
+            rule = {
+                "weight_observer": "minmax",
+                "activation_observer": "omse",
+                "moment_matching": True,
+                "integer_layer_norm": True,
+                "softmax": "uniform",
+            }
         return replace(
             self, **{name: value for name, value in rule.items() if getattr(self, name) is None}
         )
-
-
-# What the published Evol-Q code quantizes with (Frumkin et al. 2023); its search is the recipe of
-# the same name.
-PUBLISHED = Quantization(
-    scheme="full",
-    weight_observer="minmax",
-    activation_observer="omse",
-    moment_matching=True,
-    integer_layer_norm=True,
-)

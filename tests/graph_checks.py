@@ -2,7 +2,7 @@
 
 from torch import fx
 
-from evolq.network.graph import dependents
+from evolq.network.graph import dependents, source
 from evolq.network.operators import OPERATORS, VIEWS
 from evolq.network.quantized import QuantizedNetwork
 
@@ -26,7 +26,7 @@ def unquantized_inputs(network: QuantizedNetwork) -> list[str]:
 def unquantized_values(network: QuantizedNetwork) -> list[str]:
     """Softmax, activation and residual values, and inputs of LayerNorms, read unquantized.
 
-    LayerNorms read such values through a quantizer of their own, divided by its factors before.
+    LayerNorms read values through quantizers with factors: divided before, multiplied after.
     """
     graph = network.module.graph
     on_images = dependents(graph, graph.find_nodes(op="placeholder")[-1:])
@@ -36,7 +36,7 @@ def unquantized_values(network: QuantizedNetwork) -> list[str]:
         if rule is None or node not in on_images or rule.kind == "product":
             continue
         if rule.kind == "layer_norm":
-            multiplied = node.args[0]
+            multiplied = source(node.args[0])
             if multiplied.args[0].op != "call_module":
                 found.append(f"{node}: {multiplied}")
         elif rule.kind != "residual" or all(

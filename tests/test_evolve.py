@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_models import plain
 from torch import Tensor, nn
 
+from evolq.__main__ import Search, _quantization
 from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA, Criterion, info_nce
@@ -33,6 +34,8 @@ from evolq.optimizers.evolve import (
 )
 from evolq.optimizers.recipes import RECIPES, Absolute, Recipe, Relative, choose_recipe
 from evolq.points import Point, select
+from evolq.quantization import Quantization
+from evolq.settings import Settings
 from evolq.starts.calibration import calibrate
 
 PUBLISHED = replace(RECIPES["published"], passes=2)
@@ -140,7 +143,7 @@ def naive_search(problem: Problem, passes: int, seed: int) -> list[list[tuple[fl
                 population.append((fitness(child), child))
                 worst = 0
                 for index in range(16):
-                    if population[index][0] > population[worst][0]:
+                    if population[index][0] >= population[worst][0]:
                         worst = index
                 del population[worst]
             populations.append(population)
@@ -501,9 +504,12 @@ def test_one_child_at_a_time_joins_and_the_worst_leaves() -> None:
     assert [(int(c.entries["number"]), c.loss) for c in population] == [(3, 1.0), (4, 1.5)]
 
 
-def test_of_equals_the_oldest_leaves() -> None:
+@pytest.mark.parametrize(("newest", "left"), [(True, [0, 1]), (False, [0, 2])])
+def test_of_equals_the_newest_or_the_oldest_leaves(newest: bool, left: list[int]) -> None:
     candidates = [Candidate({"number": torch.tensor(n)}, loss) for n, loss in enumerate([1, 2, 2])]
-    assert [int(c.entries["number"]) for c in survivors(candidates)] == [0, 2]
+    assert [int(c.entries["number"]) for c in survivors(candidates, newest)] == left
+    assert RECIPES["published"].newest_leaves
+    assert not RECIPES["default"].newest_leaves
 
 
 def test_the_step_grows_by_successes_and_ties_and_shrinks_by_failures() -> None:
@@ -527,7 +533,7 @@ def test_tournaments_draw_with_replacement() -> None:
 NOISE = torch.linspace(-1, 1, 101)
 
 
-@pytest.mark.parametrize(("bits", "amount"), [(3, 1e-3), (4, 1e-3), (8, 1e-4)])
+@pytest.mark.parametrize(("bits", "amount"), [(3, 1e-3), (7, 1e-3), (8, 1e-4)])
 def test_the_published_perturbation(bits: int, amount: float) -> None:
     scale = torch.full((101,), 5e-5)
     moved = Absolute()(scale, NOISE, bits, 1.0)
@@ -552,3 +558,20 @@ def test_recipes_by_name() -> None:
     for changes in ({"passes": -1}, {"population": 0}, {"sample": 0}, {"cycles": 0}):
         with pytest.raises(InputError, match=next(iter(changes))):
             choose_recipe("published", **changes)
+
+
+def test_the_published_recipe_chooses_the_published_scheme_unless_another_is_given() -> None:
+    published = Search("published")
+    assert _quantization(Settings(), published, frozenset()).scheme == "published"
+    assert _quantization(Settings(), published, frozenset({"scheme"})).scheme == "linear"
+    assert _quantization(Settings(), Search(), frozenset()).scheme == "linear"
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_the_published_scheme_has_rules_of_its_own(bits: int) -> None:
+    found = Quantization("published", bits).resolved()
+    assert (found.weight_observer, found.activation_observer) == ("minmax", "omse")
+    assert found.moment_matching
+    assert found.integer_layer_norm
+    assert found.softmax == "uniform"
+    assert Quantization("published", softmax="log2").resolved().softmax == "log2"

@@ -245,6 +245,19 @@ def test_differing_codes_are_counted_where_they_arise(
     assert {counts[name][0] for name in activations - products} == {2}
 
 
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_published_network_runs_in_integers(kind: str) -> None:
+    network, point = build(kind, "published", moment_matching=True)
+    counts = differing_codes(network.graph, point, images(9))
+    # no code of these is a tie to within float32 rounding
+    assert {differing for differing, _ in counts.values()} == {0}
+    assert counts.keys() == {n for n, site in network.sites.items() if site.kind != "weight"}
+    with torch.no_grad():
+        logits = network.executed("integer")(point, images(9))
+        torch.testing.assert_close(logits, network(point, images(9)), **CLOSE)
+
+
 @pytest.mark.parametrize("scheme", ["linear", "full"])
 def test_lowering_leaves_no_linear_layer_and_no_float_product(scheme: str) -> None:
     network, _ = build("transformer", scheme)

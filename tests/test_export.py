@@ -496,3 +496,11 @@ def test_a_deit_agrees_on_imagenet(evolq_data: Path, tmp_path: Path) -> None:
     report = check_export(path, network, point, x, batches=())
     assert report.top1_agreement >= 0.995
     assert report.size < 0.15 * 4 * 5.72e6
+
+
+def test_layer_norms_in_integers_are_refused(tmp_path: Path) -> None:
+    network = quantize(randomized(TinyTransformer()), images(), plain("published"))
+    point = calibrate(network, images())
+    with pytest.raises(InputError, match="`integer_layer_norm` to false"):
+        export_onnx(network, point, tmp_path / "model.onnx", images())
+    assert not list(tmp_path.iterdir())

@@ -25,3 +25,11 @@ def test_integer_layer_norm_is_layer_norm_to_a_step(generator: torch.Generator) 
     # Half a step of rounding, and an integer factor of 8 bits that is cut off: up to 1/128.
     slack = output_scale / 2 + (exact - bias).abs().amax() * 2 / 128
     assert float((result - exact).abs().max()) < slack
+
+
+def test_a_gain_of_zero_leaves_the_offset_to_all_bits() -> None:
+    """With few bits 1.4999 would become 1.5 first, and then 2."""
+    value = torch.tensor([[1.0, 2.0, 4.0, 9.0]])
+    ones, gain = torch.ones(4), torch.tensor([1.0, 0.0, 1.0, 1.0])
+    bias = torch.tensor([0.0, 1.4999, 0.0, 0.0])
+    assert float(integer_layer_norm(value, ones, gain, bias, torch.tensor(1.0))[0, 1]) == 1.0

@@ -84,12 +84,22 @@ SITES = {
     ("transformer", "full"): [
         "embed.input", "embed.weight", "norm1.input", "qkv.input", "qkv.weight", "matmul.right",
         "matmul.left", "softmax.output", "matmul_1.right", "proj.input", "proj.weight",
-        "add.output", "norm2.input", "fc1.input", "fc1.weight", "act.output", "fc2.weight",
-        "add_1.output", "head.input", "head.weight",
+        "add.output", "fc1.input", "fc1.weight", "act.output", "fc2.weight", "add_1.output",
+        "head.input", "head.weight",
+    ],
+    ("transformer", "published"): [
+        "embed.input", "embed.weight", "embed.output", "qkv.input", "qkv.weight", "qkv.output",
+        "matmul.output", "softmax.output", "matmul_1.output", "proj.weight", "proj.output",
+        "add.output", "fc1.input", "fc1.weight", "act.output", "fc2.weight", "fc2.output",
+        "add_1.output", "head.input", "head.weight", "head.output",
     ],
     ("residual", "full"): [
         "conv1.input", "conv1.weight", "conv2.input", "conv2.weight", "add.output", "head.input",
         "head.weight",
+    ],
+    ("residual", "published"): [
+        "conv1.input", "conv1.weight", "conv1.output", "conv2.input", "conv2.weight",
+        "conv2.output", "add.output", "head.input", "head.weight", "head.output",
     ],
 }  # fmt: skip
 

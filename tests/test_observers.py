@@ -8,7 +8,14 @@ from torch import Tensor
 
 from evolq.errors import InputError
 from evolq.tensor import observers
-from evolq.tensor.observers import OBSERVERS, minmax, mse, omse, power_of_two_factor
+from evolq.tensor.observers import (
+    OBSERVERS,
+    minmax,
+    mse,
+    omse,
+    power_of_two_factor,
+    wide_power_of_two_factor,
+)
 from evolq.tensor.quantizers import (
     PerChannel,
     PerGroup,
@@ -283,3 +290,55 @@ def test_power_of_two_factors_are_the_best_of_each_channel(seed: int, bits: int)
 def test_power_of_two_factors_need_channels_and_a_zero_point(spec: QuantSpec) -> None:
     with pytest.raises(InputError, match="power-of-two"):
         power_of_two_factor([torch.ones(2, 3)], spec)
+
+
+def test_factors_reach_as_far_as_channels_lie_apart() -> None:
+    """A channel of one sign, 64 times as wide as two others, leaves them all but one bit."""
+    spec = QuantSpec(8, granularity=PerChannel(-1))
+    ramp = torch.linspace(-1, 1, 1001)
+    batch = torch.stack([ramp, 64 * (ramp - 1) / 2, ramp, torch.zeros(1001)], dim=1)
+    scale, zero_point, factors = wide_power_of_two_factor([batch], spec)
+    assert zero_point is not None
+    # of the two middle codes; a zero point further up would serve the wide channel alone
+    assert float(zero_point) in (127, 128)
+    assert factors.tolist() == [1, 64, 1, 1]
+    assert float(scale) == pytest.approx(1 / 127.5, rel=0.01)
+    published, at, eight = power_of_two_factor([batch], spec)
+    wide = fake_quantize(batch, scale * factors, zero_point.expand(4), 8, spec) - batch
+    narrow = fake_quantize(batch, published * eight, at.expand(4), 8, spec) - batch
+    assert 10 * wide[:, 0].square().mean() < narrow[:, 0].square().mean()
+
+
+@given(seeds, st.integers(2, 8), st.booleans())
+def test_wide_factors_are_powers_of_two_from_one_on(seed: int, bits: int, symmetric: bool) -> None:
+    spec = QuantSpec(bits, symmetric, symmetric, granularity=PerChannel(-1))
+    width = torch.exp2(torch.arange(8.0) * 2)
+    batches = [heavy_tailed(seed + n) * width for n in range(2)]
+    scale, zero_point, factors = wide_power_of_two_factor(batches, spec)
+    assert (zero_point is None) == symmetric
+    assert factors.min() == 1
+    assert torch.equal(factors.log2(), factors.log2().round())
+    assert factors.max() <= 2**observers.LARGEST_EXPONENT
+    assert float(scale) > 0
+
+
+def test_a_published_range_is_not_widened_to_zero() -> None:
+    """Values from 3 to 5 get all codes, and those above 2 clip: the code 255 is 2 above zero."""
+    batch = torch.linspace(3, 5, 101)
+    scale, zero_point = minmax([batch], QuantSpec(8, published=True))
+    assert float(scale) == pytest.approx(2 / 255)
+    assert float(zero_point) == 0
+    assert float(minmax([batch], QuantSpec(8))[0]) == pytest.approx(5 / 255)
+
+
+@given(seeds, st.integers(2, 8))
+@settings(deadline=None, max_examples=10)
+def test_omse_of_long_tensors_is_scored_on_the_values(seed: int, bits: int) -> None:
+    spec = QuantSpec(bits)
+    batch = heavy_tailed(seed, (observers.EXACT_VALUES + 1,))
+    scale, zero_point = omse([batch], spec)
+    errors = []
+    for factor in observers.SHRINK_FACTORS:
+        found = minmax([torch.stack(torch.aminmax(batch)) * factor], spec)
+        errors.append(squared_error(batch, *found, spec))
+    assert squared_error(batch, scale, zero_point, spec) <= min(errors) * (1 + 1e-6)

@@ -362,13 +362,14 @@ def test_a_file_of_format_1_still_loads() -> None:
     path = Path(__file__).parent / "golden" / "format_1.safetensors"
     header, _ = read(path)
     assert header.quantization == Quantization(
-        "full", 3, 6, moment_matching=True, integer_layer_norm=True
+        "linear", 3, 6, moment_matching=True, integer_layer_norm=False, softmax="log2"
     )
     model = randomized(TinyTransformer())
     network = quantize(model, images(), header.quantization)
     with torch.no_grad():
         logits = network(load_point(path, network, model), images())
-        assert torch.equal(load(path, TinyTransformer())(images()), logits)
+        # moments in the file are from before EPSILON was added to deviations
+        torch.testing.assert_close(load(path, TinyTransformer())(images()), logits)
 
 
 def test_what_cannot_be_saved_is_refused(linear: Case, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from evolq.network.graph import module_path
 from evolq.network.operators import VIEWS
 from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
+from evolq.tensor.integer_layer_norm import integer_layer_norm
 from evolq.tensor.quantizers import MAX_BITS, PerChannel, PerTensor
 
 if TYPE_CHECKING:
@@ -79,14 +80,20 @@ def export_onnx(
 
     Raises:
         InputError: if onnx is not installed, for an unknown target or one whose rules the network
-            breaks, an older opset, a Point that does not belong to the network, an operator without
-            a translation (named with its module), log2 weights, or a file that cannot be written.
+            breaks, an older opset, a Point that does not belong to the network, LayerNorms in
+            integers, an operator without a translation (named with its module), log2 weights, or a
+            file that cannot be written.
     """
     require("onnx", "onnx", "ONNX")
     if target not in TARGETS:
         raise InputError(f"unknown target {target!r}; choose from {', '.join(TARGETS)}")
     if opset < OLDEST_OPSET:
         raise InputError(f"opset {opset} has no Gelu; give {OLDEST_OPSET} or newer")
+    if any(node.target is integer_layer_norm for node in network.graph.nodes):
+        raise InputError(
+            "LayerNorms that are computed in integers cannot be written as ONNX; set "
+            "`integer_layer_norm` to false, or leave out `onnx`"
+        )
     network.check(point)
     form = replace(TARGETS[target], without_vnni=without_vnni)
     if form.symmetric:

@@ -135,6 +135,7 @@ def _quantization_1(
         scheme=scheme,
         moment_matching=moment_matching,
         integer_layer_norm=integers_in_layer_norm,
+        softmax="log2",
         **found,
     )
 

@@ -16,7 +16,10 @@ from evolq.points import Point
 def quantizer_nodes(network: QuantizedNetwork) -> dict[str, fx.Node]:
     """Return the node of each quantizer."""
     entries = network.graph.entries
-    return {name: next(iter(entries[f"{name}.scale"].users)) for name in network.sites}
+    return {
+        name: next(node for node in entries[f"{name}.scale"].users if node.op == "call_module")
+        for name in network.sites
+    }
 
 
 def weight_nodes(network: QuantizedNetwork) -> dict[str, fx.Node]:

@@ -7,6 +7,7 @@ cut by what stands here. A new operator is one entry.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,7 +21,9 @@ from evolq.errors import InputError
 
 aten = torch.ops.aten
 
-Kind = Literal["weight", "product", "softmax", "layer_norm", "activation", "residual"]
+Kind = Literal[
+    "weight", "product", "output", "softmax", "layer_norm", "activation", "residual", "operand"
+]
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,13 @@ def is_matrix_product(node: fx.Node) -> bool:
 
 def layer_operator(node: fx.Node) -> Operator | None:
     """Return the operator of a node that has a weight (linear, convolution), None for others."""
-    operator = OPERATORS.get(node.target)
-    return None if operator is None or operator.weight is None else operator
+    rule = OPERATORS.get(node.target)
+    return None if rule is None or rule.weight is None else rule
 
 
 def labeled(label: str) -> list[Any]:
     """Return the ATen operators with a label of the table."""
-    return [target for target, operator in OPERATORS.items() if operator.label == label]
+    return [target for target, rule in OPERATORS.items() if rule.label == label]
 
 
 # Operators that only rearrange values: a quantizer commutes with them. `export` leaves no view that
@@ -293,6 +296,18 @@ HARMLESS = frozenset(
         aten.type_as.default,
         aten.grid_sampler.default,
         aten.grid_sampler_2d.default,
+    }
+)
+
+# Operators that take some of the values that they read: what is quantized stays so.
+SELECTIONS = frozenset(
+    {
+        operator.getitem,
+        aten.unbind.int,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.slice.Tensor,
+        aten.select.int,
     }
 )
 

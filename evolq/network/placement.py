@@ -10,7 +10,15 @@ from torch import fx
 
 from evolq.errors import InputError
 from evolq.network.graph import Graph, dependents, follow, identifier, module_path, source
-from evolq.network.operators import OPERATORS, VIEWS, Kind, Operator, aten, why_refused
+from evolq.network.operators import (
+    OPERATORS,
+    SELECTIONS,
+    VIEWS,
+    Kind,
+    Operator,
+    aten,
+    why_refused,
+)
 from evolq.quantization import Quantization
 from evolq.tensor.integer_layer_norm import integer_layer_norm
 from evolq.tensor.moments import MomentMatchedQuantizer
@@ -23,11 +31,15 @@ from evolq.tensor.quantizers import (
     QuantSpec,
 )
 
+_FULL: frozenset[Kind] = frozenset(
+    {"weight", "product", "softmax", "layer_norm", "activation", "residual"}
+)
 SCHEMES: dict[str, frozenset[Kind]] = {
     "none": frozenset(),
     "weights": frozenset({"weight"}),
     "linear": frozenset({"weight", "product"}),
-    "full": frozenset({"weight", "product", "softmax", "layer_norm", "activation", "residual"}),
+    "full": _FULL,
+    "published": _FULL | {"output", "operand"},
 }
 
 # FQ-ViT (Lin et al. 2022, section 3.3) quantizes attention maps to 4 bits, whatever the other
@@ -40,19 +52,22 @@ class Site:
     """A quantizer in a network.
 
     Attributes:
-        kind: what is quantized; `layer_norm` sites have a power-of-two factor per channel (PTF).
+        kind: what is quantized.
         spec: the quantizer's constants.
         value: name of the graph's node whose value is quantized.
+        channels: axis of the channels, counted from the last (-1), that have a power-of-two factor
+            each (PTF: what a LayerNorm reads); None without factors.
     """
 
     kind: Kind
     spec: QuantSpec
     value: str
+    channels: int | None = None
 
     def roles(self) -> tuple[str, ...]:
         """The entries of a Point that belong to this quantizer, by role."""
         zero_point = ("zero_point",) if self.spec.has_zero_point else ()
-        factor = ("factor",) if self.kind == "layer_norm" else ()
+        factor = ("factor",) if self.channels is not None else ()
         return ("scale", *zero_point, "bits", *factor)
 
 
@@ -69,20 +84,27 @@ def weight_spec(quantization: Quantization) -> QuantSpec:
         signed=symmetric,
         symmetric=symmetric,
         granularity=granularities[quantization.weight_granularity],
+        published=quantization.scheme == "published",
     )
 
 
 def activation_spec(quantization: Quantization) -> QuantSpec:
     """Return the constants of the quantizers of activations, but for log2 softmax outputs."""
     symmetric = quantization.activation_symmetric
-    return QuantSpec(quantization.activation_bits, signed=symmetric, symmetric=symmetric)
+    return QuantSpec(
+        quantization.activation_bits,
+        signed=symmetric,
+        symmetric=symmetric,
+        published=quantization.scheme == "published",
+    )
 
 
 def place(graph: Graph, quantization: Quantization) -> dict[str, Site]:
     """Put the quantizers of a scheme into `graph` and return them by name, in graph order.
 
-    A value gets one quantizer, at the node that makes it, and a second only where consumers differ:
-    the inputs of a LayerNorm have their own (PTF), on the edge.
+    A value gets one quantizer, at the node that makes it, and a second only where consumers differ.
+    A sum that a LayerNorm reads is quantized with a factor per channel for all who read it, but for
+    products, which need one scale; what else a LayerNorm reads is so on the edge to it alone.
 
     Raises:
         InputError: for an unknown scheme, or an operator that cannot be quantized.
@@ -115,6 +137,8 @@ class _Placement:
         self.sites: dict[str, Site] = {}
         self.quantized: dict[tuple[fx.Node, Kind], fx.Node] = {}
         self.results: set[fx.Node] = set()
+        self.sums: list[tuple[fx.Node, Operator]] = []  # residual ones
+        self.factored: dict[fx.Node, fx.Node] = {}  # results with factors, to what is quantized
         self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
     def run(self) -> None:
@@ -134,13 +158,16 @@ class _Placement:
             rule = OPERATORS.get(node.target)
             if rule is None:
                 continue
-            if not rule.inputs:
+            if not rule.inputs or rule.is_product:
                 self.output(node, rule)
             edges += [(node, rule, index, label) for index, label in rule.inputs.items()]
             if rule.weight is not None:
                 edges.append((node, rule, rule.weight, "weight"))
         for node, rule, index, label in edges:
             self.input(node, rule, index, label)
+        for node, rule in self.sums if "operand" in self.kinds else ():
+            for index, label in enumerate(("left", "right")):
+                self.operand(node, rule, index, label)
 
     def finish(self) -> dict[str, Site]:
         self.graph.finish()
@@ -157,15 +184,20 @@ class _Placement:
         graph = self.graph.module.graph
         node: Any  # fx types arguments as anything
         for node in self.graph.nodes:
-            following: Any = self.quantized.get((node, "product"))
-            if node.target is not aten.layer_norm.default or following is None:
+            if node.target is not aten.layer_norm.default:
                 continue
+            following: Any = self.following(node)
             value, axes, *rest = node.args
             affine = [argument for argument in rest[:2] if argument is not None]
-            if value not in self.results or len(axes) != 1 or len(affine) < 2:
+            quantized: Any = source(value)
+            if following is None or len(axes) != 1 or len(affine) < 2:
                 continue
-            quantizer, factor = value.args  # the value is the quantizer's result times its factors
+            if quantized not in self.factored:
+                continue
+            # the value is the quantizer's result times its factors
+            quantizer, factor = quantized.args
             with graph.inserting_before(node):
+                factor = graph.call_function(aten.reshape.default, (factor, [-1]))
                 scale = graph.call_function(aten.mul.Tensor, (quantizer.args[1], factor))
                 result = graph.call_function(
                     integer_layer_norm, (value, scale, *affine, following.args[1])
@@ -173,19 +205,47 @@ class _Placement:
             result.meta = node.meta
             node.replace_all_uses_with(result)
 
+    def following(self, node: fx.Node) -> fx.Node | None:
+        """Return the quantizer of all that is read of what `node` makes, None if there is none."""
+        made = self.quantized.get((node, "product"))
+        if made is not None or len(node.users) != 1:
+            return made
+        (user,) = node.users
+        return self.following(user) if user.target in VIEWS | SELECTIONS else None
+
     def output(self, node: fx.Node, rule: Operator) -> None:
-        """Quantize the value that `node` makes, for all its consumers but LayerNorm."""
-        if rule.kind not in self.kinds or node not in self.on_images:
+        """Quantize the value that `node` makes."""
+        kind: Kind = "output" if rule.is_product else rule.kind
+        if kind not in self.kinds or node not in self.on_images:
             return
-        if rule.kind == "residual" and not all(
-            isinstance(a, fx.Node) and a in self.on_images for a in node.args[:2]
-        ):
-            return  # adding a constant, such as an attention mask or a position embedding
+        channels = None
+        if kind == "residual":
+            channels = channel_axis(node)
+            if channels is None and not all(
+                isinstance(a, fx.Node) and a in self.on_images for a in node.args[:2]
+            ):
+                return  # adding a constant, such as an attention mask
+            self.sums.append((node, rule))
+        readers = [OPERATORS.get(user.target) for user in node.users]
+        if kind == "output" and all(r is not None and r.kind == "activation" for r in readers):
+            return
         spec = self.activation_spec
-        if rule.kind == "softmax" and self.log2_softmax:
+        if kind == "softmax" and self.log2_softmax:
             spec = QuantSpec(bits=SOFTMAX_BITS, kind="log2")
         name = self.names.of(node, rule.label, "output")
-        self.insert(node, rule.kind, spec, name)
+        self.insert(node, kind, spec, name, channels)
+
+    def operand(self, node: fx.Node, rule: Operator, index: int, label: str) -> None:
+        """Quantize a term of a residual sum, an embedding too, unless it is quantized already."""
+        value = node.args[index]
+        if not isinstance(value, fx.Node) or selected_from(value) in self.results:
+            return
+        made = self.quantized.get((value, "product"))  # of a product that reads it, too
+        if made is None:
+            name = self.names.of(node, rule.label, label)
+            self.insert(value, "operand", self.activation_spec, name)
+            made = self.quantized[value, "operand"]
+        node.update_arg(index, made)
 
     def input(self, node: fx.Node, rule: Operator, index: int, label: str) -> None:
         """Quantize argument `index` of `node`."""
@@ -193,8 +253,12 @@ class _Placement:
         if not isinstance(value, fx.Node):
             return
         origin = source(value)
-        if origin in self.results:
+        if origin in self.results and (rule.kind == "layer_norm" or origin not in self.factored):
             return  # a quantized output
+        if "output" in self.kinds:
+            selected = selected_from(value)
+            if selected in self.results and selected not in self.factored:
+                return
         kind = rule.kind
         if origin not in self.on_images:
             if kind == "layer_norm":
@@ -208,7 +272,7 @@ class _Placement:
         if kind == "layer_norm":
             if (value, kind) not in self.quantized:
                 name = self.names.of(node, rule.label, label)
-                self.insert(value, kind, self.activation_spec, name)
+                self.insert(value, kind, self.activation_spec, name, channels=-1)
             node.update_arg(index, self.quantized[value, kind])
             return
         if not any((origin, made) in self.quantized for made in self.product_kinds(kind)):
@@ -238,9 +302,11 @@ class _Placement:
         """Return `value`, a view of `origin`, as the same view of `quantized`."""
         return follow(value, origin, quantized, self.copies, self.on_images)
 
-    def insert(self, value: fx.Node, kind: Kind, spec: QuantSpec, name: str) -> None:
+    def insert(
+        self, value: fx.Node, kind: Kind, spec: QuantSpec, name: str, channels: int | None = None
+    ) -> None:
         """Add a quantizer behind `value`; outputs are rewired, inputs are left to the caller."""
-        site = Site(kind, spec, value.name)
+        site = Site(kind, spec, self.factored.get(value, value).name, channels)
         graph = self.graph.module.graph
         entries = {role: self.graph.add_entry(f"{name}.{role}") for role in site.roles()}
         target = _module_name(name)
@@ -251,14 +317,18 @@ class _Placement:
         first_user = next(node for node in graph.nodes if node in value.users)
         with graph.inserting_before(first_user):
             operand = value
-            if kind == "layer_norm":
+            if channels is not None:
                 operand = graph.call_function(aten.div.Tensor, (value, entries["factor"]))
             result = graph.call_module(
                 target, (operand, entries["scale"], entries.get("zero_point"), entries["bits"])
             )
-            if kind == "layer_norm":
+            if channels is not None:
                 result = graph.call_function(aten.mul.Tensor, (result, entries["factor"]))
-        if kind in ("softmax", "activation", "residual"):
+                self.factored[result] = value
+        if kind == "output" or (kind == "residual" and channels is not None):
+            for user in users:
+                user.replace_input_with(value, result)
+        elif kind in ("softmax", "activation", "residual"):
             self.rewire(value, result, users)
         if "val" in value.meta:
             result.meta["val"] = value.meta["val"]  # its shape
@@ -284,6 +354,57 @@ class _Placement:
         if node.target in VIEWS:
             return any(self.reads_for_layer_norm(user) for user in node.users)
         return node.target is aten.layer_norm.default and "layer_norm" in self.kinds
+
+
+def selected_from(node: fx.Node) -> fx.Node:
+    """Return the node whose values `node` rearranges, selects or multiplies by a number."""
+    value: Any = node
+    while value.target in VIEWS | SELECTIONS or (
+        value.target is aten.mul.Tensor and not isinstance(value.args[1], fx.Node)
+    ):
+        value = value.args[0]
+    found: fx.Node = value
+    return found
+
+
+def channel_axis(node: fx.Node) -> int | None:
+    """Return the axis that LayerNorms over one axis read as it, counted from the last (-1).
+
+    None if no LayerNorm reads `node` or a view of it, if they disagree, or if a view mixes axes.
+    """
+    axes = _channel_axes(node)
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _channel_axes(node: fx.Node) -> set[int | None]:
+    found: set[int | None] = set()
+    for user in node.users:
+        if user.target is aten.layer_norm.default:
+            found.add(-1 if len(user.args[1]) == 1 else None)  # type: ignore[arg-type]
+        elif user.target in VIEWS:
+            found |= {None if a is None else _axis_before(user, a) for a in _channel_axes(user)}
+    return found
+
+
+def _axis_before(view: fx.Node, axis: int) -> int | None:
+    """Return the axis that a view makes its `axis` of, both counted from the last (-1)."""
+    arguments: Any = view.args
+    before, after = arguments[0].meta["val"].shape, view.meta["val"].shape
+    rank = len(after)
+    if view.target is aten.permute.default:
+        return int(arguments[1][axis]) % rank - rank
+    if view.target is aten.transpose.int:
+        swapped = [dim % rank - rank for dim in arguments[1:3]]
+        return swapped[1 - swapped.index(axis)] if axis in swapped else axis
+    if view.target in (aten.clone.default, aten.contiguous.default, aten.dropout.default):
+        return axis
+    if view.target in (aten.roll.default, aten.flip.default):
+        moved = [dim % rank - rank for dim in arguments[-1]]
+        turned = len(arguments) == (3 if view.target is aten.roll.default else 2)
+        return axis if turned and axis not in moved else None
+    # otherwise rows of the last axis stay together if they stay as long
+    same = isinstance(after[-1], int) and before[-1] == after[-1]
+    return -1 if axis == -1 and same else None
 
 
 class _Names:

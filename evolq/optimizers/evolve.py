@@ -156,7 +156,7 @@ def evolve_block(
         # A tie is a success: the step was too small to change anything.
         success = child.loss <= parent.loss and math.isfinite(child.loss)
         step = min(step * recipe.adaptation ** (1 if success else -1 / 4), LARGEST_STEP)
-        population = survivors([*population, child])
+        population = survivors([*population, child], recipe.newest_leaves)
     return population, step
 
 
@@ -173,9 +173,12 @@ def fittest(population: Sequence[Candidate]) -> Candidate:
     return min(population, key=lambda candidate: candidate.loss)
 
 
-def survivors(population: Sequence[Candidate]) -> list[Candidate]:
-    """Return all but the worst, and of several worst all but the first (the oldest)."""
-    worst = max(range(len(population)), key=lambda index: population[index].loss)
+def survivors(population: Sequence[Candidate], newest_leaves: bool) -> list[Candidate]:
+    """Return all but the worst; of several worst, all but the newest (the last) or the oldest."""
+    places = range(len(population))
+    worst = max(
+        reversed(places) if newest_leaves else places, key=lambda index: population[index].loss
+    )
     return [*population[:worst], *population[worst + 1 :]]
 
 

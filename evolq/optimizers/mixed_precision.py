@@ -105,7 +105,7 @@ def _search(
             parent = tournament(population, recipe, generator)
             bits = move_bits(bits_in(parent.entries), sizes, average, generator)
             child = candidate(entries_at(bits, table))
-            population = survivors([*population, child])
+            population = survivors([*population, child], recipe.newest_leaves)
 
 
 def move_bits(

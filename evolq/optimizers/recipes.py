@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from evolq.errors import InputError
+from evolq.quantization import MAX_BITS
 
 Perturbation = Callable[[Tensor, Tensor, float, float], Tensor]
 """(scale, noise in [-1, 1] of its shape, bits, step factor) to the perturbed scale."""
@@ -24,8 +25,8 @@ class Absolute:
     """The published perturbation: a uniform amount whatever the scale is, absolute value taken.
 
     Attributes:
-        coarse: largest amount up to 4 bits, in units of the scale.
-        fine: likewise, above 4 bits.
+        coarse: largest amount up to 7 bits, in units of the scale.
+        fine: likewise, at 8 bits.
     """
 
     coarse: float = 1e-3
@@ -33,7 +34,7 @@ class Absolute:
 
     def __call__(self, scale: Tensor, noise: Tensor, bits: float, step: float) -> Tensor:
         """Return |scale + noise|, the noise in proportion to the amount."""
-        amount = self.coarse if bits <= 4 else self.fine
+        amount = self.coarse if bits < MAX_BITS else self.fine
         return (scale + step * amount * noise).abs()
 
 
@@ -68,6 +69,8 @@ class Recipe:
             probability distributions in continuous evolutionary algorithms", section 3.1).
         reevaluate: whether a visit begins with an evaluation of where it starts, though its
             fitness is known.
+        newest_leaves: which of several worst candidates leaves: the newest, else the oldest, so
+            that a population of one goes on from a child as good as its parent.
         attention_only: search attention blocks only; a network without any gives all its blocks.
         weights_only: move no activation's scales.
     """
@@ -79,6 +82,7 @@ class Recipe:
     perturbation: Perturbation = Absolute()
     adaptation: float = 1.0
     reevaluate: bool = True
+    newest_leaves: bool = True
     attention_only: bool = True
     weights_only: bool = True
 
@@ -105,6 +109,7 @@ RECIPES: dict[str, Recipe] = {
         perturbation=Relative(),
         adaptation=1.5,
         reevaluate=False,
+        newest_leaves=False,
         attention_only=False,
         weights_only=False,
     ),

@@ -12,8 +12,11 @@ from evolq.errors import InputError
 from evolq.network.placement import Site
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
 from evolq.starts.rounding import COSTS, ROUNDINGS, OnRounded
-from evolq.tensor.observers import OBSERVERS, power_of_two_factor
+from evolq.tensor.observers import OBSERVERS, power_of_two_factor, wide_power_of_two_factor
 from evolq.tensor.quantizers import PerChannel
+
+# Images of which the published Evol-Q code scores what it observes: the last batch.
+PUBLISHED_BATCH = 100
 
 # Observed values kept in memory at a time. Networks that make more are observed in several passes.
 MEMORY_BYTES = 2 * 2**30
@@ -36,7 +39,8 @@ def calibrate(
     Args:
         network: from `quantize`.
         images: (n, channels, height, width) calibration images.
-        batch_size: images per pass, and per batch of `ema` and `percentile`.
+        batch_size: images per pass, and per batch of `ema`, `percentile` and `omse`; in scheme
+            published there are 100 of them.
         seed: of what rounding draws.
         on_rounded: called with the number of layers or blocks that are rounded, and that of all.
 
@@ -53,6 +57,8 @@ def calibrate(
     rounding = network.quantization.rounding
     if rounding not in ROUNDINGS:
         raise InputError(f"unknown `rounding` {rounding!r}; choose from {', '.join(ROUNDINGS)}")
+    if network.quantization.scheme == "published":
+        batch_size = PUBLISHED_BATCH
     point = dict(network.weights)
     for group in _groups(network, images):
         for name, values in _observed(network, images, batch_size, group).items():
@@ -93,9 +99,11 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
     spec = site.spec
     found: dict[str, Tensor] = {}
     zero_point: Tensor | None
-    if site.kind == "layer_norm":
-        per_channel = replace(spec, granularity=PerChannel(-1))
-        scale, zero_point, found["factor"] = power_of_two_factor(values, per_channel)
+    if site.channels is not None:
+        per_channel = replace(spec, granularity=PerChannel(site.channels))
+        observe = power_of_two_factor if spec.published else wide_power_of_two_factor
+        scale, zero_point, factor = observe(values, per_channel)
+        found["factor"] = factor.reshape(-1, *[1] * (-1 - site.channels))
     else:
         scale, zero_point = OBSERVERS[observer](values, spec)
     found["scale"] = scale

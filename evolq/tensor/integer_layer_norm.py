@@ -45,6 +45,7 @@ def integer_layer_norm(
 
     factor = smallest / deviation * weight / output_scale
     shift = (MULTIPLIER_BITS - torch.frexp(factor).exponent).clamp(0, MAX_SHIFT)
+    shift = torch.where(factor == 0, MAX_SHIFT, shift)  # as the logarithm of zero has it
     multiplier = (factor.abs() * torch.exp2(shift)).floor().clamp(max=2**MULTIPLIER_BITS - 1)
     offset = ((bias - mean / deviation * weight) / output_scale * torch.exp2(shift)).round()
     output = (factor.sign() * multiplier * steps + offset) * torch.exp2(-shift)

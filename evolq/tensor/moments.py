@@ -7,6 +7,9 @@ from torch import Tensor
 
 from evolq.tensor.quantizers import Quantizer, QuantSpec
 
+# Added to a deviation that is divided by (published Evol-Q code).
+EPSILON = 1e-8
+
 
 def moment_match(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tensor:
     """Shift and scale each row of a dequantized weight to the mean and deviation of the original.
@@ -46,9 +49,10 @@ def moments(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tensor:
     Arguments as there; the result has the shape (3, rows).
     """
     original_rows, rows = spec.granularity.rows(original), spec.granularity.rows(dequantized)
-    deviation, mean = torch.std_mean(original_rows, dim=1, correction=0)
-    own_deviation, own_mean = torch.std_mean(rows, dim=1, correction=0)
-    ratio = torch.where(own_deviation > 0, deviation / own_deviation, 0.0)
+    correction = min(1, rows.shape[1] - 1)  # a row of one value has deviation zero
+    deviation, mean = torch.std_mean(original_rows, dim=1, correction=correction)
+    own_deviation, own_mean = torch.std_mean(rows, dim=1, correction=correction)
+    ratio = torch.where(own_deviation > 0, deviation / (own_deviation + EPSILON), 0.0)
     return torch.stack([own_mean, ratio, mean])
 
 

@@ -4,7 +4,7 @@ An observer is a function of a sequence of batches and a `QuantSpec`; a weight i
 tensor. `OBSERVERS` lists them. All share these rules:
 
 - The range always includes zero, which then has a code of its own: without it a tensor of one sign
-  would be clipped to a part of its range.
+  would be clipped to a part of its range. (`QuantSpec.published` leaves it as it is, and clips.)
 - A range of zero (a constant tensor of zeros) gets the scale `ZERO_RANGE_SCALE`.
 - A symmetric range reaches as far below zero as above it. The full range of codes is used: the
   scale is the largest magnitude over half of (highest - lowest code), as in the published FQ-ViT
@@ -42,11 +42,18 @@ SHRINK_FACTORS = tuple(1.0 - 0.01 * step for step in range(90))
 # FQ-ViT, Power-of-Two Factor, with K = 3: powers of two from 2^0 to 2^K.
 POWER_OF_TWO_FACTORS = (1, 2, 4, 8)
 
+# Of factors whose range is searched: aligned to the finest channel, 8-bit codes fit in 16 bits.
+LARGEST_EXPONENT = 8
+
 # Squared errors are scored on the values themselves up to this many per parameter, and on a
 # histogram beyond: 64 bins for each step of an 8-bit quantizer, 7 at the smallest shrink factor, so
 # that the bins' width adds at most 1/7^2 of the rounding error, about the same for each factor.
 EXACT_VALUES = 2**16
 HISTOGRAM_BINS = 2**14
+
+# How much better than the best one's a factor's error may be than its histogram says: twice what
+# the bins' width adds, 1/7^2 at most.
+HISTOGRAM_DOUBT = 2 / 7**2
 
 # Values scored at once: two float32 buffers of this length stay in a second-level cache (1 MiB).
 CHUNK_VALUES = 2**17
@@ -68,7 +75,8 @@ def _rows(batches: Sequence[Tensor], spec: QuantSpec) -> list[Tensor]:
 def _parameters(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Return scale and zero point (zeros if the spec has none) of ranges, shapes (parameters,)."""
     lower, upper = codes_range(spec.bits, spec)
-    low, high = low.clamp(max=0), high.clamp(min=0)
+    if not spec.published:
+        low, high = low.clamp(max=0), high.clamp(min=0)
     if spec.kind == "log2":
         scale = torch.exp2(torch.ceil(torch.log2(high)))
     elif not spec.symmetric:
@@ -215,6 +223,17 @@ def _best(
         the first offset.
     """
     values, counts = _samples(rows, low, high)
+    if together and counts is not None:
+        # a histogram says which factors are worth scoring on the values themselves
+        about = torch.stack(
+            [
+                _squared_errors(values, counts, *_parameters(low * f, high * f, spec), spec).sum()
+                for f in factors
+            ]
+        )
+        near = about <= (1 + HISTOGRAM_DOUBT) * about.min()
+        factors = [f for f, is_near in zip(factors, near.tolist(), strict=True) if is_near]
+        values, counts = torch.cat(list(rows), dim=1), None
     least, greatest = torch.aminmax(values, dim=1)
     lower, upper = codes_range(spec.bits, spec)
     best_error = torch.full((1 if together else len(low),), torch.inf, device=low.device)
@@ -247,8 +266,8 @@ def omse(batches: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | N
 
     As published (FQ-ViT's code after Choukroun et al. 2019, "Low-bit Quantization of Neural
     Networks for Efficient Inference"): 90 factors 1.00, 0.99, ..., 0.11, the error summed over the
-    whole tensor. The range is that of all batches, but only the last one is scored. Long tensors
-    are scored on a histogram, as for `mse`. A log2 quantizer has nothing to shrink.
+    whole tensor. The range is that of all batches, but only the last one is scored. Of long tensors
+    a histogram says which factors are worth scoring. A log2 quantizer has nothing to shrink.
     """
     rows = _rows(batches, spec)
     low, high = _extremes(rows)
@@ -319,6 +338,58 @@ def power_of_two_factor(
     )
     factors = torch.tensor(POWER_OF_TWO_FACTORS, dtype=scale.dtype, device=scale.device)
     return scale, zero_point, factors[errors.argmin(0)]
+
+
+def wide_power_of_two_factor(
+    batches: Sequence[Tensor], spec: QuantSpec
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Do what `power_of_two_factor` does for channels that lie far apart.
+
+    The residual stream of some transformers has channels a hundred times as wide as the others,
+    and of one sign: with three bits of range and the zero point of the widest, all others have a
+    few codes. Here the zero point is the one at which the channels' ranges need the finest steps,
+    in the geometric mean of all channels; exponents reach from the widest channel's step down to
+    that of the narrowest, at most `LARGEST_EXPONENT`; all batches are scored.
+
+    Returns:
+        Scale (), zero point () or None, and factors (channels,), powers of two, the least one 1.
+    """
+    rows = _rows(batches, spec)
+    low, high = _extremes(rows)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    lower, upper = codes_range(spec.bits, spec)
+    codes = torch.arange(lower, upper + 1, device=low.device)  # type: ignore[arg-type]
+    zeros = codes[:, None] if spec.has_zero_point else torch.zeros(1, 1, device=low.device)
+    # the step at which each channel's range fits, (zero points, channels)
+    above = torch.where(high > 0, high / (upper - zeros), 0.0)
+    below = torch.where(low < 0, -low / (zeros - lower), 0.0)
+    steps = torch.maximum(above, below)
+    varying = steps.amax(0) > 0
+    if not bool(varying.any()):
+        scale, zero_point = _parameters(low.amin(), high.amax(), spec)
+        return scale, zero_point if spec.has_zero_point else None, torch.ones_like(low)
+    best = int(steps[:, varying].log2().sum(1).argmin())
+    zero_point, steps = zeros[best, 0], steps[best, varying]
+    exponent = float((steps.amax() / steps.amin()).log2().ceil().clamp(max=LARGEST_EXPONENT))
+    factors = torch.exp2(torch.arange(exponent + 1, device=low.device))
+    scale = steps.amax() / factors[-1]
+    errors = torch.stack(
+        [
+            torch.stack(
+                [
+                    _squared_errors(
+                        row, None, (scale * f).expand(len(row)), zero_point.expand(len(row)), spec
+                    )
+                    for row in rows
+                ]
+            ).sum(0)
+            for f in factors
+        ]
+    )
+    chosen = factors[errors.argmin(0)]
+    least = chosen[varying].amin()
+    chosen = torch.where(varying, chosen / least, 1.0)
+    return scale * least, zero_point if spec.has_zero_point else None, chosen
 
 
 OBSERVERS: dict[str, Observer] = {

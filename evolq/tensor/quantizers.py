@@ -151,6 +151,8 @@ class QuantSpec:
         symmetric: the zero point is 0 and not an entry of a Point (its tensor is None).
         kind: "uniform" or "log2"; log2 is unsigned and has no zero point.
         granularity: which values share one scale.
+        published: the scale starts as in the published FQ-ViT code: ranges are not widened to
+            contain zero, and power-of-two factors are those of the raw range, up to 2^3.
 
     A symmetric signed quantizer uses the full range of codes, -2^(bits-1) included (Esser et al.
     2020, "Learned Step Size Quantization", section 2), and not the restricted one that leaves out
@@ -165,6 +167,7 @@ class QuantSpec:
     symmetric: bool = False
     kind: Literal["uniform", "log2"] = "uniform"
     granularity: Granularity = PerTensor()
+    published: bool = False
 
     def __post_init__(self) -> None:
         """Check the constants."""
