@@ -358,7 +358,7 @@ def wide_power_of_two_factor(
     low, high = _extremes(rows)
     low, high = low.clamp(max=0), high.clamp(min=0)
     lower, upper = codes_range(spec.bits, spec)
-    codes = torch.arange(lower, upper + 1, device=low.device)  # type: ignore[arg-type]
+    codes = torch.arange(int(lower), int(upper) + 1).to(low)
     zeros = codes[:, None] if spec.has_zero_point else torch.zeros(1, 1, device=low.device)
     # the step at which each channel's range fits, (zero points, channels)
     above = torch.where(high > 0, high / (upper - zeros), 0.0)
