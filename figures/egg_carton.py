@@ -51,7 +51,7 @@ def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
                 left + 0.21,
                 0.955,
                 f"{NETWORKS[model]} ({model})\n{bits}-bit weights, 8-bit activations, "
-                f"{found.start_test_accuracy.value:.1%} at the start",
+                f"{found.start_test_accuracy.estimate:.1%} at the start",
                 ha="center",
                 va="center",
             )

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from landscape.probes.slices import Line, Plane
     from landscape.scans import BitScan, LayerScan, PlaneScan, RayScan
     from landscape.statistics.minima import Minima, Minimum, find_minima, significant_minima
+    from landscape.statistics.null_counts import null_counts
+    from landscape.statistics.numerical_noise import noise_floor
     from landscape.statistics.roughness import (
         Reliability,
         paired_noise,
@@ -52,6 +54,8 @@ _MODULES = {
         "orthogonal_to",
     ),
     "statistics.minima": ("Minima", "Minimum", "find_minima", "significant_minima"),
+    "statistics.null_counts": ("null_counts",),
+    "statistics.numerical_noise": ("noise_floor",),
     "statistics.roughness": (
         "Reliability",
         "paired_noise",
@@ -92,7 +96,9 @@ __all__ = [
     "find_minima",
     "load",
     "measure_path",
+    "noise_floor",
     "normalize",
+    "null_counts",
     "orthogonal_pair",
     "orthogonal_to",
     "paired_noise",

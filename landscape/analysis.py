@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -13,19 +13,40 @@ from xarray import DataArray, Dataset
 
 from evolq.errors import InputError
 from landscape.probes.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
-from landscape.statistics.minima import Minima, significant_minima
+from landscape.statistics.intervals import IMAGES, Interval, mean_interval, proportion_interval
+from landscape.statistics.minima import Minima, find_minima, significant_minima
+from landscape.statistics.null_counts import NullCount, null_counts
+from landscape.statistics.numerical_noise import NoiseFloor, noise_floor
+from landscape.statistics.persistence import count_curve
+from landscape.statistics.resampling import FEWEST_IMAGES
 from landscape.statistics.roughness import (
     Reliability,
     paired_noise,
     paired_standard_error,
     split_half_reliability,
+    step_variance,
     total_variation,
 )
+from landscape.statistics.ruggedness import STATISTICS, estimate
+from landscape.statistics.ruggedness import Estimate as Ruggedness
+from landscape.statistics.simultaneous import simultaneous_bands
+from landscape.statistics.surface import Surface
 
 # A difference of two test losses on the same images within 2 paired standard errors is not told
-# apart from nothing; beyond 4 it is clear even as one of hundreds of points.
-BAND_EDGES = (-4.0, -2.0, 2.0, 4.0)
+# apart from nothing. Beyond 2 it is, if one looks at that point alone; of many points some are
+# beyond by noise. Clear is what is beyond the critical value of all points together.
+ALONE = 2.0
 NOT_TOLD_APART, PERHAPS_HIGHER, CLEARLY_HIGHER = 2, 3, 4  # bands between and beyond the edges
+
+# Of landscape.statistics.ruggedness, those in the table. Resamples of the images: the 2.5 %
+# quantile is the fifth smallest.
+RUGGEDNESS = ("correlation_length", "nugget", "max_information")
+RESAMPLES = 199
+
+# Thresholds at which minima are counted, up to 1.2 times the deepest that has one; and
+# surfaces of noise for their band, fewer on grids of more than 20,000 points.
+THRESHOLDS = 25
+CURVE_MOST, CURVE_LEAST, CURVE_POINTS = 199, 19, 4_000_000
 
 # The variables of `Analysis.changes`; the last four of rays alone.
 CHANGES = (
@@ -56,6 +77,38 @@ class Lowest:
     change: Estimate
 
 
+@dataclass(frozen=True)
+class Critical:
+    """Paired standard errors within which noise stays at all points at once, in 95 % of scans.
+
+    Attributes:
+        both: upwards and downwards; infinite below 10 images, which cannot tell. 2 or more.
+        lower: downwards alone.
+    """
+
+    both: float
+    lower: float
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """The number of local minima above each threshold, see `persistence.count_curve`.
+
+    Attributes:
+        threshold: persistences, in units of the test loss.
+        count: of the measured surface.
+        low: the true surface has at least so many, at all thresholds at once, in 95 % of scans.
+        high: and at most so many; infinite where noise hides them.
+        noise: mean of noise alone, on a flat surface.
+    """
+
+    threshold: NDArray[np.float64]
+    count: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    noise: NDArray[np.float64]
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """What a scan found.
@@ -65,12 +118,25 @@ class Analysis:
         not_finite: number of points with a loss that is not finite.
         not_computed: number of points that were not measured.
         start_loss: calibration loss at the start.
-        start_test_loss: test loss at the start.
-        start_test_accuracy: share of test images that are correct at the start.
+        start_test_loss: test loss at the start, with its 95 % interval by Student's t (NaN for one
+            image).
+        start_test_accuracy: share of test images that are correct at the start, likewise, exact.
+        loss_floor: numerical noise of the calibration loss; None without repeats.
+        test_loss_floor: of the test loss.
+        critical: for differences from the start, at all points together.
         lowest: of a plane or of rays; None if no point is finite.
         minima: of the test loss of a plane or of rays, above the noise.
         variation: total variation of the test loss over its range, on a plane or on rays.
         reliability: of the test loss of a plane or of rays, between halves of the test images.
+        numerical_share: share of the variance of the steps of the test loss between neighbors that
+            is numerical noise, its interval that of the floor; None without repeats, or where
+            nothing varies.
+        counts: of minima as a function of the threshold; None below 10 images, or without minima.
+        nulls: minima, whatever their depth, of smooth surfaces with one kind of noise; see
+            `landscape.statistics.null_counts`.
+        ruggedness: statistics of the test loss with intervals over images, by their names in
+            `landscape.statistics.ruggedness.STATISTICS`; of a plane with different steps along its
+            axes along x alone. Empty where points are not evenly spaced, or for one image.
         fewest_bits: of one layer at a time, before its test loss is clearly higher; layers whose
             loss is clearly higher at the most bits are missing.
         best_factors: number of bits -> the factor on the scales of lowest calibration loss; bits
@@ -85,12 +151,19 @@ class Analysis:
     not_finite: int
     not_computed: int
     start_loss: float
-    start_test_loss: Estimate
-    start_test_accuracy: Estimate
+    start_test_loss: Interval
+    start_test_accuracy: Interval
+    loss_floor: NoiseFloor | None
+    test_loss_floor: NoiseFloor | None
+    critical: Critical
     lowest: Lowest | None
     minima: Minima | None
     variation: float | None
     reliability: Reliability | None
+    numerical_share: Interval | None
+    counts: Counts | None
+    nulls: Mapping[str, NullCount]
+    ruggedness: Mapping[str, Ruggedness]
     fewest_bits: Mapping[str, int]
     best_factors: Mapping[int, float]
     changes: Dataset
@@ -99,25 +172,41 @@ class Analysis:
 def analyze(dataset: Dataset) -> Analysis:
     """Compute what a scan found.
 
+    Noise is drawn with seed 0, so that one file always has the same analysis.
+
     Args:
         dataset: the result of a scan of any kind.
     """
-    changes = _changes(dataset)
-    slice_of_space = "bits" not in dataset.dims
     status = dataset["status"]
+    dataset = _without_garbage(dataset)
+    slice_of_space = "bits" not in dataset.dims
+    loss_floor, test_loss_floor = (
+        _floor(dataset, f"repeat_{name}_per_image") for name in ("loss", "test_loss")
+    )
+    critical = _critical(dataset)
+    changes = _changes(dataset, critical)
+    minima = significant_minima(dataset) if slice_of_space else None
+    noise = None if test_loss_floor is None else test_loss_floor.mean_loss.estimate
     return Analysis(
         finite=int((status == FINITE).sum()),
         not_finite=int((status == NOT_FINITE).sum()),
         not_computed=int((status == NOT_COMPUTED).sum()),
         start_loss=float(dataset.start_loss_per_image.mean(dtype=np.float64)),
-        start_test_loss=_estimate(dataset.start_test_loss_per_image),
-        start_test_accuracy=_estimate(dataset.start_test_correct_per_image),
+        start_test_loss=_interval(dataset.start_test_loss_per_image, mean_interval),
+        start_test_accuracy=_interval(dataset.start_test_correct_per_image, proportion_interval),
+        loss_floor=loss_floor,
+        test_loss_floor=test_loss_floor,
+        critical=critical,
         lowest=_lowest(dataset, changes) if slice_of_space else None,
-        minima=significant_minima(dataset) if slice_of_space else None,
+        minima=minima,
         variation=total_variation(dataset["test_loss"]) if slice_of_space else None,
         reliability=(
             split_half_reliability(dataset["test_loss_per_image"]) if slice_of_space else None
         ),
+        numerical_share=(_numerical_share(dataset, test_loss_floor) if slice_of_space else None),
+        counts=None if minima is None else _counts(dataset, minima),
+        nulls=(null_counts(dataset, np.random.default_rng(0), noise) if slice_of_space else {}),
+        ruggedness=_ruggedness(dataset, noise or 0.0) if slice_of_space else {},
         fewest_bits=_fewest_bits(changes) if "layer" in dataset.dims else {},
         best_factors=_best_factors(dataset) if "multiplier" in dataset.dims else {},
         changes=changes,
@@ -154,19 +243,110 @@ def read_analysis(dataset: Dataset) -> Analysis:
     return Analysis(**found, changes=changes)
 
 
-def bands(changes: ArrayLike, standard_errors: ArrayLike) -> NDArray[np.float64]:
-    """Return the band of each change: how many of BAND_EDGES it exceeds, in standard errors.
+def band_edges(critical: float) -> tuple[float, float, float, float]:
+    """Return the limits between bands of changes, in paired standard errors.
 
-    NaN if it is not finite.
+    Args:
+        critical: of all points together.
+    """
+    return (-critical, -ALONE, ALONE, critical)
+
+
+def bands(changes: ArrayLike, standard_errors: ArrayLike, critical: float) -> NDArray[np.float64]:
+    """Return the band of each change: how many of the `band_edges` it exceeds.
+
+    NaN if it is not finite. A change without any error is beyond all.
     """
     change, error = np.asarray(changes), np.asarray(standard_errors)
     with np.errstate(divide="ignore", invalid="ignore"):  # the start: 0 with a standard error of 0
         in_standard_errors = np.where(change == 0, 0.0, change / error)
     comparable = np.isfinite(change) & ~np.isnan(in_standard_errors)
-    return np.where(comparable, np.digitize(in_standard_errors, BAND_EDGES), np.nan)
+    return np.where(comparable, np.digitize(in_standard_errors, band_edges(critical)), np.nan)
 
 
-def _changes(dataset: Dataset) -> Dataset:
+def _without_garbage(dataset: Dataset) -> Dataset:
+    """Return a scan whose points that were not computed have no losses."""
+    computed = dataset["status"] != NOT_COMPUTED
+    names = ("loss", "test_loss", "loss_per_image", "test_loss_per_image")
+    if bool(computed.all()):
+        return dataset
+    return dataset.assign({name: dataset[name].where(computed) for name in names})
+
+
+def _floor(dataset: Dataset, name: str) -> NoiseFloor | None:
+    if name not in dataset or not np.isfinite(dataset[name]).all():
+        return None
+    return noise_floor(dataset[name].transpose("repeat", ...).values)
+
+
+def _critical(dataset: Dataset) -> Critical:
+    if dataset.sizes["image"] < FEWEST_IMAGES:
+        return Critical(np.inf, np.inf)
+    differences = _change(dataset, "test_loss_per_image").transpose(..., "image").values
+    found = {
+        side: simultaneous_bands(differences, np.random.default_rng(0), side=side).critical
+        for side in ("both", "lower")
+    }
+    # All equal: no noise, and nothing to tell apart.
+    return Critical(max(found["both"], ALONE), found["lower"])
+
+
+def _numerical_share(dataset: Dataset, floor: NoiseFloor | None) -> Interval | None:
+    """Return the numerical noise of a difference of two points over the variance of steps."""
+    variance = step_variance(dataset["test_loss"])
+    if floor is None or not variance > 0:
+        return None
+    estimate, low, high = (
+        2 * value**2 / variance
+        for value in (floor.mean_loss.estimate, floor.mean_loss.low, floor.mean_loss.high)
+    )
+    return Interval(estimate, low, high, floor.mean_loss.level, floor.mean_loss.over)
+
+
+def _counts(dataset: Dataset, minima: Minima) -> Counts | None:
+    """Count minima at thresholds up to past the deepest."""
+    if dataset.sizes["image"] < FEWEST_IMAGES or not minima.minima:
+        return None
+    every = [found.persistence for found in find_minima(dataset.test_loss, 0.0).minima]
+    finite = dataset.test_loss.values[np.isfinite(dataset.test_loss.values)]
+    depths = [depth for depth in every if np.isfinite(depth)]
+    largest = 1.2 * max(depths, default=float(np.ptp(finite)))
+    replicates = int(np.clip(CURVE_POINTS // dataset.test_loss.size, CURVE_LEAST, CURVE_MOST))
+    curve = count_curve(
+        dataset,
+        np.linspace(0, largest, THRESHOLDS),
+        np.random.default_rng(0),
+        replicates=replicates,
+    )
+    names = ("threshold", "count", "low", "high", "noise_count")
+    return Counts(*(curve[name].values.astype(np.float64) for name in names))
+
+
+def _ruggedness(dataset: Dataset, floor: float) -> dict[str, Ruggedness]:
+    axis = "distance" if "ray" in dataset.dims else "x"
+    step = _step(dataset, axis)
+    if step is None or dataset.sizes["image"] < 2:
+        return {}
+    lines = "ray" if "ray" in dataset.dims else "y"
+    per_image = dataset["test_loss_per_image"].transpose(lines, axis, "image").values
+    rows = _step(dataset, "y") if lines == "y" else None
+    square = rows is not None and np.isclose(rows, step)
+    make = Surface.from_plane if square else Surface.from_lines
+    surface = make(per_image.astype(np.float64), step, np.sqrt(2) * floor)
+    generator = np.random.default_rng(0)
+    return {
+        name: estimate(STATISTICS[name].function, surface, generator, resamples=RESAMPLES)
+        for name in RUGGEDNESS
+    }
+
+
+def _step(dataset: Dataset, axis: str) -> float | None:
+    """Return the distance between neighbors along an axis; None if it is not one."""
+    steps = np.diff(dataset[axis].values.astype(np.float64))
+    return float(steps.mean()) if np.allclose(steps, steps.mean(), atol=0) else None
+
+
+def _changes(dataset: Dataset, critical: Critical) -> Dataset:
     """Compare each point with the start, on the same images."""
     per_image = _change(dataset, "test_loss_per_image")
     change = per_image.mean("image", skipna=False)
@@ -174,7 +354,7 @@ def _changes(dataset: Dataset) -> Dataset:
     found = {
         "test_loss_change": change,
         "test_loss_change_error": error,
-        "test_loss_band": change.copy(data=bands(change, error)),
+        "test_loss_band": change.copy(data=bands(change, error, critical.both)),
     }
     if "ray" in dataset.dims:
         loss = _change(dataset, "loss_per_image").mean("calibration_image", skipna=False)
@@ -196,9 +376,12 @@ def _change(dataset: Dataset, name: str) -> DataArray:
     return change.where(np.isfinite(change) & (dataset.status != NOT_COMPUTED))
 
 
-def _estimate(per_image: DataArray) -> Estimate:
-    values = per_image.values.astype(np.float64)
-    return Estimate(float(values.mean()), float(paired_standard_error(values)))
+def _interval(per_image: DataArray, of: Callable[[NDArray[Any]], Interval]) -> Interval:
+    """Return a mean with its interval; without bounds for one image."""
+    values = per_image.values
+    if len(values) < 2:
+        return Interval(float(values.mean()), np.nan, np.nan, 0.95, IMAGES)
+    return of(values)
 
 
 def _lowest(dataset: Dataset, changes: Dataset) -> Lowest | None:
@@ -243,7 +426,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        return _plain(tuple(value.tolist()))
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value

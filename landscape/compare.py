@@ -86,7 +86,12 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
     from rich.table import Table
 
     from landscape.paths.comparison import outcomes
-    from landscape.plots.comparison_info import against_words, cost_words, interval_words
+    from landscape.plots.comparison_info import (
+        against_words,
+        cost_words,
+        interval_words,
+        seeds_words,
+    )
 
     found = outcomes(dataset)
     table = Table(
@@ -113,6 +118,7 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
         )
     console = Console()
     console.print(table)
+    console.print(f"95 %: {seeds_words(dataset.sizes['seed'])}.", highlight=False)
     console.print(f"Written to {folder}: compare.nc, compare.png, compare.html", highlight=False)
 
 

@@ -2,12 +2,13 @@
 
 Readings follow fixed thresholds, stated here once; figures use the same words.
 
+- The network's share is that of the variance of the steps between neighboring points which other
+  test images would show, too. Below 1/3 the steps are mostly sampling noise, above 2/3 mostly the
+  network's own.
 - Differences of two test losses are read by the bands of `landscape.analysis`.
-- Reliability is the share of the variance of the steps between neighboring points that belongs to
-  the network and not to the sample of test images. Below 1/3 the steps are mostly sampling noise,
-  above 2/3 mostly the network's own.
 - Total variation is relative to the range: 1 where each line across the scan only rises or only
-  falls, 2 where it crosses one valley or hill. Up to 2.5 is called smooth, from 4 on jagged.
+  falls, 2 where it crosses one valley or hill. Up to 2.5 is called smooth, unless there are more
+  minima than one, from 4 on jagged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from rich.table import Table
 from xarray import Dataset
 
 from landscape.analysis import PERHAPS_HIGHER, Analysis, bands
+from landscape.probes.sampling import FINITE
+from landscape.statistics.intervals import Interval
+from landscape.statistics.numerical_noise import NoiseFloor
+from landscape.statistics.resampling import FEWEST_IMAGES
 from landscape.statistics.roughness import Reliability
+from landscape.statistics.ruggedness import STATISTICS
 from landscape.words import configuration_of
 
 # Of the bands in landscape.analysis.
@@ -34,6 +40,14 @@ BAND_WORDS = (
 )
 MOSTLY_NOISE, MOSTLY_NETWORK = 1 / 3, 2 / 3
 SMOOTH, JAGGED = 2.5, 4.0
+FEWEST_FOR_SHARES = 4  # images: two halves of two
+
+# Of landscape.statistics.null_counts.
+NULL_WORDS = {
+    "sampling": "of sampling noise alone",
+    "smooth": "on a smooth bowl with it",
+    "numerical": "on one with numerical noise",
+}
 
 
 class Row(NamedTuple):
@@ -51,28 +65,83 @@ def describe(dataset: Dataset, analysis: Analysis) -> list[Row]:
         dataset: the result of a scan of any kind.
         analysis: of it.
     """
-    rows = [_points(analysis), *describe_radius(dataset), *_start(dataset, analysis)]
+    known = [_points(analysis), *describe_radius(dataset), *_start(dataset, analysis)]
     if "bits" in dataset.dims:
         describe_width = _layers_at if "layer" in dataset.dims else _factors_at
         widths = sorted((int(bits) for bits in dataset.bits), reverse=True)
-        return [*rows, *(describe_width(dataset, analysis, width) for width in widths)]
-    assert analysis.variation is not None  # a plane or rays have one
-    assert analysis.reliability is not None
+        return [*known, *(describe_width(dataset, analysis, width) for width in widths)]
     return [
-        *rows,
+        *_jaggedness(analysis),
+        *known,
         *_lowest(analysis),
         *_minima(dataset, analysis),
-        Row(
-            "Total variation / range",
-            f"{analysis.variation:.2f}",
-            _read_variation(analysis.variation),
-        ),
-        Row(
-            "Split-half reliability",
-            f"{analysis.reliability.half:.2f}",
-            _read_reliability(analysis.reliability),
-        ),
+        _variation(dataset, analysis),
+        *_ruggedness(dataset, analysis),
     ]
+
+
+def _jaggedness(analysis: Analysis) -> list[Row]:
+    """Say how much of the steps between neighbors is the network's, and how much is noise."""
+    reliability, share = analysis.reliability, analysis.numerical_share
+    assert reliability is not None  # a plane or rays have one
+    return [
+        Row("Jaggedness: the network's", *_network(reliability)),
+        Row("Jaggedness: sampling noise", *_sampling(reliability)),
+        Row("Jaggedness: numerical noise", *_numerical(analysis.test_loss_floor, share)),
+    ]
+
+
+def _network(reliability: Reliability) -> tuple[str, str]:
+    share = reliability.true_share
+    if np.isnan(share):
+        return "not known", _no_share(reliability)
+    low, high = reliability.true_share_interval
+    if share < MOSTLY_NOISE:
+        words = "mostly sampling noise"
+    elif share < MOSTLY_NETWORK:
+        words = "partly the network, partly sampling noise"
+    else:
+        words = "mostly the network's own"
+    words += f": {low:.0%} to {high:.0%} (95 %) of the variance of the steps between neighbors"
+    if not reliability.interval_holds:
+        words += "; few images carry it, so it may be less or more"
+    return f"{share:.0%}", words
+
+
+def _sampling(reliability: Reliability) -> tuple[str, str]:
+    share = reliability.true_share
+    if np.isnan(share):
+        return "not known", _no_share(reliability)
+    words = f"other {reliability.images:,} test images would show "
+    words += f"{reliability.predicted_share:.0%} of these steps' variance"
+    wanted = reliability.images_for(0.9)
+    if share < 0.9:
+        words += (
+            f"; about {wanted:,.0f} images would make the network's share 90%"
+            if np.isfinite(wanted)
+            else "; nothing here is told from noise"
+        )
+    return f"{1 - share:.0%}", words
+
+
+def _no_share(reliability: Reliability) -> str:
+    few = reliability.images < FEWEST_FOR_SHARES
+    return f"fewer than {FEWEST_FOR_SHARES} images" if few else "nothing varies between neighbors"
+
+
+def _numerical(floor: NoiseFloor | None, share: Interval | None) -> tuple[str, str]:
+    if floor is None:
+        return "not measured", "give repeats of the start to measure it"
+    size = floor.mean_loss
+    words = (
+        f"each test loss scatters by {size.estimate:.2g} ({size.low:.2g} to {size.high:.2g}) "
+        f"under changes of 1e-6 that mean nothing, each image's by {floor.per_image:.2g}"
+    )
+    return "not known" if share is None else _percent(share.estimate), words
+
+
+def _percent(share: float) -> str:
+    return "under 0.1%" if 0 < share < 0.001 else f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
 def _layers_at(dataset: Dataset, analysis: Analysis, bits: int) -> Row:
@@ -114,9 +183,9 @@ def table(rows: Iterable[Row]) -> Table:
     return result
 
 
-def in_words(change: float, standard_error: float) -> str:
-    """Return the words for one change."""
-    band = float(bands(change, standard_error))
+def in_words(change: float, standard_error: float, critical: float) -> str:
+    """Return the words for one change, given the critical value of all."""
+    band = float(bands(change, standard_error, critical))
     return "not comparable with it" if np.isnan(band) else BAND_WORDS[int(band)]
 
 
@@ -152,24 +221,33 @@ def describe_radius(dataset: Dataset) -> list[Row]:
 
 def _start(dataset: Dataset, analysis: Analysis) -> list[Row]:
     images = dataset.sizes["image"]
+    of_images = f"of {images:,} test images" if images > 1 else "of one test image"
     loss, accuracy = analysis.start_test_loss, analysis.start_test_accuracy
+    floor = analysis.loss_floor
+    lower = "what a search would lower"
+    if floor is not None:
+        lower += f"; numerical noise {floor.mean_loss.estimate:.2g}"
     return [
         Row(
             "Calibration loss at the start",
             f"{analysis.start_loss:.4f}",
-            "what a search would lower",
+            lower,
         ),
         Row(
             "Test loss at the start",
-            f"{loss.value:.4f} ± {loss.error:.4f}",
-            f"± 1 standard error over {images:,} test images",
+            f"{loss.estimate:.4f}",
+            _between(of_images, f"{loss.low:.4f} to {loss.high:.4f}", images),
         ),
         Row(
             "Test accuracy at the start",
-            f"{accuracy.value:.1%} ± {accuracy.error:.1%}",
-            f"of {images:,} test images",
+            f"{accuracy.estimate:.1%}",
+            _between(of_images, f"{accuracy.low:.1%} to {accuracy.high:.1%}", images),
         ),
     ]
+
+
+def _between(of_images: str, bounds: str, images: int) -> str:
+    return f"{of_images}; {bounds} (95 %)" if images > 1 else f"{of_images}: no error is known"
 
 
 def _lowest(analysis: Analysis) -> list[Row]:
@@ -179,7 +257,17 @@ def _lowest(analysis: Analysis) -> list[Row]:
         return []
     place = ", ".join(f"{name} = {value:.3g}" for name, value in lowest.coordinates.items())
     change, error = lowest.change.value, lowest.change.error
-    words = f"at {place}: {change:+.4f} ± {error:.4f} from the start, {in_words(change, error)}"
+    critical = analysis.critical.lower if change < 0 else analysis.critical.both
+    words = f"at {place}: {change:+.4f}"
+    if np.isfinite(error):
+        words += f" ± {error:.4f} from the start, {in_words(change, error, critical)}"
+        words += (
+            f" (all points at once: {critical:.1f} standard errors)"
+            if np.isfinite(critical)
+            else f" (fewer than {FEWEST_IMAGES} images cannot tell for all points at once)"
+        )
+    else:
+        words += " from the start; no error is known"
     if change < 0:
         words += f"; picked as the best of {analysis.finite:,}: expect less on other images"
     return [Row("Lowest test loss", f"{lowest.test_loss:.4f}", words)]
@@ -190,49 +278,71 @@ def _minima(dataset: Dataset, analysis: Analysis) -> list[Row]:
     assert minima is not None  # a plane or rays have them
     found = minima.minima
     if not found:
-        return [Row("Local minima above the noise", "0", "no point is finite")]
-    others = sum(bool(np.isfinite(minimum.persistence)) for minimum in found)
+        nothing = analysis.not_finite == 0
+        words = "nothing was measured" if nothing else "no point is finite"
+        return [Row("Local minima above the noise", "none", words)]
+    others = _others(analysis)
     on_edge = sum(minimum.boundary for minimum in found)
     words = "the lowest point" + (" of each ray" if "ray" in dataset.dims else "")
     words += ", which always counts, and "
-    words += f"{others:,} deeper than {minima.sigmas:.3g} standard errors" if others else "no other"
+    if np.isinf(minima.sigmas):
+        words += f"no other can be told from noise by fewer than {FEWEST_IMAGES} images"
+    elif others:
+        words += f"{others:,} deeper than {minima.sigmas:.2g} standard errors"
+    else:
+        words += f"no other: none is deeper than {minima.sigmas:.2g} standard errors"
+    if minima.bound is not None:
+        words += f", which noise alone exceeds in {minima.bound.level:.0%} of scans"
     if on_edge:
         words += f"; {on_edge:,} on the edge of the scan: the loss may fall further outside"
+    counted = f"{minima.below:,} of them could be made by sampling noise alone"
+    if analysis.nulls:
+        counted += "; nulls have " + ", ".join(
+            f"{count.mean:.3g} ({count.low:.0f} to {count.high:.0f}) {NULL_WORDS[kind]}"
+            for kind, count in analysis.nulls.items()
+        )
     return [
         Row("Local minima above the noise", f"{len(found):,}", words),
-        Row(
-            "Local minima, noise ignored",
-            f"{len(found) + minima.below:,}",
-            f"{minima.below:,} of them could be made by sampling noise alone",
-        ),
+        Row("Local minima, noise ignored", f"{len(found) + minima.below:,}", counted),
     ]
 
 
-def _read_variation(variation: float) -> str:
-    """Read the total variation relative to the range; 1 is the least."""
+def _others(analysis: Analysis) -> int:
+    """Return how many minima above the noise flow into a lower one."""
+    assert analysis.minima is not None  # a plane or rays have them
+    return sum(bool(np.isfinite(minimum.persistence)) for minimum in analysis.minima.minima)
+
+
+def _variation(dataset: Dataset, analysis: Analysis) -> Row:
+    """Describe the total variation relative to the range; 1 is the least."""
+    variation, others = analysis.variation, _others(analysis)
+    assert variation is not None  # a plane or rays have one
+    name = "Total variation / range"
     if np.isnan(variation):
-        return "too few finite points to tell"
-    if variation <= SMOOTH:
+        return Row(name, "not known", "too few finite points to tell")
+    losses = dataset.test_loss.values[dataset.status.transpose(*dataset.test_loss.dims) == FINITE]
+    if losses.size and np.ptp(losses) == 0:
+        return Row(name, "none", "flat: every point has the same loss")
+    if variation < JAGGED and others:
+        words = f"few turns along each line, but {others:,} more minima than the lowest are real"
+    elif variation <= SMOOTH:
         words = "smooth: about one slope or one valley along each line"
     elif variation < JAGGED:
         words = "uneven: lines turn more often than one valley would"
     else:
         words = "jagged: lines go up and down again and again"
-    return f"{words} (sampling noise included)"
+    return Row(name, f"{variation:.2f}", f"{words} (sampling noise included)")
 
 
-def _read_reliability(reliability: Reliability) -> str:
-    share = reliability.full
-    if np.isnan(share):
-        return "not known: nothing varies between neighboring points, or fewer than 4 images"
-    if share < MOSTLY_NOISE:
-        words = "mostly sampling noise"
-    elif share < MOSTLY_NETWORK:
-        words = "partly the network, partly sampling noise"
-    else:
-        words = "mostly the network's own"
-    return (
-        f"{words}: about {max(share, 0):.0%} of the variance of the steps between neighboring "
-        f"points would show again on another {reliability.images:,} test images "
-        f"(halves agree at {reliability.low:.2f} to {reliability.high:.2f}, 95 %)"
-    )
+def _ruggedness(dataset: Dataset, analysis: Analysis) -> list[Row]:
+    """Describe statistics of ruggedness with their intervals over images."""
+    rows = []
+    for name, found in analysis.ruggedness.items():
+        statistic = STATISTICS[name]
+        if not np.isfinite(found.value):
+            continue
+        words = f"{statistic.what}: {statistic.reading}"
+        if np.isfinite(found.low):
+            words = f"{found.low:.2g} to {found.high:.2g} (95 %, over images); {words}"
+        rows.append(Row(name.replace("_", " ").capitalize(), f"{found.value:.3g}", words))
+    return rows

@@ -56,6 +56,9 @@ class _SliceScan:
         radius: How far to go, in lengths of the directions: for scales 0.1 changes a typical scale
             by 10 %. By default it is doubled until the test loss has moved by 4 standard errors;
             with towards and pca it reaches somewhat past the checkpoints.
+        repeats: How often the start is measured with pixels and scales of activations changed by
+            1e-6 of their value, which means nothing: the scatter is the numerical noise of each
+            point. 0 leaves it out.
     """
 
     over: Over = "scales"
@@ -65,6 +68,7 @@ class _SliceScan:
     checkpoints: tuple[Path, ...] = ()
     normalize: Normalization | None = None
     radius: float | None = None
+    repeats: int = 8
 
     def __post_init__(self) -> None:
         """Refuse values that do not go together."""
@@ -73,6 +77,10 @@ class _SliceScan:
             _check_choice("normalize", self.normalize, Normalization)
         if self.radius is not None:
             _check_radius(self.radius)
+        if self.repeats < 0 or self.repeats == 1:
+            raise InputError(
+                f"`repeats` is {self.repeats}; give 2 or more, or 0 to leave numerical noise out"
+            )
         if (self.directions in BY_CHECKPOINTS) != bool(self.checkpoints):
             raise InputError("`directions` towards and pca go with `checkpoints`, and only they")
         if self.directions in LED and self.normalize is not None:
@@ -445,8 +453,12 @@ def _complete(
         measured: the same with what became of it, such as its radius.
         on_point: of the user.
     """
+    import torch
+
+    from landscape.probes.jitter import add_repeats
     from landscape.words import name_scan
 
+    generator = torch.Generator().manual_seed(problem.settings.seed)
     own = problem.provenance["configuration"]
     provenance = problem.provenance | {
         "configuration": own | measured,
@@ -455,6 +467,10 @@ def _complete(
 
     def told(dataset: xr.Dataset, done: int, total: int) -> None:
         if done == 0:
+            if isinstance(scan, _SliceScan) and scan.repeats:
+                add_repeats(
+                    dataset, problem.objective, problem.test, problem.start, scan.repeats, generator
+                )
             dataset.attrs["provenance"] = json.dumps(provenance)
             name_scan(dataset, own | measured)
         if on_point:

@@ -69,6 +69,17 @@ def with_checkpoints(scan: xarray.Dataset, **places: tuple[float, float, float])
     ).assign_coords(checkpoint=list(places))
 
 
+def with_repeats(scan: xarray.Dataset, noise: float = 0.01, count: int = 8) -> xarray.Dataset:
+    """Return a scan whose start was measured again, with normal noise in each image."""
+    generator = np.random.default_rng(1)
+    again = {}
+    for name, image in (("loss", "calibration_image"), ("test_loss", "image")):
+        start = scan[f"start_{name}_per_image"].values
+        values = start + noise * generator.standard_normal((count, len(start)))
+        again[f"repeat_{name}_per_image"] = (("repeat", image), values)
+    return scan.assign(again)
+
+
 def spoil(scan: xarray.Dataset, value: float = np.nan, **point: int) -> None:
     """Make losses not finite, in place, as a network that overflows would."""
     for name in ("loss", "test_loss", "test_loss_per_image", "loss_per_image"):

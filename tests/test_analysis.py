@@ -13,7 +13,11 @@ from landscape.analysis import Analysis, analyze, bands, read_analysis, with_ana
 from landscape.plots import draw
 from landscape.report import describe
 from landscape.statistics.minima import significant_minima
-from landscape.statistics.roughness import split_half_reliability, total_variation
+from landscape.statistics.roughness import (
+    split_half_reliability,
+    step_variance,
+    total_variation,
+)
 
 SCANS = {
     "plane": synthetic_scans.plane,
@@ -72,6 +76,7 @@ def test_an_analysis_is_read_from_the_file_as_it_was(kind, tmp_path) -> None:
     scan = SCANS[kind]()
     if kind in ("plane", "rays"):  # infinities, NaN and holes among its numbers
         synthetic_scans.spoil(scan, np.inf, **dict.fromkeys(scan.test_loss.dims, 0))
+    scan = synthetic_scans.with_repeats(scan)
     found = analyze(scan)
     store.save(with_analysis(scan, found), tmp_path / "scan.nc")
     loaded = store.load(tmp_path / "scan.nc")
@@ -92,7 +97,53 @@ def test_a_scan_without_an_analysis_says_so() -> None:
 
 
 def test_bands_at_their_edges() -> None:
-    assert bands([-4.1, -4.0, -2.0, 0.0, 1.9, 2.0, 4.0], 1.0).tolist() == [0, 1, 2, 2, 2, 3, 4]
-    assert bands(0.0, 0.0) == 2  # the start
-    assert bands(0.5, 0.0) == 4  # every image agrees
-    assert np.isnan(bands([np.nan, np.inf], 1.0)).all()
+    changes = [-4.1, -3.5, -2.0, 0.0, 1.9, 2.0, 3.5]
+    assert bands(changes, 1.0, 3.5).tolist() == [0, 1, 2, 2, 2, 3, 4]
+    assert bands(changes, 1.0, np.inf).tolist() == [1, 1, 2, 2, 2, 3, 3], "too few images"
+    assert bands(0.0, 0.0, 3.5) == 2  # the start
+    assert bands(0.5, 0.0, 3.5) == 4  # every image agrees
+    assert np.isnan(bands([np.nan, np.inf], 1.0, 3.5)).all()
+
+
+def test_the_critical_value_is_that_of_all_points_together() -> None:
+    scan = synthetic_scans.plane(columns=11, rows=11)
+    found = analyze(scan).critical
+    assert 2 < found.lower < found.both  # of one side, and of both
+    few = analyze(synthetic_scans.plane(images=9))
+    assert np.isinf(few.critical.both)
+    assert few.counts is None
+
+
+def test_the_floor_is_that_of_the_repeats() -> None:
+    scan = synthetic_scans.plane(noise=0.0)
+    assert analyze(scan).test_loss_floor is None
+    repeated = synthetic_scans.with_repeats(scan, noise=0.3, count=50)
+    found = analyze(repeated)
+    # standard deviation of a mean over 40 images; that of 50 repeats has an error of 10 %
+    assert found.test_loss_floor.mean_loss.estimate == pytest.approx(0.3 / 40**0.5, rel=0.3)
+    variance = step_variance(scan.test_loss)
+    share = 2 * found.test_loss_floor.mean_loss.estimate**2 / variance
+    assert found.numerical_share.estimate == pytest.approx(share)
+    steps = np.concatenate([np.diff(scan.test_loss, axis=axis).ravel() for axis in (0, 1)])
+    assert variance == pytest.approx(steps.var())
+    assert set(found.nulls) == {"sampling", "smooth", "numerical"}
+
+
+def test_minima_are_counted_at_every_threshold() -> None:
+    scan = synthetic_scans.plane(columns=11, rows=11, noise=2.0)
+    found = analyze(scan)
+    assert found.counts.count[0] == len(found.minima.minima) + found.minima.below
+    assert found.counts.count[-1] == 1
+    assert (found.counts.low <= found.counts.count).all()
+    assert (found.counts.count <= found.counts.high).all()
+
+
+def test_points_that_are_not_computed_have_no_part_in_the_analysis() -> None:
+    scan = synthetic_scans.plane()
+    for column in range(5):
+        for row in range(3):
+            synthetic_scans.forget(scan, x=column, y=row)
+    found = analyze(scan)
+    assert found.not_computed == 15
+    assert not found.minima.minima
+    assert found.lowest is None

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray
+from scipy import stats
 from synthetic_comparisons import IMAGES, comparison
 
 from evolq.losses.criteria import CRITERIA, Criterion
@@ -19,6 +20,7 @@ from landscape.plots import (
 from landscape.plots.comparison_html import FRAMES
 from landscape.plots.comparison_info import at_costs
 from landscape.plots.palette import LOOKS, looks
+from landscape.statistics.intervals import crossed_interval
 
 
 def test_values_are_those_reached_within_a_cost():
@@ -38,20 +40,34 @@ def test_bands_go_from_the_least_to_the_largest_of_the_seeds():
     assert len(gradient.routes[0].x) == 4, "no Iterates after the last"
 
 
-def test_outcomes_are_paired_over_images_and_averaged_over_seeds():
+def test_outcomes_have_intervals_over_seeds_and_images():
     dataset = comparison()
     evolution, gradient = outcomes(dataset)
-    final = dataset.final_test_loss_per_image.mean("seed").values
+    final = dataset.final_test_loss_per_image.values
     change = final - dataset.start_test_loss_per_image.values
     for row, values in zip((evolution, gradient), change, strict=True):
-        assert row.test_loss_change.mean == pytest.approx(values.mean())
-        half = 1.959964 * values.std(ddof=1) / np.sqrt(IMAGES)
-        assert row.test_loss_change.high - row.test_loss_change.mean == pytest.approx(half)
+        expected = crossed_interval(values)
+        assert row.test_loss_change == (expected.estimate, expected.low, expected.high)
+        assert expected.over == ("seeds", "images")
     assert evolution.against_first is None
     assert gradient.against_first is not None
     assert gradient.sweep_cost == 30
     assert (evolution.cost, gradient.cost) == (6, 7)
     assert gradient.loss == pytest.approx(1.4)
+
+
+def test_one_seed_speaks_of_its_run_only():
+    dataset = comparison(seeds=1)
+    evolution, _ = outcomes(dataset)
+    change = dataset.final_test_loss_per_image - dataset.start_test_loss_per_image
+    low, high = stats.t.interval(
+        0.95,
+        IMAGES - 1,
+        *(float(value) for value in (change[0, 0].mean(), stats.sem(change[0, 0]))),
+    )
+    assert evolution.test_loss_change[1:] == pytest.approx((low, high))
+    assert "speak of these runs only" in comparison_info(dataset).subtitle
+    assert "over 3 seeds" in comparison_info(comparison(seeds=3)).subtitle
 
 
 def test_the_figure_shows_curves_maps_and_a_table(tmp_path):

@@ -3,7 +3,11 @@ import pytest
 import torch
 
 from evolq.errors import InputError
-from landscape.probes.jitter import repeats
+from evolq.losses.jitter import RELATIVE, expected_maximum, jittered
+from evolq.problem import Settings, prepare
+from evolq.quantization import Quantization
+from landscape import PlaneScan
+from landscape.probes.jitter import add_repeats, repeats
 from landscape.statistics.numerical_noise import noise_floor
 
 POINT = {
@@ -84,3 +88,51 @@ def test_bad_arguments_are_named():
         measure(names=("b",))
     with pytest.raises(InputError, match="zero_point' cannot be jittered"):
         measure(names=("a.weight.zero_point",))
+
+
+def test_pixels_and_scales_of_activations_are_jittered_and_nothing_else():
+    problem = prepare(Settings(calibration_images=10, selection_images=0, test_images=10))
+    before = problem.test.forward
+    again, point = jittered(problem.test, problem.start, torch.Generator().manual_seed(0))
+    changes = (again.forward.images / before.images - 1)[before.images != 0]
+    assert float(changes.abs().max()) < 6 * RELATIVE
+    assert float(changes.double().std()) == pytest.approx(RELATIVE, rel=0.05)  # float32: 6e-8
+    assert again.forward.network is before.network
+    moved = {name for name in point if not torch.equal(point[name], problem.start[name])}
+    sites = problem.network.sites
+    assert moved <= {f"{name}.scale" for name in sites if sites[name].kind != "weight"}
+    assert len(moved) > 40
+    for name in moved:
+        assert float((point[name] / problem.start[name] - 1).abs().max()) < 6 * RELATIVE
+
+
+def test_full_precision_has_no_floor_to_speak_of_and_a_quantized_network_has():
+    floors = {}
+    for quantization in (Quantization("none"), Quantization("full", weight_bits=4)):
+        settings = Settings(
+            quantization=quantization, calibration_images=10, selection_images=0, test_images=20
+        )
+        over = "weights" if quantization.scheme == "none" else "scales"
+        scan = PlaneScan(over=over, points=2, radius=0.01, repeats=4)
+        found = scan.sample(prepare(settings))
+        assert found.repeat_loss_per_image.sizes == {"repeat": 4, "calibration_image": 10}
+        assert found.repeat_test_loss_per_image.sizes == {"repeat": 4, "image": 20}
+        floors[quantization.scheme] = noise_floor(found.repeat_test_loss_per_image.values)
+    assert floors["none"].per_image < 1e-4
+    assert floors["full"].per_image > 10 * floors["none"].per_image
+
+
+def test_repeats_can_be_left_out():
+    problem = prepare(Settings(calibration_images=10, selection_images=0, test_images=10))
+    scan = PlaneScan(points=2, radius=0.01, repeats=0)
+    assert "repeat" not in scan.sample(problem).dims
+    found = scan.sample(problem)
+    add_repeats(
+        found, problem.objective, problem.test, problem.start, 3, torch.Generator().manual_seed(0)
+    )
+    assert found.sizes["repeat"] == 3
+
+
+@pytest.mark.parametrize(("number", "mean"), [(1, 0.0), (2, np.pi**-0.5), (3, 1.5 * np.pi**-0.5)])
+def test_expected_maximum_in_closed_form(number, mean):
+    assert expected_maximum(number) == pytest.approx(mean, abs=1e-12)

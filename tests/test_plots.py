@@ -71,17 +71,38 @@ def test_change_from_the_start_is_paired():
 
 
 def test_confidence_says_what_the_images_tell_apart():
-    scan = synthetic_scans.plane(noise=0.0)
-    generator = np.random.default_rng(1)
-    noise = generator.standard_normal(40)
-    noise = (noise - noise.mean()) / noise.std(ddof=1) * np.sqrt(40)  # standard error 1
-    # Five points, each this many standard errors from the start.
-    for column, shift in enumerate((-5.0, -3.0, 1.0, 3.0, 5.0)):
-        losses = scan.start_test_loss_per_image + shift + noise
-        scan["test_loss_per_image"][{"y": 0, "x": column}] = losses
-    np.testing.assert_array_equal(
-        plane_info(scan, marking(scan)).confidence.values[0], [0, 1, 2, 3, 4]
-    )
+    scan = synthetic_scans.plane()
+    noise = np.random.default_rng(1).standard_normal((5, 40))
+    noise -= noise.mean(axis=1, keepdims=True)
+    noise *= np.sqrt(40) / noise.std(axis=1, ddof=1, keepdims=True)  # standard error 1
+
+    def shifted(shifts):
+        """Put five points so many standard errors from the start."""
+        for column, shift in enumerate(shifts):
+            losses = scan.start_test_loss_per_image + shift + noise[column]
+            scan["test_loss_per_image"][{"y": 0, "x": column}] = losses
+        return analyze(scan)
+
+    critical = shifted(np.zeros(5)).critical.both  # of the noise, wherever the points are
+    assert 2 < critical < 4
+    between = (2 + critical) / 2
+    info = plane_info(scan, shifted((-5.0, -between, 1.0, between, 5.0)))
+    np.testing.assert_array_equal(info.confidence.values[0], [0, 1, 2, 3, 4])
+    assert info.band_words[0] == f"beyond −{critical:.1f}"
+    assert info.band_words[2] == "−2 to 2"
+
+
+def test_the_floor_is_shown_beside_the_losses():
+    scan = synthetic_scans.with_repeats(synthetic_scans.rays())
+    found = analyze(scan)
+    floor = found.test_loss_floor.mean_loss.estimate
+    info = rays_info(scan, found)
+    assert info.test_loss.floor == pytest.approx(np.sqrt(2) * floor)
+    bar = interactive(scan, found).layout.shapes[1]
+    assert (bar.y0, bar.y1) == (-info.test_loss.floor, info.test_loss.floor)
+    plane = synthetic_scans.with_repeats(synthetic_scans.plane())
+    words = plane_info(plane, analyze(plane)).floor_words
+    assert words == f"numerical noise ± {floor:.2g}", "the same repeats in both"
 
 
 def test_a_point_equal_to_the_start_is_not_told_apart():

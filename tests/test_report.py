@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import synthetic_scans
 from rich.console import Console
+from scipy import stats
 
 from landscape.analysis import analyze
 from landscape.report import describe, table
@@ -32,11 +33,15 @@ def test_the_start_has_standard_errors():
     scan = synthetic_scans.plane()
     found = rows(scan)
     losses = scan.start_test_loss_per_image.values
-    error = losses.std(ddof=1) / np.sqrt(40)
-    assert found["Test loss at the start"].value == f"{losses.mean():.4f} ± {error:.4f}"
-    share = scan.start_test_correct_per_image.values.mean()
-    error = np.sqrt(share * (1 - share) / 39)
-    assert found["Test accuracy at the start"].value == f"{share:.1%} ± {error:.1%}"
+    low, high = stats.t.interval(0.95, 39, losses.mean(), stats.sem(losses))
+    row = found["Test loss at the start"]
+    assert row.value == f"{losses.mean():.4f}"
+    assert row.meaning == f"of 40 test images; {low:.4f} to {high:.4f} (95 %)"
+    right = int(scan.start_test_correct_per_image.values.sum())
+    row = found["Test accuracy at the start"]
+    assert row.value == f"{right / 40:.1%}"
+    bounds = stats.binomtest(right, 40).proportion_ci(0.95, "exact")
+    assert row.meaning == f"of 40 test images; {bounds.low:.1%} to {bounds.high:.1%} (95 %)"
     calibration = float(scan.start_loss_per_image.mean())
     assert found["Calibration loss at the start"].value == f"{calibration:.4f}"
 
@@ -64,7 +69,8 @@ def test_the_lowest_point_is_finite_and_has_a_paired_error():
     assert found.value == f"{float(scan.test_loss[2, 1]):.4f}"
     assert found.meaning == (
         f"at x = -0.05, y = 0.05: {float(change.mean()):+.4f} ± {error:.4f} from the start, "
-        "clearly lower; picked as the best of 14: expect less on other images"
+        f"clearly lower (all points at once: {analyze(scan).critical.lower:.1f} standard errors); "
+        "picked as the best of 14: expect less on other images"
     )
 
 
@@ -74,9 +80,11 @@ def test_a_scan_without_a_finite_point_is_described():
     found = rows(scan)
     assert "Lowest test loss" not in found
     assert found["Points measured"].value == "0 of 15"
-    assert found["Local minima above the noise"][1:] == ("0", "no point is finite")
+    assert found["Local minima above the noise"][1:] == ("none", "no point is finite")
     assert found["Total variation / range"].meaning == "too few finite points to tell"
-    assert found["Split-half reliability"].meaning.startswith("not known: nothing varies")
+    for kind in ("the network's", "sampling noise"):
+        row = found[f"Jaggedness: {kind}"]
+        assert row[1:] == ("not known", "nothing varies between neighbors")
 
 
 def test_minima_are_counted_with_and_without_noise():
@@ -94,25 +102,70 @@ def test_each_ray_has_a_lowest_point():
     found = rows(synthetic_scans.rays(), minima=minima(LOWEST, LOWEST))
     assert (
         found["Local minima above the noise"].meaning
-        == "the lowest point of each ray, which always counts, and no other"
+        == "the lowest point of each ray, which always counts, and no other: none is deeper than "
+        "4 standard errors"
     )
 
 
 @pytest.mark.parametrize(
-    ("full", "words"),
+    ("full", "share", "words"),
     [
-        (-0.1, "mostly sampling noise: about 0% "),
-        (0.1, "mostly sampling noise: about 10% "),
-        (0.5, "partly the network, partly sampling noise: about 50% "),
-        (0.9, "mostly the network's own: about 90% "),
+        (-0.1, "0%", "mostly sampling noise: "),
+        (0.1, "10%", "mostly sampling noise: "),
+        (0.5, "50%", "partly the network, partly sampling noise: "),
+        (0.9, "90%", "mostly the network's own: "),
     ],
 )
-def test_reading_of_the_reliability(full, words):
-    found = rows(synthetic_scans.plane(), reliability=reliability(full))["Split-half reliability"]
-    assert found.meaning.startswith(words)
-    assert "another 40 test images" in found.meaning
-    assert "0.10 to 0.40" in found.meaning
-    assert found.value == f"{full / (2 - full):.2f}"
+def test_the_first_line_says_how_much_is_the_network_s(full, share, words):
+    scan = synthetic_scans.plane()
+    known = replace(analyze(scan), reliability=reliability(full))
+    network, sampling, numerical, *_ = describe(scan, known)
+    assert network.name == "Jaggedness: the network's"
+    assert network.value == share
+    assert network.meaning.startswith(words)
+    assert "18% to 57% (95 %)" in network.meaning  # 2 r / (1 + r) of 0.1 and 0.4
+    assert sampling.value == f"{1 - max(full, 0):.0%}"
+    # what 40 others would show of it, and how many would do
+    assert f"other 40 test images would show {max(full, 0) ** 2:.0%} of" in sampling.meaning
+    if full == 0.5:
+        assert "; about 360 images would make" in sampling.meaning
+    assert numerical.value == "not measured"
+
+
+def test_numerical_noise_stands_beside():
+    scan = synthetic_scans.with_repeats(synthetic_scans.plane())
+    found = analyze(scan)
+    row = rows(scan)["Jaggedness: numerical noise"]
+    assert f"{found.test_loss_floor.mean_loss.estimate:.2g} (" in row.meaning
+    assert row.value == "under 0.1%"
+    assert "numerical noise" in rows(scan)["Calibration loss at the start"].meaning
+
+
+def test_rows_do_not_contradict_each_other():
+    scan = synthetic_scans.plane()
+    two = rows(scan, minima=minima(LOWEST, ON_EDGE), variation=1.5)["Total variation / range"]
+    assert two.meaning.startswith("few turns along each line, but 1 more minima")
+    for name in ("test_loss", "test_loss_per_image"):
+        scan[name][:] = 1.0
+    flat = rows(scan)["Total variation / range"]
+    assert flat[1:] == ("none", "flat: every point has the same loss")
+
+
+def test_one_test_image_has_no_error():
+    scan = synthetic_scans.plane(images=1)
+    found = rows(scan)
+    assert "nan" not in repr(found)
+    assert found["Test loss at the start"].meaning == "of one test image: no error is known"
+
+
+def test_nothing_measured_has_no_minima():
+    scan = synthetic_scans.plane(columns=2, rows=2)
+    for column in range(2):
+        for row in range(2):
+            synthetic_scans.forget(scan, x=column, y=row)
+    found = rows(scan)
+    assert found["Local minima above the noise"][1:] == ("none", "nothing was measured")
+    assert "nan" not in repr(found)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +183,7 @@ def test_pure_noise_is_called_noise():
     scan["test_loss_per_image"][:] = scan.start_test_loss_per_image.values + noise
     scan["test_loss"] = scan.test_loss_per_image.mean("image")
     found = rows(scan)
-    assert found["Split-half reliability"].meaning.startswith("mostly sampling noise")
+    assert found["Jaggedness: the network's"].meaning.startswith("mostly sampling noise")
     assert "and no other" in found["Local minima above the noise"].meaning
 
 

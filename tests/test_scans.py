@@ -68,6 +68,7 @@ def test_declarations_import_no_numpy() -> None:
         (PlaneScan, {"points": 1}, "`points` is 1; give 2 or more"),
         (PlaneScan, {"rows": 1}, "`rows` is 1; give 2 or more"),
         (RayScan, {"rays": 0}, "`rays` is 0; give 1 or more"),
+        (PlaneScan, {"repeats": 1}, "`repeats` is 1; give 2 or more, or 0"),
         (RayScan, {"radius": 0.0}, "`radius` is 0; give a positive number"),
         (BitScan, {"radius": float("inf")}, "`radius` is inf"),
         (BitScan, {"points": 1}, "`points` is 1"),

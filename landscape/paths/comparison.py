@@ -16,7 +16,7 @@ import xarray as xr
 
 from evolq.errors import InputError
 from evolq.losses.objective import Objective, TestEvaluation
-from evolq.losses.paired import Difference, paired_difference
+from evolq.losses.paired import Difference
 from evolq.optimizers.evolve import Iterate
 from evolq.optimizers.gradient import LEARNING_RATES, sweep_learning_rate
 from evolq.optimizers.registry import choose_optimizer
@@ -30,6 +30,7 @@ from landscape.paths.trajectories import (
 from landscape.probes.directions import orthogonal_pair
 from landscape.probes.sampling import OnPoint, sample_plane
 from landscape.probes.slices import Plane
+from landscape.statistics.intervals import crossed_interval
 
 PLANES = ("ends", "pca", "random")
 
@@ -260,9 +261,9 @@ class Outcome(NamedTuple):
         loss: on the calibration images.
         test_loss: cross entropy, nats.
         test_accuracy: a fraction.
-        test_loss_change: from the start, paired over images.
+        test_loss_change: from the start, over seeds and images.
         test_accuracy_change: likewise.
-        against_first: accuracy against the first optimizer's, paired over images; None for itself.
+        against_first: accuracy against the first optimizer's, likewise; None for itself.
         cost: forward-pass equivalents of a run.
         sweep_cost: of the sweep of learning rates, the run included; 0 without.
     """
@@ -281,15 +282,16 @@ class Outcome(NamedTuple):
 def outcomes(dataset: xr.Dataset) -> list[Outcome]:
     """Return what each optimizer of a comparison reached.
 
-    Intervals are over test images, each image's value averaged over the seeds first.
+    Intervals are over seeds and test images, crossed (`statistics.intervals.crossed_interval`);
+    with one seed they are over images alone, and speak of that run only.
     """
     rows = []
     losses, right = (
-        dataset[name].mean("seed").transpose("optimizer", "image").values
+        dataset[name].transpose("optimizer", "seed", "image").values.astype(np.float64)
         for name in ("final_test_loss_per_image", "final_test_correct_per_image")
     )
-    start_losses = dataset.start_test_loss_per_image.values
-    start_right = dataset.start_test_correct_per_image.values
+    start_losses = dataset.start_test_loss_per_image.values.astype(np.float64)
+    start_right = dataset.start_test_correct_per_image.values.astype(np.float64)
     for index, name in enumerate(dataset.optimizer.values):
         part = dataset.sel(optimizer=name)
         rows.append(
@@ -298,14 +300,19 @@ def outcomes(dataset: xr.Dataset) -> list[Outcome]:
                 loss=float(part.loss.min("iterate").mean()),
                 test_loss=float(losses[index].mean()),
                 test_accuracy=float(right[index].mean()),
-                test_loss_change=paired_difference(start_losses, losses[index]),
-                test_accuracy_change=paired_difference(start_right, right[index]),
-                against_first=paired_difference(right[0], right[index]) if index else None,
+                test_loss_change=_crossed(losses[index] - start_losses),
+                test_accuracy_change=_crossed(right[index] - start_right),
+                against_first=_crossed(right[index] - right[0]) if index else None,
                 cost=float(part.cost.max("iterate").mean()),
                 sweep_cost=float(part.sweep_cost.mean()),
             )
         )
     return rows
+
+
+def _crossed(differences: np.ndarray) -> Difference:
+    found = crossed_interval(differences)
+    return Difference(found.estimate, found.low, found.high)
 
 
 def _extent(values: np.ndarray) -> tuple[float, float]:

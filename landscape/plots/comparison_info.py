@@ -107,7 +107,7 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
             [
                 f"{configuration.get('calibration_images', '?')} calibration images",
                 f"{dataset.sizes['image']:,} test images",
-                f"{seeds} seeds" if seeds > 1 else "1 seed",
+                seeds_words(seeds),
                 dataset.attrs["plane"],
             ]
         ),
@@ -140,6 +140,13 @@ def interval_words(mean: float, low: float, high: float, percent: bool = False) 
     if percent:
         return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
     return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def seeds_words(seeds: int) -> str:
+    """Return what the intervals of so many seeds speak of."""
+    if seeds == 1:
+        return "1 seed: intervals are over test images and speak of these runs only"
+    return f"intervals over {seeds} seeds and the test images"
 
 
 def against_words(outcome: Outcome) -> str:

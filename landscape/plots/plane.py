@@ -6,6 +6,7 @@ Static, with matplotlib: raw values, nothing smoothed, nothing left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -22,7 +23,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import NDArray
 from xarray import Dataset
 
-from landscape.analysis import Analysis
+from landscape.analysis import Analysis, band_edges
 from landscape.plots.info import (
     NOT_COMPUTED_WORDS,
     NOT_FINITE_WORDS,
@@ -45,8 +46,6 @@ from landscape.plots.style import (
 from landscape.report import BAND_WORDS
 from landscape.words import with_unit
 
-# The bands of landscape.analysis in figures, in paired standard errors.
-BAND_LIMITS = ("beyond −4", "−4 to −2", "−2 to 2", "2 to 4", "beyond 4")
 # The entries of a legend.
 START_WORDS = "start"
 MINIMUM_WORDS = "local minimum of the test loss"
@@ -56,7 +55,8 @@ Each cell is one measured network.
 Nothing is smoothed.
 Paired standard error: the noise that
 is left in the difference of two losses
-on the same test images."""
+on the same test images. Clearly: told
+apart even as one of all points."""
 # A checkpoint nearer to the plane than this share of its distance from the start lies on it: the
 # rest is rounding.
 ON_THE_PLANE = 1e-3
@@ -118,6 +118,8 @@ class PlaneInfo:
     change: NDArray[np.float64]  # of the test loss from the start
     change_error: NDArray[np.float64]  # its paired standard error
     confidence: Quantity  # the band that change / change_error lies in: an index of BAND_WORDS
+    band_words: tuple[str, ...]  # limits of the bands, in paired standard errors
+    floor_words: str  # the numerical noise of each test loss; empty if it is not known
     accuracy: NDArray[np.float64]
     checkpoints: tuple[Checkpoint, ...]  # those in the range of the axes
 
@@ -145,7 +147,7 @@ def plane_info(dataset: Dataset, analysis: Analysis) -> PlaneInfo:
         loss=Surface(loss_of(dataset, "loss"), Marker(0.0, 0.0, analysis.start_loss)),
         test_loss=Surface(
             loss_of(dataset, "test_loss"),
-            Marker(0.0, 0.0, analysis.start_test_loss.value),
+            Marker(0.0, 0.0, analysis.start_test_loss.estimate),
             tuple(
                 Marker(m.coordinates["x"], m.coordinates["y"], m.value, m.boundary)
                 for m in (analysis.minima.minima if analysis.minima else ())
@@ -159,9 +161,26 @@ def plane_info(dataset: Dataset, analysis: Analysis) -> PlaneInfo:
             "Test loss against the start",
             "in paired standard errors",
         ),
+        band_words=band_words(analysis.critical.both),
+        floor_words=_floor_words(analysis),
         accuracy=dataset.test_accuracy.values,
         checkpoints=shown,
     )
+
+
+def band_words(critical: float) -> tuple[str, ...]:
+    """Return the limits of the bands in words; infinite for images too few to tell."""
+    edges = [f"{edge:.1f}".replace("-", "−").replace(".0", "") for edge in band_edges(critical)]
+    between = [f"{low} to {high}" for low, high in pairwise(edges)]
+    if np.isinf(critical):
+        return ("too few images", f"beyond {edges[1]}", between[1], f"beyond {edges[2]}", "too few")
+    return (f"beyond {edges[0]}", *between, f"beyond {edges[-1]}")
+
+
+def _floor_words(analysis: Analysis) -> str:
+    if analysis.test_loss_floor is None:
+        return ""
+    return f"numerical noise ± {analysis.test_loss_floor.mean_loss.estimate:.2g}"
 
 
 def draw_plane(dataset: Dataset, analysis: Analysis) -> Figure:
@@ -194,7 +213,9 @@ def draw_map(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
     mesh = _draw_cells(
         axes, info, surface.quantity, cmap=LOSS_COLORS, norm=_scale(surface.quantity)
     )
-    axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=surface.quantity.measure)
+    noise = info.floor_words if surface is info.test_loss else ""
+    label = ", ".join(filter(None, (surface.quantity.measure, noise)))
+    axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=label)
     axes.set_title(surface.quantity.name)
     _mark(axes, info, surface)
 
@@ -204,7 +225,7 @@ def draw_confidence(axes: Axes, info: PlaneInfo) -> None:
     limits = Normalize(-0.5, len(BAND_WORDS) - 0.5)
     mesh = _draw_cells(axes, info, info.confidence, cmap=BAND_COLORS, norm=limits)
     bar = axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=info.confidence.measure)
-    words = [f"{word}\n{limits}" for word, limits in zip(BAND_WORDS, BAND_LIMITS, strict=True)]
+    words = [f"{word}\n{limits}" for word, limits in zip(BAND_WORDS, info.band_words, strict=True)]
     bar.set_ticks(range(len(words)), labels=words, fontsize="small", linespacing=1.3)
     bar.ax.tick_params(length=0)
     axes.set_title(info.confidence.name)

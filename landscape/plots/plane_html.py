@@ -16,7 +16,6 @@ from landscape.analysis import Analysis
 from landscape.plots.info import NOT_COMPUTED_WORDS, NOT_FINITE_WORDS, Quantity
 from landscape.plots.page import OUTLINE, layout
 from landscape.plots.plane import (
-    BAND_LIMITS,
     EDGE_MINIMUM_WORDS,
     MINIMUM_WORDS,
     START_WORDS,
@@ -41,8 +40,12 @@ def interactive_plane(dataset: Dataset, analysis: Analysis) -> go.Figure:
     info = plane_info(dataset, analysis)
     views = (
         (info.loss, info.loss.quantity, _loss_colors(info.loss.quantity)),
-        (info.test_loss, info.test_loss.quantity, _loss_colors(info.test_loss.quantity)),
-        (info.test_loss, info.confidence, _band_colors(info.confidence)),
+        (
+            info.test_loss,
+            info.test_loss.quantity,
+            _loss_colors(info.test_loss.quantity, info.floor_words),
+        ),
+        (info.test_loss, info.confidence, _band_colors(info)),
     )
     text = _plane_text(info)
     figure = make_subplots(1, 2, specs=[[{"type": "xy"}, {"type": "scene"}]])
@@ -211,17 +214,19 @@ def _marks(surface: Surface) -> list[tuple[str, str, str, int, list[Marker]]]:
     return [mark for mark in marks if mark[-1]]
 
 
-def _loss_colors(quantity: Quantity) -> dict[str, Any]:
+def _loss_colors(quantity: Quantity, noise: str = "") -> dict[str, Any]:
     low, high = quantity.limits
-    title = {"text": quantity.measure, "side": "right"}
+    title = {"text": ", ".join(filter(None, (quantity.measure, noise))), "side": "right"}
     return {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": {"title": title}}
 
 
-def _band_colors(quantity: Quantity) -> dict[str, Any]:
+def _band_colors(info: PlaneInfo) -> dict[str, Any]:
     """Return one flat color for each band, and its meaning beside it."""
     count = len(BAND_WORDS)
     flat = sample_colorscale("Cividis", count)
-    words = [f"{word}<br>{limits}" for word, limits in zip(BAND_WORDS, BAND_LIMITS, strict=True)]
+    words = [
+        f"{word}<br>{limits}" for word, limits in zip(BAND_WORDS, info.band_words, strict=True)
+    ]
     return {
         "colorscale": [
             [edge / count, color] for band, color in enumerate(flat) for edge in (band, band + 1)
@@ -229,7 +234,7 @@ def _band_colors(quantity: Quantity) -> dict[str, Any]:
         "cmin": -0.5,
         "cmax": count - 0.5,
         "colorbar": {
-            "title": {"text": quantity.measure, "side": "right"},
+            "title": {"text": info.confidence.measure, "side": "right"},
             "tickvals": list(range(count)),
             "ticktext": words,
         },

@@ -27,9 +27,11 @@ from landscape.plots.info import (
 )
 from landscape.plots.page import layout
 from landscape.plots.style import STYLE
+from landscape.statistics.numerical_noise import NoiseFloor
 
 RAY_WORDS = "one ray ± 1 standard error (paired with the start)"
 MEAN_WORDS = "mean of the rays ± 1 standard error"
+FLOOR_WORDS = "numerical noise of a change, ± 1 standard deviation"
 RAY_COLOR, MEAN_COLOR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 FAINT_RAY_COLOR = "rgba(0, 114, 178, 0.45)"
 
@@ -43,6 +45,7 @@ class Curves:
     mean: NDArray[np.float64]  # over the rays, (distance,)
     mean_errors: NDArray[np.float64] | None
     start: float  # the loss itself at the start
+    floor: float  # standard deviation of a change by numerical noise; 0 if it is not known
 
     @property
     def label(self) -> str:
@@ -81,16 +84,23 @@ def rays_info(dataset: Dataset, analysis: Analysis) -> RaysInfo:
             changes.mean_loss_change.values,
             None,
             analysis.start_loss,
+            _floor(analysis.loss_floor),
         ),
         test_loss=Curves(
             loss_of(dataset, "test_loss", changes.test_loss_change),
             changes.test_loss_change_error.values,
             changes.mean_test_loss_change.values,
             changes.mean_test_loss_change_error.values,
-            analysis.start_test_loss.value,
+            analysis.start_test_loss.estimate,
+            _floor(analysis.test_loss_floor),
         ),
         accuracy=dataset.test_accuracy.values,
     )
+
+
+def _floor(floor: NoiseFloor | None) -> float:
+    """Return the noise of a difference of two points, each with its own."""
+    return 0.0 if floor is None else float(np.sqrt(2) * floor.mean_loss.estimate)
 
 
 def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
@@ -125,6 +135,16 @@ def interactive_rays(dataset: Dataset, analysis: Analysis) -> go.Figure:
     for column, curves in enumerate((info.loss, info.test_loss), start=1):
         traces = _curve_traces(info, curves, legend=curves is info.test_loss)
         figure.add_traces(traces, rows=1, cols=column)
+        if curves.floor:
+            figure.add_hrect(
+                y0=-curves.floor,
+                y1=curves.floor,
+                fillcolor="gray",
+                opacity=0.3,
+                line_width=0,
+                row=1,
+                col=column,
+            )
         figure.update_xaxes(title_text=info.distance.label, col=column)
         figure.update_yaxes(title_text=curves.label, col=column)
     figure.update_layout(**layout(info.title, info.subtitle))
@@ -134,6 +154,8 @@ def interactive_rays(dataset: Dataset, analysis: Analysis) -> go.Figure:
 def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
     distance = info.distance.values
     axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
+    if curves.floor:
+        axes.axhspan(-curves.floor, curves.floor, color="0.8", linewidth=0, label=FLOOR_WORDS)
     style: dict[str, Any] = {
         "color": RAY_COLOR,
         "alpha": 0.45,

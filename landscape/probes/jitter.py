@@ -9,11 +9,10 @@ import torch
 import xarray as xr
 
 from evolq.errors import InputError
+from evolq.losses.jitter import RELATIVE, jittered
+from evolq.losses.objective import Objective, TestEvaluation
 from evolq.points import Point, displace, role
 from landscape.probes.sampling import CalibrationLoss, HeldOutLoss, OnPoint, sample_cells
-
-# Far above the rounding of float32 (6e-8), far below any change that a search would propose.
-RELATIVE = 1e-6
 
 
 def repeats(
@@ -62,7 +61,7 @@ def repeats(
         if role(name) not in ("scale", "weight"):
             raise InputError(f"{name!r} cannot be jittered; choose scales or weights")
 
-    def jittered() -> dict[str, torch.Tensor]:
+    def drawn() -> dict[str, torch.Tensor]:
         direction = {}
         for name in names:
             value = point[name]
@@ -70,7 +69,7 @@ def repeats(
             direction[name] = normal if role(name) == "scale" else normal * value
         return displace(point, direction, relative)
 
-    cells = (({"repeat": number}, jittered()) for number in range(count))
+    cells = (({"repeat": number}, drawn()) for number in range(count))
     return sample_cells(
         point,
         {"repeat": xr.Variable("repeat", np.arange(count))},
@@ -78,4 +77,42 @@ def repeats(
         objective,
         test,
         on_point,
+    )
+
+
+def add_repeats(
+    dataset: xr.Dataset,
+    objective: Objective,
+    test: TestEvaluation,
+    point: Point,
+    count: int,
+    generator: torch.Generator,
+) -> None:
+    """Measure the losses at `point` under changes that mean nothing, and add them to a scan.
+
+    Pixels and scales of activations change by 1e-6 of their value (`evolq.losses.jitter`). Unlike
+    jittered scales of weights (`repeats`), this changes no weight's code. In place.
+
+    Args:
+        dataset: of a scan, which gets `repeat_loss_per_image` (repeat, calibration_image) and
+            `repeat_test_loss_per_image` (repeat, image).
+        objective: on calibration images.
+        test: on test images.
+        point: the start.
+        count: number of repeats.
+        generator: on the CPU; draws the jitter.
+    """
+    losses, test_losses = [], []
+    for _ in range(count):
+        calibrated, moved = jittered(objective, point, generator)
+        losses.append(calibrated.per_image(moved).cpu().numpy())
+        tested, moved = jittered(test, point, generator)
+        test_losses.append(tested.per_image(moved)[0].cpu().numpy())
+    dataset["repeat_loss_per_image"] = (
+        ("repeat", "calibration_image"),
+        np.stack(losses).astype(np.float32),
+    )
+    dataset["repeat_test_loss_per_image"] = (
+        ("repeat", "image"),
+        np.stack(test_losses).astype(np.float32),
     )

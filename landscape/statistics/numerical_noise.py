@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import integrate, stats
+from scipy import stats
 
 from evolq.errors import InputError
+from evolq.losses.jitter import expected_maximum
 from landscape.statistics.intervals import Interval
 
 REPEATS = ("repeats",)
@@ -88,7 +89,7 @@ def jitter_gain(floor: NoiseFloor, evaluations: int) -> Interval:
     """
     if evaluations < 1:
         raise InputError(f"1 evaluation or more was expected, not {evaluations}")
-    factor = _expected_maximum(evaluations)
+    factor = expected_maximum(evaluations)
     scatter = floor.mean_loss
     return Interval(
         estimate=factor * scatter.estimate,
@@ -97,14 +98,3 @@ def jitter_gain(floor: NoiseFloor, evaluations: int) -> Interval:
         level=scatter.level,
         over=scatter.over,
     )
-
-
-def _expected_maximum(number: int) -> float:
-    """Return E[max of n standard normals] = integral of P(max > x) over x > 0, less its mirror."""
-
-    def integrand(x: float) -> float:
-        # 1 - F(x)^n - F(-x)^n, by logarithms since n may be large
-        upper = -np.expm1(number * stats.norm.logcdf(x))
-        return float(upper - np.exp(number * stats.norm.logcdf(-x)))
-
-    return float(integrate.quad(integrand, 0, 40, points=[1, 5, 10], limit=200)[0])

@@ -57,6 +57,16 @@ class Reliability:
         return max(self.full, 0.0) if np.isfinite(self.full) else np.nan
 
     @property
+    def true_share_interval(self) -> tuple[float, float]:
+        """95 % bounds of `true_share`, 0 to 1, from those of `half` (Spearman 1910, Brown 1910)."""
+        ratio = self.images / max(self.images // 2, 1)
+        low, high = (
+            max(ratio * r / (1 + (ratio - 1) * r), 0.0) if np.isfinite(r) else np.nan
+            for r in (self.low, self.high)
+        )
+        return low, high
+
+    @property
     def predicted_share(self) -> float:
         """Share of the variance on these images that as many other images would predict.
 
@@ -176,6 +186,15 @@ def split_half_reliability(per_image: xr.DataArray, of: str = "increments") -> R
         images=images,
         effective_images=float(sum_own**2 / squares) if squares > 0 else np.nan,
     )
+
+
+def step_variance(surface: xr.DataArray) -> float:
+    """Return the variance of the steps between neighbors, centered over the surface as above.
+
+    NaN for fewer than 2 steps.
+    """
+    steps = _increments(surface.expand_dims("image", axis=-1))[:, 0]
+    return float(steps.var()) if len(steps) > 1 else np.nan
 
 
 def _correlation(
