@@ -249,7 +249,8 @@ def band_edges(critical: float) -> tuple[float, float, float, float]:
     Args:
         critical: of all points together.
     """
-    return (-critical, -ALONE, ALONE, critical)
+    outer = max(critical, ALONE)  # one point alone can need less than two errors
+    return (-outer, -ALONE, ALONE, outer)
 
 
 def bands(changes: ArrayLike, standard_errors: ArrayLike, critical: float) -> NDArray[np.float64]:

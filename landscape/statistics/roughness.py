@@ -61,7 +61,7 @@ class Reliability:
         """95 % bounds of `true_share`, 0 to 1, from those of `half` (Spearman 1910, Brown 1910)."""
         ratio = self.images / max(self.images // 2, 1)
         low, high = (
-            max(ratio * r / (1 + (ratio - 1) * r), 0.0) if np.isfinite(r) else np.nan
+            (ratio * r / (1 + (ratio - 1) * r) if r > 0 else 0.0) if np.isfinite(r) else np.nan
             for r in (self.low, self.high)
         )
         return low, high
