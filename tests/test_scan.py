@@ -53,7 +53,7 @@ def test_a_plane(scan, tmp_path) -> None:
     assert provenance["configuration"]["radius"] == 0.2
     assert provenance["configuration"]["radius_is_auto"] is False
     assert set(provenance["hashes"]) >= {"weights", "test_images", "start"}
-    assert "Split-half reliability" in out
+    assert "Jaggedness" in out
     assert str(folder) in out
 
 
@@ -333,7 +333,7 @@ def test_a_full_disk_leaves_the_numbers(scan, monkeypatch, full) -> None:
     line = err.splitlines()[-1]
     assert line.startswith("error: ")
     assert f"{full}: No space left" in line
-    assert "Split-half reliability" in out
+    assert "Jaggedness" in out
     assert (store.load("out/scan.nc").status == 1).all()
     left = [*results.RESULTS[: results.RESULTS.index(full)], "config.yaml"]
     assert sorted(path.name for path in Path("out").iterdir()) == sorted(left)
