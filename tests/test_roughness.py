@@ -273,3 +273,10 @@ def test_the_jackknife_holds_where_it_says_so():
         truth = power / (power + 39 / 10)  # halves of 10 images
         held.append(found.low <= truth <= found.high)
     assert 0.92 < np.mean(held) < 0.99  # 95 to 98 % in larger simulations; 1.2 % of error
+
+
+@pytest.mark.parametrize(("half", "share"), [(-1.0, 0.0), (-0.2, 0.0), (0.0, 0.0), (0.5, 2 / 3)])
+def test_bounds_of_the_true_share_are_those_of_spearman_and_brown(half, share):
+    found = Reliability(half=half, low=half, high=1.0, full=0.0, images=40)
+    assert found.true_share_interval == pytest.approx((share, 1.0))
+    assert np.isnan(Reliability(*[np.nan] * 4, images=1).true_share_interval).all()
