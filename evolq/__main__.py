@@ -33,8 +33,9 @@ TargetName = Literal["onnxruntime", "openvino", "tensorrt", "compact"]
 # error of 27 %.
 REPEATS = 8
 
+# What only an unfinished search has.
 STATE = "search_state.safetensors"
-RESULTS = ("model.safetensors", "model.onnx", "report.json", STATE)
+RESULTS = ("model.safetensors", "model.onnx", "report.json")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class Search:
         onnx: Write model.onnx, too, and say how it runs in ONNX Runtime.
         onnx_target: What model.onnx is for: onnxruntime, openvino, tensorrt (for networks with
             symmetric weights and activations), or compact (the smallest file).
-        resume: Go on with the search that was stopped in `out`.
     """
 
     recipe: RecipeName = "default"
@@ -64,7 +64,6 @@ class Search:
     within: str | None = None
     onnx: bool = False
     onnx_target: TargetName = "onnxruntime"
-    resume: bool = False
 
 
 def main(settings: Settings, search: Search, output: Output, given: frozenset[str]) -> None:
@@ -81,12 +80,10 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
         raise InputError(
             f"`average_bits` is {average_bits:g}; give a number from {MIN_BITS} to {MAX_BITS}"
         )
-    if search.resume:
-        _check_resume(output.out)
     for package in ("onnx", "onnxruntime") if search.onnx else ():
         require(package, "onnx", "`onnx`")  # now, not after the search
     command_line.check_start(settings, given)
-    command_line.check_output_folder(output.out, output.overwrite or search.resume)
+    command_line.check_output_folder(output, STATE)
 
     from evolq.optimizers.recipes import choose_recipe
     from evolq.progress import Progress
@@ -101,30 +98,26 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     if search.onnx:  # what cannot be exported is found out before the search
         with tempfile.TemporaryDirectory() as scratch:
             _export(problem, problem.start, Path(scratch) / "model.onnx", search)
-    folder = command_line.make_output_folder(
-        output.out,
-        output.overwrite or search.resume,
-        f"evolq-{Path(settings.model).name}",
-        () if search.resume else RESULTS,
-    )
     options = command_line.options_of(problem.settings, search)
-    command_line.write_configuration(folder, options)
-    result = _search(problem, recipe, search, folder / STATE, progress)
-    report = (
-        _test(problem, result)
-        | _gain(problem, result)
-        | {
-            "fitness_evaluations": result.evaluations,
-            "forward_passes": result.cost,
-            "start_forward_passes": problem.start_cost,
-            "seconds": time.monotonic() - began,
-            "options": options,
-            **problem.provenance,
-        }
-    )
-    found = _write(problem, result, report, folder, search)
-    (folder / STATE).unlink(missing_ok=True)
-    _print(report, folder, found, output.json)
+    name = f"evolq-{Path(settings.model).name}"
+    with command_line.output_folder(output, name, RESULTS, STATE) as folder:
+        command_line.write_configuration(folder, options)
+        result = _search(problem, recipe, search, folder / STATE, progress)
+        report = (
+            _test(problem, result)
+            | _gain(problem, result)
+            | {
+                "fitness_evaluations": result.evaluations,
+                "forward_passes": result.cost,
+                "start_forward_passes": problem.start_cost,
+                "seconds": time.monotonic() - began,
+                "options": options,
+                **problem.provenance,
+            }
+        )
+        found = _write(problem, result, report, folder, search)
+        (folder / STATE).unlink(missing_ok=True)
+        _print(report, folder, found, output.json)
 
 
 def _quantization(settings: Settings, search: Search, given: frozenset[str]) -> Quantization:
@@ -135,15 +128,6 @@ def _quantization(settings: Settings, search: Search, given: frozenset[str]) -> 
     if search.recipe == "published" and settings.start is None and "scheme" not in given:
         chosen = replace(chosen, scheme="published")  # the published search, of its own network
     return chosen
-
-
-def _check_resume(out: Path | None) -> None:
-    """Refuse to go on where nothing was begun, and say where something was."""
-    if out is not None and out.is_dir():
-        return
-    unfinished = sorted(str(path.parent) for path in command_line.RUNS.glob(f"*/{STATE}"))
-    where = f"unfinished: {', '.join(unfinished)}" if unfinished else "no run here is unfinished"
-    raise InputError(f"`resume` goes on in a folder that `out` names, and that is {out}; {where}")
 
 
 def _search(

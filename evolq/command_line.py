@@ -10,10 +10,14 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import re
+import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -28,12 +32,20 @@ from evolq.errors import InputError
 from evolq.quantization import Quantization
 from evolq.settings import Settings, configuration
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from evolq.problem import Problem
     from evolq.progress import Progress
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+
+# Tenths of a second to wait for a folder: the workers of a process that was killed notice it, too.
+WAIT = 10
 
 # The options of each panel of --help, in this order; what is named nowhere comes first of all.
 PANELS = {
@@ -55,6 +67,7 @@ class Output:
     Attributes:
         out: Output folder; by default the next free runs/NAME-N.
         overwrite: Write into an existing out, in place of its results.
+        resume: Go on with the unfinished run in `out`, with its options.
         config: Take options from this YAML file, such as the config.yaml that each run writes;
             options given beside it win.
         like: Take options from an earlier run: its folder, or its scan.nc, compare.nc or
@@ -65,6 +78,7 @@ class Output:
 
     out: Path | None = None
     overwrite: bool = False
+    resume: bool = False
     config: Path | None = None
     like: Path | None = None
     quiet: bool = False
@@ -202,6 +216,9 @@ class Command:
             app(tokens)
             return None
         source = bound.arguments.get("config") or bound.arguments.get("like")
+        out = bound.arguments.get("out")
+        if source is None and bound.arguments.get("resume") and out and (out / CONFIG).is_file():
+            source = out
         if source is not None:
             stored = read_configuration(source)
             unknown = sorted(stored.keys() - self.options.keys() - {*self.left_out})
@@ -317,10 +334,12 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     """Run a command line; bad input ends with one line on standard error and exit code 2.
 
     So does what the file system refuses (a full disk, a name too long). A warning is one line, too.
+    SIGINT and SIGTERM end it with the exit codes of shells, 130 and 143.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter loses that letter
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
@@ -328,10 +347,21 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     except (cyclopts.CycloptsError, InputError, OSError) as error:
         _print_line("error", str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+        _print_line("stopped", signal.strsignal(number) or str(number))
+        sys.exit(128 + number)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     sys.exit(0)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what a batch system sends; handled as Ctrl-C is."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -382,9 +412,22 @@ def options_of(settings: Settings, *declared: Any) -> dict[str, Any]:
 
 
 def write_configuration(folder: Path, options: Mapping[str, Any]) -> None:
-    """Write config.yaml, with which `--config` repeats a run."""
+    """Write config.yaml, with which `--config` repeats a run.
+
+    Raises:
+        InputError: if the run that is in the folder has other options; what it is, is named.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    if (folder / CONFIG).exists():
+        found, wanted = read_configuration(folder), yaml.safe_load(text)
+        for name in [*wanted, *found]:
+            then, now = found.get(name, "not given"), wanted.get(name, "not given")
+            if then != now:
+                raise InputError(
+                    f"{folder} was begun with `{name}` {then}, and now it is {now}; go on with "
+                    "the same, choose another `out`, or give `overwrite`"
+                )
     write_whole(folder / CONFIG, text.encode())
 
 
@@ -420,54 +463,140 @@ def print_json(content: Mapping[str, Any]) -> None:
 # Output folders -----------------------------------------------------------------------------------
 
 
-def check_output_folder(out: Path | None, overwrite: bool) -> None:
-    """Check that `make_output_folder` will be able to do its work, and leave no trace of it.
+def check_output_folder(output: Output, unfinished: str) -> None:
+    """Check that `output_folder` will be able to do its work, and leave no trace of it.
+
+    Args:
+        output: as the user gave it.
+        unfinished: the file that only an unfinished run of this command has.
 
     Raises:
-        InputError: if `out` exists and is not to be overwritten, or cannot be written to.
+        InputError: if `out` holds something that is not to be overwritten, cannot be written to or
+            is at work, or if there is nothing to resume.
     """
-    folder = out or RUNS
-    if out is not None and out.exists() and not overwrite:
-        raise InputError(f"`out` {out} exists; choose another folder or give `overwrite`")
-    existing = folder.absolute()
+    begun = sorted(str(path.parent) for path in RUNS.glob(f"*/{unfinished}"))
+    out = output.out
+    if output.resume and (out is None or _state(out, unfinished) != "unfinished"):
+        where = f"unfinished: {', '.join(begun)}" if begun else "no run here is unfinished"
+        given = "is not given" if out is None else f"{out} has none"
+        raise InputError(
+            f"`resume` goes on with an unfinished run in `out`; `out` {given}; {where}"
+        )
+    if out is not None and not output.overwrite:
+        _check_free(out, unfinished)
+    if out is None and begun and not output.quiet:
+        _print_line("note", f"unfinished: {', '.join(begun)}; --resume --out FOLDER goes on there")
+    existing = (out or RUNS).absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not _writable(existing):
         raise InputError(
-            f"cannot write to {folder}: {existing} is not a folder that can be written"
+            f"cannot write to {out or RUNS}: {existing} is not a folder that can be written"
         )
+    if out is not None and out.is_dir():
+        with _held(out):
+            pass
 
 
-def make_output_folder(
-    out: Path | None, overwrite: bool, name: str, results: Sequence[str] = ()
-) -> Path:
-    """Make the folder to write to: `out`, or the next free runs/NAME-N.
+@contextmanager
+def output_folder(
+    output: Output, name: str, results: Sequence[str], unfinished: str
+) -> Iterator[Path]:
+    """Make the folder to write to, `out` or the next free runs/NAME-N, and hold it for a while.
 
-    Making it claims it: of two processes that start together, each gets its own.
+    Making it claims it: of two processes that start together, each gets its own; and of two that
+    were given one, the second is told. A run that is stopped says how it goes on.
 
     Args:
-        out: as the user gave it.
-        overwrite: whether `out` may exist.
+        output: as the user gave it.
         name: of what is done.
-        results: files of an earlier run that go, so that none stays beside new ones.
+        results: with `overwrite`, files that go, so that none of an earlier run stays beside new
+            ones.
+        unfinished: the file that only an unfinished run of this command has.
 
     Raises:
-        InputError: if `out` came into being meanwhile, or cannot be made or cleared.
+        InputError: if `out` came into being meanwhile, is at work, or cannot be made or cleared.
     """
+    folder = _made(output.out, name)
+    with _held(folder):
+        if output.overwrite:
+            for result in (*results, CONFIG, unfinished):
+                (folder / result).unlink(missing_ok=True)
+        else:
+            _check_free(folder, unfinished)
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            if _state(folder, unfinished) == "unfinished":
+                words = f"what is finished is kept; --resume --out {folder} goes on"
+                print(words, file=sys.stderr)
+            raise
+        finally:
+            with suppress(OSError):  # it stays, unless it is empty
+                folder.rmdir()
+
+
+def _made(out: Path | None, name: str) -> Path:
     number = 1
     while True:
         folder = out or RUNS / f"{name}-{number}"
         try:
-            folder.mkdir(parents=True, exist_ok=overwrite and out is not None)
-            for result in results:
-                (folder / result).unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=out is not None)
             return folder
-        except FileExistsError as error:
-            if out is not None:
-                raise InputError(f"`out` {out} exists by now; choose another folder") from error
-            number += 1
         except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+            if out is not None or not isinstance(error, FileExistsError):
+                raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+            number += 1
+
+
+def _state(folder: Path, unfinished: str) -> Literal["free", "unfinished", "taken"]:
+    """Return what is in a folder: nothing, a run of this command that can go on, anything else.
+
+    A search that was killed early has left no more than its configuration.
+    """
+    try:
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    except FileNotFoundError:
+        return "free"
+    except NotADirectoryError:
+        return "taken"
+    if unfinished in names or names == {CONFIG}:
+        return "unfinished"
+    return "taken" if names else "free"
+
+
+def _check_free(out: Path, unfinished: str) -> None:
+    if _state(out, unfinished) == "taken":
+        raise InputError(f"`out` {out} exists; choose another folder or give `overwrite`")
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other processes of this program out of a folder, and be told if one is in it.
+
+    The lock goes with the process that holds it, however that ends.
+    """
+    if fcntl is None:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        for attempt in range(WAIT):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if attempt == WAIT - 1:
+                    raise InputError(
+                        f"another process writes to `out` {folder}; wait for it, or choose another "
+                        "folder"
+                    ) from error
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _writable(folder: Path) -> bool:

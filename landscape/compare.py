@@ -6,19 +6,20 @@ lists the options.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolq import command_line
 from evolq.command_line import Command, Output
-from evolq.settings import Settings
+from evolq.settings import Settings, configuration
 from landscape.comparisons import Comparison
 
 if TYPE_CHECKING:
     import xarray as xr
 
+# What only an unfinished comparison has: the ledger of its searches and its map.
+UNFINISHED = "compare.sqlite"
 RESULTS = ("compare.nc", "compare.png", "compare.html", "transfer.nc", "transfer.png")
 
 
@@ -36,11 +37,11 @@ def compare(
     progress = Progress(output.quiet)
     settings = replace(settings, selection_images=0)
     command_line.check_start(settings, given)
-    command_line.check_output_folder(output.out, output.overwrite)
+    command_line.check_output_folder(output, UNFINISHED)
     comparison.check(settings)
-    for name in comparison.criteria or (settings.criterion_name,):
-        if choose_criterion(name).uses_labels:
-            progress.say(f"Criterion {name} reads the labels of calibration images.")
+    for criterion in comparison.criteria or (settings.criterion_name,):
+        if choose_criterion(criterion).uses_labels:
+            progress.say(f"Criterion {criterion} reads the labels of calibration images.")
 
     from landscape.plots import (
         draw_comparison,
@@ -49,36 +50,36 @@ def compare(
         save_figure,
         write_html,
     )
+    from landscape.run_folder import RunFolder
     from landscape.store import save
 
     problem = None if comparison.criteria else command_line.prepare(settings, given, progress)
-    folder = command_line.make_output_folder(
-        output.out, output.overwrite, f"compare-{Path(settings.model).name}", RESULTS
-    )
-    with progress.task("Searching") as task:
+    name = f"compare-{Path(settings.model).name}"
+    options = configuration(settings, comparison)
+    with RunFolder(output, name, RESULTS, UNFINISHED, options) as folder:
+        with progress.task("Searching") as task:
 
-        def on_run(words: str) -> None:
-            task.update(0, None, words)
+            def on_run(words: str) -> None:
+                task.update(0, None, words)
 
-        dataset = (
-            comparison.sample_transfer(settings, on_run)
-            if problem is None
-            else comparison.sample(
-                problem,
-                on_run,
-                lambda _, done, total: task.update(done, total, "Measuring the map"),
-            )
-        )
-    command_line.write_configuration(folder, json.loads(dataset.attrs["provenance"])["options"])
-    if comparison.criteria:
-        save(dataset, folder / "transfer.nc", "transfer")
-        save_figure(draw_transfer(dataset), folder / "transfer.png")
-        _print_transfer(dataset, folder, output.json)
-    else:
-        save(dataset, folder / "compare.nc", "compare")
-        save_figure(draw_comparison(dataset), folder / "compare.png")
-        write_html(interactive_comparison(dataset), folder / "compare.html")
-        _print_outcomes(dataset, folder, output.json)
+            def on_point(_: xr.Dataset, done: int, total: int) -> None:
+                task.update(done, total, "Measuring the map")
+
+            if problem is None:
+                dataset = comparison.sample_transfer(settings, on_run, folder.open_ledger)
+            else:
+                dataset = comparison.sample(problem, on_run, on_point, folder.open_ledger)
+        path = folder.path
+        if problem is None:
+            save(dataset, path / "transfer.nc", "transfer")
+            save_figure(draw_transfer(dataset), path / "transfer.png")
+            _print_transfer(dataset, path, output.json)
+        else:
+            save(dataset, path / "compare.nc", "compare")
+            save_figure(draw_comparison(dataset), path / "compare.png")
+            write_html(interactive_comparison(dataset), path / "compare.html")
+            _print_outcomes(dataset, path, output.json)
+        folder.finish()
 
 
 def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from evolq.problem import Problem
+    from landscape.ledger import Ledger
+    from landscape.scans import OpenLedger
 
     OnRun = Callable[[str], None]
     OnPoint = Callable[[xr.Dataset, int, int], None]
@@ -123,6 +125,7 @@ class Comparison:
         problem: Problem,
         on_run: OnRun | None = None,
         on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
     ) -> xr.Dataset:
         """Run the optimizers, and measure the loss surface around their paths.
 
@@ -130,6 +133,8 @@ class Comparison:
             problem: from `evolq.prepare`.
             on_run: called with words before each part of the work.
             on_point: called with the map, the points done and their number, after each point.
+            open_ledger: given all that the work depends on, returns the ledger that keeps each
+                search and each point of the map; called before the first search.
 
         Returns:
             The Dataset of `landscape.paths.comparison.compare` with its map and provenance.
@@ -148,30 +153,38 @@ class Comparison:
         self.check(problem.settings)
         say = on_run or (lambda words: None)
         names = list(select(problem.start, {"scale"}, self.within))
+        ledger = self._open(open_ledger, problem)
         runs = run_optimizers(
             problem.objective,
             problem.start,
             names=names,
             **self._search,
             on_run=lambda name, seed: say(f"Searching: {name}, seed {seed}"),
+            ledger=ledger,
         )
         say("Measuring the paths on test images")
         generator = torch.Generator().manual_seed(problem.settings.seed)
         common = common_plane(self.plane, problem.start, runs, names, generator)
         dataset = measure_runs(runs, common.plane, problem.test)
         surface = sample_surface(
-            dataset, common.plane, problem.objective, problem.test, self.points, on_point
+            dataset, common.plane, problem.objective, problem.test, self.points, on_point, ledger
         )
         dataset = with_surface(dataset, surface, common)
         dataset.attrs["provenance"] = self._provenance(problem)
         return dataset
 
-    def sample_transfer(self, settings: Settings, on_run: OnRun | None = None) -> xr.Dataset:
+    def sample_transfer(
+        self,
+        settings: Settings,
+        on_run: OnRun | None = None,
+        open_ledger: OpenLedger | None = None,
+    ) -> xr.Dataset:
         """Search with each criterion on each number of calibration images.
 
         Args:
             settings: of the problems, one for each of `sizes`.
             on_run: called with words before each run.
+            open_ledger: see `sample`.
 
         Returns:
             The Dataset of `landscape.paths.transfer.transfer` along `size`, with provenance.
@@ -189,6 +202,7 @@ class Comparison:
             problem = prepare(replace(settings, calibration_images=size))
             if not parts:
                 provenance = self._provenance(problem)
+                ledger = self._open(open_ledger, problem)
 
             def tell(criterion: str, optimizer: str, seed: int, size: int = size) -> None:
                 say(f"Searching on {size:,} calibration images: {criterion}, {optimizer}, {seed}")
@@ -202,11 +216,17 @@ class Comparison:
                     criteria=self.criteria,
                     **self._search,
                     on_run=tell,
+                    ledger=ledger,
                 )
             )
         dataset = xr.concat(parts[::-1], "size", join="exact").sortby("size")
         dataset.attrs["provenance"] = provenance
         return dataset
+
+    def _open(self, open_ledger: OpenLedger | None, problem: Problem) -> Ledger | None:
+        from landscape.ledger import identity
+
+        return open_ledger(identity(problem, configuration(self))) if open_ledger else None
 
     def _provenance(self, problem: Problem) -> str:
         return json.dumps(

@@ -1,16 +1,13 @@
-"""A scan's folder: measured with a progress bar, saved on the way, and concluded with pictures."""
+"""A scan's folder: measured with a progress bar, kept in a ledger, and concluded with pictures."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evolq.command_line import CONFIG, print_json, write_configuration
+from evolq.command_line import CONFIG, print_json
 from landscape.analysis import analyze, with_analysis
 from landscape.plots import draw, interactive, save_figure, write_html
 from landscape.report import describe, describe_radius, table
@@ -21,44 +18,29 @@ if TYPE_CHECKING:
 
     from evolq.problem import Problem
     from evolq.progress import Progress
-    from landscape.scans import Scan
+    from landscape.scans import OpenLedger, Scan
 
 RESULTS = ("scan.nc", "scan.png", "scan.html")
 
-# Seconds between saves of an unfinished scan: what a killed process can lose.
-SAVE_SECONDS = 15.0
 
-
-def measure(
-    scan: Scan, problem: Problem, claim: Callable[[], Path], progress: Progress
-) -> tuple[Dataset, Path]:
-    """Sample and say how it goes; an unfinished scan is saved now and then.
+def measure(scan: Scan, problem: Problem, open_ledger: OpenLedger, progress: Progress) -> Dataset:
+    """Sample and say how it goes; each point is kept when it is finished.
 
     Args:
         scan: what is measured.
         problem: around whose start.
-        claim: makes the folder for `scan.nc`, once the scan is known to be possible.
+        open_ledger: called once the scan is known to be possible.
         progress: where to say it.
-
-    Returns:
-        The scan and its folder.
     """
-    folder, saved = Path(), time.monotonic()
 
     def on_point(dataset: Dataset, done: int, total: int) -> None:
-        nonlocal saved, folder
         if done == 0:
-            folder = claim()
             for row in describe_radius(dataset):
                 progress.say(f"{row.name}: {row.value}: {row.meaning}")
-            write_configuration(folder, json.loads(dataset.attrs["provenance"])["options"])
         task.update(done, total, "Measuring")
-        if done == total or time.monotonic() - saved > SAVE_SECONDS:
-            save(dataset, folder / "scan.nc")
-            saved = time.monotonic()
 
     with progress.task("Choosing directions and radius") as task:
-        return scan.sample(problem, on_point), folder
+        return scan.sample(problem, on_point, open_ledger)
 
 
 def write(dataset: Dataset, folder: Path, as_json: bool = False) -> None:

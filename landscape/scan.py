@@ -9,8 +9,11 @@ from pathlib import Path
 
 from evolq import command_line
 from evolq.command_line import Command, Output
-from evolq.settings import Settings
-from landscape.scans import SCANS, Scan
+from evolq.settings import Settings, configuration
+from landscape.scans import SCANS, Scan, scan_options
+
+# What only an unfinished scan has: the ledger of its points.
+UNFINISHED = "scan.sqlite"
 
 
 def scan(settings: Settings, probe: Scan, output: Output, given: frozenset[str]) -> None:
@@ -19,20 +22,21 @@ def scan(settings: Settings, probe: Scan, output: Output, given: frozenset[str])
     Writes scan.nc (all numbers), scan.png and scan.html (interactive).
     """
     command_line.check_start(settings, given)
-    command_line.check_output_folder(output.out, output.overwrite)
+    command_line.check_output_folder(output, UNFINISHED)
     probe.check(settings)
 
     from evolq.progress import Progress
     from landscape.results import RESULTS, measure, write
+    from landscape.run_folder import RunFolder
 
     progress = Progress(output.quiet)
     problem = command_line.prepare(settings, given, progress)
-
-    def claim() -> Path:
-        name = f"scan-{Path(settings.model).name}"
-        return command_line.make_output_folder(output.out, output.overwrite, name, RESULTS)
-
-    write(*measure(probe, problem, claim, progress), output.json)
+    name = f"scan-{Path(settings.model).name}"
+    options = configuration(settings) | scan_options(probe)
+    with RunFolder(output, name, RESULTS, UNFINISHED, options) as folder:
+        dataset = measure(probe, problem, folder.open_ledger, progress)
+        write(dataset, folder.path, output.json)
+        folder.finish()
 
 
 COMMAND = Command("landscape scan", scan, {}, choices={"probe": SCANS})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from evolq.optimizers.mixed_precision import Table
     from evolq.points import Point
     from evolq.problem import Problem, Settings
+    from landscape.ledger import Ledger
     from landscape.probes.sampling import OnPoint
     from landscape.probes.slices import Line
+
+    OpenLedger = Callable[[Mapping[str, Any]], Ledger]
 
 Over = Literal["scales", "zero_points", "weights"]
 Directions = Literal["gaussian", "uniform", "rademacher", "towards", "pca", "hessian"]
@@ -141,12 +144,19 @@ class PlaneScan(_SliceScan):
         if self.rows is not None:
             _check_at_least("rows", self.rows, 2)
 
-    def sample(self, problem: Problem, on_point: OnPoint | None = None) -> xr.Dataset:
+    def sample(
+        self,
+        problem: Problem,
+        on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
+    ) -> xr.Dataset:
         """Measure the plane around a problem's start.
 
         Args:
             problem: from `evolq.prepare`; its seed draws the directions.
             on_point: see `landscape.sample_plane`.
+            open_ledger: given all that the points depend on, returns the ledger that keeps them;
+                called before the first evaluation.
 
         Returns:
             What `landscape.sample_plane` returns, with title, names, units and provenance.
@@ -160,17 +170,19 @@ class PlaneScan(_SliceScan):
 
         moving, ends = _moving(self, problem), _load(problem, self.checkpoints)
         x, y = _lines(self, problem, moving, ends, None)
-        radius, chosen = _choose_radius(self, problem, [x, y], ends)
+        ledger = _open(open_ledger, self, problem, [x.direction, y.direction, *ends.values()])
+        radius, chosen = _choose_radius(self, problem, [x, y], ends, ledger)
         columns, rows = axis(radius, self.points), axis(radius, self.rows or self.points)
         plane = Plane(problem.start, x.direction, y.direction)
         return _complete(
             lambda told: sample_plane(
-                plane, columns, rows, problem.objective, problem.test, told, ends
+                plane, columns, rows, problem.objective, problem.test, told, ends, ledger
             ),
             problem,
             self,
             {**scan_options(self), "normalize": _normalization(self), **chosen},
             on_point,
+            ledger,
         )
 
 
@@ -195,21 +207,31 @@ class RayScan(_SliceScan):
         _check_at_least("rays", self.rays, 1)
         _check_at_least("points", self.points, 2)
 
-    def sample(self, problem: Problem, on_point: OnPoint | None = None) -> xr.Dataset:
+    def sample(
+        self,
+        problem: Problem,
+        on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
+    ) -> xr.Dataset:
         """Measure rays around a problem's start; see `PlaneScan.sample`."""
         self.check(problem.settings)
         from landscape.probes.sampling import axis, sample_rays
 
         moving, ends = _moving(self, problem), _load(problem, self.checkpoints)
         lines = _lines(self, problem, moving, ends, self.rays)
-        radius, chosen = _choose_radius(self, problem, lines, ends)
+        directions = [line.direction for line in lines]
+        ledger = _open(open_ledger, self, problem, [*directions, *ends.values()])
+        radius, chosen = _choose_radius(self, problem, lines, ends, ledger)
         distances = axis(radius, self.points)
         return _complete(
-            lambda told: sample_rays(lines, distances, problem.objective, problem.test, told),
+            lambda told: sample_rays(
+                lines, distances, problem.objective, problem.test, told, ledger
+            ),
             problem,
             self,
             {**scan_options(self), "normalize": _normalization(self), **chosen},
             on_point,
+            ledger,
         )
 
 
@@ -246,7 +268,12 @@ class BitScan:
         """
         _check_bits(settings)
 
-    def sample(self, problem: Problem, on_point: OnPoint | None = None) -> xr.Dataset:
+    def sample(
+        self,
+        problem: Problem,
+        on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
+    ) -> xr.Dataset:
         """Measure bit-widths against factors; see `PlaneScan.sample`."""
         self.check(problem.settings)
         import numpy as np
@@ -256,14 +283,16 @@ class BitScan:
 
         table = _calibrated(problem, self.within, self.exclude)
         factors = np.exp(axis(self.radius, self.points))
+        ledger = _open(open_ledger, self, problem, _entries(table))
         return _complete(
             lambda told: sample_bits(
-                problem.start, table, factors, problem.objective, problem.test, told
+                problem.start, table, factors, problem.objective, problem.test, told, ledger
             ),
             problem,
             self,
             scan_options(self),
             on_point,
+            ledger,
         )
 
 
@@ -287,18 +316,27 @@ class LayerScan:
         """
         _check_bits(settings)
 
-    def sample(self, problem: Problem, on_point: OnPoint | None = None) -> xr.Dataset:
+    def sample(
+        self,
+        problem: Problem,
+        on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
+    ) -> xr.Dataset:
         """Measure each layer at each number of bits; see `PlaneScan.sample`."""
         self.check(problem.settings)
         from landscape.probes.bit_widths import sample_layers
 
         table = _calibrated(problem, self.within, self.exclude)
+        ledger = _open(open_ledger, self, problem, _entries(table))
         return _complete(
-            lambda told: sample_layers(problem.start, table, problem.objective, problem.test, told),
+            lambda told: sample_layers(
+                problem.start, table, problem.objective, problem.test, told, ledger
+            ),
             problem,
             self,
             scan_options(self),
             on_point,
+            ledger,
         )
 
 
@@ -390,11 +428,39 @@ def _lines(
     return [Line(problem.start, direction) for direction in found]
 
 
+def _open(
+    open_ledger: OpenLedger | None, scan: Scan, problem: Problem, leads: Iterable[Point]
+) -> Ledger | None:
+    """Return the ledger of a scan that goes where `leads` lead, if there is to be one."""
+    from landscape.ledger import identity
+
+    return open_ledger(identity(problem, scan_options(scan), leads)) if open_ledger else None
+
+
+def _entries(table: Table) -> Iterable[Point]:
+    """Return all that a scan of bits can put into a Point."""
+    return (entries for widths in table.values() for entries in widths.values())
+
+
 def _choose_radius(
-    scan: _SliceScan, problem: Problem, lines: list[Line], ends: Mapping[str, Point]
+    scan: _SliceScan,
+    problem: Problem,
+    lines: list[Line],
+    ends: Mapping[str, Point],
+    ledger: Ledger | None,
 ) -> tuple[float, dict[str, Any]]:
     """Return the radius, and how it was chosen, for the provenance."""
+    import numpy as np
+
+    from landscape.ledger import Arrays, remember
     from landscape.probes.sampling import auto_radius
+
+    def measure() -> Arrays:
+        found = auto_radius(lines, problem.test)
+        last = found.tried[-1]
+        values = (found.radius, found.reached, last.change, last.standard_errors)
+        names = ("radius", "reached", "change", "standard_errors")
+        return {name: np.array(value) for name, value in zip(names, values, strict=True)}
 
     chosen: dict[str, Any] = {"radius_is_auto": scan.radius is None}
     if scan.radius is not None:
@@ -402,12 +468,12 @@ def _choose_radius(
     elif ends:
         radius = BEYOND_CHECKPOINTS * _reach(lines, ends, scan.directions)
     else:
-        found = auto_radius(lines, problem.test)
-        radius, last = found.radius, found.tried[-1]
+        found = remember(ledger, "radius", measure)
+        radius = float(found["radius"])
         chosen |= {
-            "radius_reached": found.reached,
-            "radius_change": _number(last.change),
-            "radius_standard_errors": _number(last.standard_errors),
+            "radius_reached": bool(found["reached"]),
+            "radius_change": _number(float(found["change"])),
+            "radius_standard_errors": _number(float(found["standard_errors"])),
         }
     return radius, {"radius": radius, **chosen}
 
@@ -443,6 +509,7 @@ def _complete(
     scan: Scan,
     measured: Mapping[str, Any],
     on_point: OnPoint | None,
+    ledger: Ledger | None,
 ) -> xr.Dataset:
     """Sample; names, units and provenance are in the Dataset before the first point is measured.
 
@@ -452,6 +519,7 @@ def _complete(
         scan: as it was declared.
         measured: the same with what became of it, such as its radius.
         on_point: of the user.
+        ledger: keeps the repeats of the start.
     """
     import torch
 
@@ -469,7 +537,13 @@ def _complete(
         if done == 0:
             if isinstance(scan, _SliceScan) and scan.repeats:
                 add_repeats(
-                    dataset, problem.objective, problem.test, problem.start, scan.repeats, generator
+                    dataset,
+                    problem.objective,
+                    problem.test,
+                    problem.start,
+                    scan.repeats,
+                    generator,
+                    ledger,
                 )
             dataset.attrs["provenance"] = json.dumps(provenance)
             name_scan(dataset, own | measured)

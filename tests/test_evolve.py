@@ -379,18 +379,40 @@ def test_the_state_of_another_search_is_refused(problem: Problem, tmp_path: Path
     hotter = replace(
         CRITERIA["info_nce"], per_image=lambda s, t, labels: info_nce(s, t, labels, 9.0)
     )
-    for other in (
-        search_scales(*arguments, replace(recipe, cycles=2), state_file=state_file),
-        search_scales(*arguments, recipe, seed=1, state_file=state_file),
-        search_scales(*arguments, recipe, names=in_blocks, state_file=state_file),
-        search_scales(problem.objective(), other_start, recipe, state_file=state_file),
-        search_scales(problem.objective(hotter), problem.start, recipe, state_file=state_file),
-        search_scales(
-            problem.objective(data=labeled(24, 3)), problem.start, recipe, state_file=state_file
+    other_images = problem.objective(data=labeled(24, 3))
+    for other, difference in (
+        (search_scales(*arguments, replace(recipe, cycles=2), state_file=state_file), "recipe"),
+        (search_scales(*arguments, recipe, seed=1, state_file=state_file), "seed"),
+        (
+            search_scales(*arguments, recipe, names=in_blocks, state_file=state_file),
+            "set of names",
+        ),
+        (
+            search_scales(problem.objective(), other_start, recipe, state_file=state_file),
+            "start",
+        ),
+        (
+            search_scales(problem.objective(hotter), problem.start, recipe, state_file=state_file),
+            "calibration loss of the teacher",
+        ),
+        (
+            search_scales(other_images, problem.start, recipe, state_file=state_file),
+            "calibration images",
         ),
     ):
-        with pytest.raises(InputError, match="other images, weights or options"):
+        with pytest.raises(InputError, match=f"a search with another {difference}"):
             next(other)
+
+
+def test_a_changed_bit_of_a_state_is_found(problem: Problem, tmp_path: Path) -> None:
+    state_file = tmp_path / "search.safetensors"
+    arguments = problem.objective(), problem.start, replace(DEFAULT, passes=1)
+    list(search_scales(*arguments, state_file=state_file))
+    content = bytearray(state_file.read_bytes())
+    content[-1] ^= 1  # of the last tensor
+    state_file.write_bytes(content)
+    with pytest.raises(InputError, match="its checksum does not fit its content"):
+        next(search_scales(*arguments, state_file=state_file))
 
 
 @pytest.mark.parametrize("content", [b"", b"no state at all"])

@@ -1,8 +1,10 @@
 """The command line as a user meets it: `python -m landscape.scan`."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import get_args
@@ -14,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from evolq import command_line
+from evolq import problem as problem_module
+from evolq.command_line import Output
 from evolq.data.images import bundled_split
 from evolq.data.models import load_model
 from evolq.errors import InputError
@@ -247,7 +251,7 @@ BAD = {
     "batch of nothing": (["--batch-size", "0"], "1 or more"),
     "no threads": (["--threads", "0"], "1 or more"),
     "unknown device": (["--device", "abacus"], "abacus"),
-    "existing output": (["--out", "empty"], "--overwrite"),
+    "existing output": (["--out", "labels"], "--overwrite"),
     "output below a file": (["--out", "file/out"], "not a folder"),
     "unknown option": (["--pionts", "3"], "--points"),
     "missing start": (["--start", "nowhere.safetensors"], "nowhere.safetensors"),
@@ -301,21 +305,74 @@ def test_an_existing_folder_is_overwritten_on_demand(scan, tmp_path) -> None:
     assert (tmp_path / "out" / "notes.txt").read_text() == "old"
 
 
+def claim(out: Path | None, **output):
+    return command_line.output_folder(Output(out, **output), "scan-a", results.RESULTS, "a.sqlite")
+
+
 def test_each_run_claims_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command_line.check_output_folder(None, False)  # by two runs at once: both find it free
-    made = [command_line.make_output_folder(None, False, "scan-a") for _ in range(3)]
-    assert made == [Path(f"runs/scan-a-{number}") for number in (1, 2, 3)]
-    command_line.make_output_folder(Path("mine"), False, "scan-a")
-    with pytest.raises(InputError, match="by now"):
-        command_line.make_output_folder(Path("mine"), False, "scan-a")
+    command_line.check_output_folder(Output(), "a.sqlite")  # two at once: both find it free
+    with claim(None) as first, claim(None) as second:
+        assert [first, second] == [Path("runs/scan-a-1"), Path("runs/scan-a-2")]
+    assert not any(Path("runs").iterdir()), "empty folders go"
+
+
+def test_the_second_process_in_one_folder_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(command_line, "WAIT", 2)
+    out = tmp_path / "out"
+    with claim(out):
+        for refused in (claim(out), claim(out, overwrite=True)):
+            with pytest.raises(InputError, match="another process writes to `out`"):
+                refused.__enter__()
+        with pytest.raises(InputError, match="another process writes to `out`"):
+            command_line.check_output_folder(Output(out), "a.sqlite")
+    with claim(out):
+        (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists; choose another folder"):
+        claim(out).__enter__()
 
 
 def test_old_pictures_do_not_stay_beside_new_numbers(tmp_path) -> None:
-    for name in ("scan.nc", "scan.png", "notes.txt"):
+    for name in ("scan.nc", "scan.png", "config.yaml", "a.sqlite", "notes.txt"):
         (tmp_path / name).write_text("old")
-    command_line.make_output_folder(tmp_path, True, "", results.RESULTS)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with claim(tmp_path, overwrite=True):
+        assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_unfinished_run_is_named(scan, capsys) -> None:
+    assert scan("--resume")[2].endswith("--out is not given; no run here is unfinished\n")
+    folder = Path("runs/scan-fashion_vit-1")
+    folder.mkdir(parents=True)
+    (folder / "scan.sqlite").touch()
+    code, _, err = scan("--resume")
+    assert code == 2
+    assert err.endswith(f"unfinished: {folder}\n")
+    code, _, err = scan("--resume", "--out", "elsewhere")
+    assert err.endswith(f"--out elsewhere has none; unfinished: {folder}\n")
+    command_line.check_output_folder(Output(), "scan.sqlite")
+    assert str(folder) in capsys.readouterr().err
+    command_line.check_output_folder(Output(quiet=True), "scan.sqlite")
+    assert capsys.readouterr().err == ""
+
+
+def test_another_scan_does_not_go_on_with_this_one(scan, monkeypatch) -> None:
+    arguments = (*QUICK, "--radius", "0.1", "--out", "out", "--points")
+    monkeypatch.setattr(results, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, _, err = scan(*arguments, "2")
+    assert (code, err.splitlines()[-2:]) == (
+        130,
+        ["what is finished is kept; --resume --out out goes on", "stopped: Interrupt"],
+    )
+    before = Path("out/scan.sqlite").read_bytes()
+    code, _, err = scan(*arguments, "3")
+    assert code == 2
+    assert "out was begun with --points 2, and now it is 3;" in err
+    # no option: the ledger knows
+    monkeypatch.setattr(problem_module, "version", lambda name: "9.9")
+    code, _, err = scan("--resume", "--out", "out")
+    assert code == 2
+    assert 'version of evolq "0.1.0" then, "9.9" now' in err
+    assert Path("out/scan.sqlite").read_bytes() == before
 
 
 @pytest.mark.parametrize("full", ["scan.png", "scan.html"])
@@ -336,7 +393,11 @@ def test_a_full_disk_leaves_the_numbers(scan, monkeypatch, full) -> None:
     assert "Jaggedness" in out
     assert (store.load("out/scan.nc").status == 1).all()
     left = [*results.RESULTS[: results.RESULTS.index(full)], "config.yaml"]
-    assert sorted(path.name for path in Path("out").iterdir()) == sorted(left)
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted([*left, "scan.sqlite"])
+    monkeypatch.setattr(Path, "replace", replace)
+    code, _, err = scan("--resume", "--out", "out")
+    assert code == 0, err
+    assert {path.name for path in Path("out").iterdir()} == {*results.RESULTS, "config.yaml"}
 
 
 def test_a_warning_is_one_line(monkeypatch, capsys) -> None:
@@ -372,27 +433,38 @@ def test_help_lists_every_choice_and_imports_no_torch() -> None:
             assert name in words
 
 
-def test_a_killed_scan_leaves_what_it_measured(tmp_path, monkeypatch) -> None:
-    """The process is killed in the middle; the file on disk holds the points measured so far."""
-    code = (
-        "import os, sys, landscape.scan as s, landscape.probes.sampling as m\n"
-        "from landscape import results\n"
-        "from evolq import command_line\n"
-        "results.SAVE_SECONDS = 0.0\n"
-        "record, seen = m._record, []\n"
-        "def kill(*a):\n"
-        "    record(*a); seen.append(1)\n"
-        "    if len(seen) == 5: os.kill(os.getpid(), 9)\n"
-        "m._record = kill\n"
-        "sys.argv = ['scan', '--points', '3', '--radius', '0.1', '--out', 'out',\n"
-        "    '--calibration-images', '20', '--test-images', '20']\n"
-        "command_line.run(s.COMMAND)\n"
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["scan", "compare", "search"])
+def test_killed_runs_go_on_and_end_bit_for_bit_as_others(command) -> None:
+    program = Path(__file__).parents[1] / "benchmarks" / "kills.py"
+    done = subprocess.run(
+        [sys.executable, program, command, "--kills", "5"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
-    assert result.returncode == -9
-    dataset = store.load(tmp_path / "out" / "scan.nc")
-    assert (dataset.status.values == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]).all()
-    assert np.isnan(dataset.test_loss.values[dataset.status.values == 0]).all()
+    assert done.returncode == 0, done.stderr
+    assert "5 kills" in done.stdout
+    assert ", 0 of them within a write" not in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_scan_says_how_it_goes_on(tmp_path, number) -> None:
+    command = [sys.executable, "-m", "landscape.scan", *QUICK, "--radius", "0.1"]
+    process = subprocess.Popen(
+        [*command, "--points", "40", "--out", "out"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "out" / "scan.sqlite").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    err = process.communicate()[1]
+    assert process.returncode == 128 + number
+    assert "--resume --out out goes on" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ values are all small whole numbers is stored as integers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from evolq.atomic import write_whole
 from evolq.data.models import untrained, weights_hash
 from evolq.errors import InputError
+from evolq.files.checksum import checksum
 from evolq.files.codes import IntegerWeight, integer_weights, pack, unpack
 from evolq.network.deployed import deployed, deployed_nodes, weight_nodes
 from evolq.network.layers import grid_of, move_into_cells
@@ -77,7 +77,7 @@ class Header:
     def to_json(self, tensors: Mapping[str, Tensor]) -> str:
         """Return JSON, with equal text for equal headers and tensors, and a checksum over both."""
         content = asdict(self) | {"format": FORMAT}
-        return json.dumps(content | {"checksum": _checksum(content, tensors)}, sort_keys=True)
+        return json.dumps(content | {"checksum": checksum(content, tensors)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, tensors: Mapping[str, Tensor]) -> Header:
@@ -88,9 +88,9 @@ class Header:
             InputError: if header or tensors are not those that were written.
         """
         content = json.loads(text)
-        checksum = content.pop("checksum", None)
+        written = content.pop("checksum", None)
         if content["format"] == FORMAT:
-            if checksum != _checksum(content, tensors):
+            if written != checksum(content, tensors):
                 raise InputError("its checksum does not fit its content")
             content["quantization"] = Quantization(**content["quantization"])
         elif content["format"] == FORMAT_1:
@@ -101,15 +101,6 @@ class Header:
         content["image_shape"] = tuple(content["image_shape"])
         content["weight_shapes"] = {k: tuple(v) for k, v in content["weight_shapes"].items()}
         return cls(**content)
-
-
-def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 (hex) of what a file holds."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _quantization_1(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evolq.atomic import write_whole
 from evolq.errors import InputError
+from evolq.files.checksum import checksum
 
 
 def save_search_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -22,19 +23,24 @@ def save_search_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping
         InputError: if the file cannot be written.
     """
     content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, to_bytes(content, {"values": json.dumps(values)}))
+    header = {"values": json.dumps(values), "checksum": checksum(values, content)}
+    write_whole(path, to_bytes(content, header))
 
 
 def load_search_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the values of a state.
 
     Raises:
-        InputError: if the file does not hold the state of a search.
+        InputError: if the file does not hold the state of a search, or not the one that was saved.
     """
     try:
         with safe_open(path, "pt") as file:
-            values = json.loads(file.metadata()["values"])
-            return {name: file.get_tensor(name) for name in file.keys()}, values  # noqa: SIM118
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        values = json.loads(header["values"])
+        if header["checksum"] != checksum(values, tensors):
+            raise ValueError("its checksum does not fit its content")
+        return tensors, values
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} does not hold the state of a search ({error}); remove it to start again"

@@ -229,7 +229,7 @@ def _search(
     generator = torch.Generator().manual_seed(seed)
     cost = _Meter(objective, selection)
     moving = [name for entries in order.values() for name in entries]
-    identity = ""
+    identity: dict[str, str] = {}
     if state_file is not None:
         identity = _identity(objective, start, recipe, seed, moving, selection)
     if state_file is not None and state_file.exists():
@@ -365,7 +365,9 @@ class _Meter:
 # The state file -----------------------------------------------------------------------------------
 
 
-def _save(path: Path, state: _State, identity: str, generator: torch.Generator) -> None:
+def _save(
+    path: Path, state: _State, identity: Mapping[str, str], generator: torch.Generator
+) -> None:
     tensors = {f"entries/{name}": value for name, value in state.entries.items()}
     tensors |= {f"best/{name}": value.clone() for name, value in state.best.items()}
     tensors["generator"] = generator.get_state()
@@ -373,13 +375,17 @@ def _save(path: Path, state: _State, identity: str, generator: torch.Generator) 
     save_search_state(path, tensors, {"identity": identity, **values})
 
 
-def _load(path: Path, identity: str, generator: torch.Generator, device: torch.device) -> _State:
+def _load(
+    path: Path, identity: Mapping[str, str], generator: torch.Generator, device: torch.device
+) -> _State:
     """Return the state in a file and set the generator to where it was."""
     tensors, values = load_search_state(path)
-    if values.pop("identity", None) != identity:
+    begun = values.pop("identity")
+    different = [name for name, value in identity.items() if begun.get(name) != value]
+    if different:
         raise InputError(
-            f"{path} belongs to a search with other images, weights or options; remove it to start "
-            "again, or choose another folder"
+            f"{path} belongs to a search with another {', another '.join(different)}; remove it to "
+            "start again, or choose another folder"
         )
     generator.set_state(tensors.pop("generator"))
     parts: dict[str, dict[str, Tensor]] = {"entries": {}, "best": {}}
@@ -396,15 +402,26 @@ def _identity(
     seed: int,
     moving: Collection[str],
     selection: Objective | None,
-) -> str:
-    """Return a hash of everything that a search depends on."""
-    digest = hashlib.sha256(f"{recipe} {seed} {' '.join(moving)}".encode())
-    for given in (objective, selection):
-        if given is not None:
-            digest.update(f"{given.criterion.name} {given.forward.batch_size}".encode())
-            # the teacher against itself also tells temperatures apart
-            ideal = given.criterion.per_image(given.teacher, given.teacher, given.labels)
-            for tensor in (given.forward.images, given.labels, given.teacher, ideal):
-                digest.update(tensor.cpu().contiguous().numpy().data)
-    digest.update(fingerprint(start).encode())
-    return digest.hexdigest()
+) -> dict[str, str]:
+    """Return everything that a search depends on, by name; as hashes where it is long."""
+    found = {
+        "recipe": str(recipe),
+        "seed": str(seed),
+        "set of names": hashlib.sha256(" ".join(moving).encode()).hexdigest(),
+        "start": fingerprint(start),
+        "version of torch": str(torch.__version__),
+    }
+    for part, given in (("calibration", objective), ("selection", selection)):
+        if given is None:
+            found[f"{part} images"] = "none"
+            continue
+        found[f"{part} criterion"] = given.criterion.name
+        found[f"{part} batch size"] = str(given.forward.batch_size)
+        # the teacher against itself also tells temperatures apart
+        ideal = given.criterion.per_image(given.teacher, given.teacher, given.labels)
+        tensors = {"images": given.forward.images, "labels": given.labels}
+        tensors |= {"teacher": given.teacher, "loss of the teacher": ideal}
+        for name, tensor in tensors.items():
+            values = tensor.cpu().contiguous().numpy().data
+            found[f"{part} {name}"] = hashlib.sha256(values).hexdigest()
+    return found

@@ -8,7 +8,7 @@ surface of that plane.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from evolq.losses.objective import Objective, TestEvaluation
 from evolq.losses.paired import Difference
 from evolq.optimizers.evolve import Iterate
 from evolq.optimizers.gradient import LEARNING_RATES, sweep_learning_rate
-from evolq.optimizers.registry import choose_optimizer
+from evolq.optimizers.registry import Optimizer, choose_optimizer
 from evolq.points import Point
+from landscape.ledger import Arrays, Ledger, remember
 from landscape.paths.trajectories import (
     measure_path,
     pca_plane,
@@ -64,6 +65,8 @@ def run_optimizers(
     seeds: Sequence[int],
     learning_rates: Sequence[float] = LEARNING_RATES,
     on_run: Callable[[str, int], None] | None = None,
+    ledger: Ledger | None = None,
+    key: str = "search",
 ) -> dict[str, list[Run]]:
     """Return each optimizer's runs, one for each seed, from the same start and at equal budget.
 
@@ -79,7 +82,20 @@ def run_optimizers(
         seeds: of all that is drawn, one for each run.
         learning_rates: of the sweep.
         on_run: called with the optimizer's name and the seed before each run.
+        ledger: keeps each run when it is finished; those that are there are not searched again.
+        key: of these runs in the ledger.
     """
+
+    def search(optimizer: Optimizer, seed: int) -> Run:
+        generator = torch.Generator().manual_seed(seed)
+        how: dict[str, Any] = {"names": names, "budget": budget, "generator": generator}
+        if not optimizer.gradient:
+            return Run(list(optimizer(objective, start, **how)))
+        found = sweep_learning_rate(
+            optimizer.search, objective, start, learning_rates=learning_rates, **how
+        )
+        return Run(found.iterates, found.learning_rate, found.cost)
+
     runs: dict[str, list[Run]] = {}
     for name in optimizers:
         optimizer = choose_optimizer(name)
@@ -87,23 +103,57 @@ def run_optimizers(
         for seed in seeds[:1] if optimizer.deterministic else seeds:
             if on_run:
                 on_run(name, seed)
-            generator = torch.Generator().manual_seed(seed)
-            if optimizer.gradient:
-                found = sweep_learning_rate(
-                    optimizer.search,
-                    objective,
-                    start,
-                    names=names,
-                    budget=budget,
-                    generator=generator,
-                    learning_rates=learning_rates,
-                )
-                runs[name].append(Run(found.iterates, found.learning_rate, found.cost))
-            else:
-                path = optimizer(objective, start, names=names, budget=budget, generator=generator)
-                runs[name].append(Run(list(path)))
+            arrays = remember(
+                ledger,
+                f"{key} {name} {seed}",
+                lambda: _as_arrays(search(optimizer, seed), start, names),  # noqa: B023, runs now
+            )
+            runs[name].append(_from_arrays(arrays, start))
         runs[name] *= len(seeds) // len(runs[name])
     return runs
+
+
+def _as_arrays(run: Run, start: Point, names: Collection[str]) -> Arrays:
+    """Return a run as arrays; Points that Iterates share are kept once, the start not at all."""
+    points = {id(point): point for point in (start, *(iterate.point for iterate in run.path))}
+    order = {key: number for number, key in enumerate(points)}
+    moved = [point for point in points.values() if point is not start]
+    columns = {
+        name: np.array([getattr(iterate, name) for iterate in run.path])
+        for name in Iterate._fields
+        if name != "point"
+    }
+    return {
+        **{f"point {name}": _stacked([point[name] for point in moved]) for name in names if moved},
+        **columns,
+        "which": np.array([order[id(iterate.point)] for iterate in run.path]),
+        "learning_rate": np.array(run.learning_rate),
+        "sweep_cost": np.array(run.sweep_cost),
+    }
+
+
+def _stacked(values: Sequence[torch.Tensor]) -> np.ndarray:
+    return torch.stack([value.detach().cpu() for value in values]).numpy()
+
+
+def _from_arrays(arrays: Arrays, start: Point) -> Run:
+    """Return the run that `_as_arrays` was given; what it did not move is the start's."""
+    stacks = {
+        name.removeprefix("point "): torch.from_numpy(values).to(start[name.removeprefix("point ")])
+        for name, values in arrays.items()
+        if name.startswith("point ")
+    }
+    moved = [
+        {**start, **{name: values[number] for name, values in stacks.items()}}
+        for number in range(int(arrays["which"].max()))
+    ]
+    points = [start, *moved]
+    columns = [arrays[name].tolist() for name in Iterate._fields if name != "point"]
+    path = [
+        Iterate(evaluations, cost, loss, points[which], label)
+        for evaluations, cost, loss, label, which in zip(*columns, arrays["which"], strict=True)
+    ]
+    return Run(path, float(arrays["learning_rate"]), float(arrays["sweep_cost"]))
 
 
 def check_plane(name: str, optimizers: Sequence[str]) -> None:
@@ -231,12 +281,13 @@ def sample_surface(
     test: TestEvaluation,
     points: int,
     on_point: OnPoint | None = None,
+    ledger: Ledger | None = None,
 ) -> xr.Dataset:
     """Return the losses on the plane around all paths, over `y` and `x`, as `sample_plane` does."""
     x, y = _extent(dataset.path_x.values), _extent(dataset.path_y.values)
     width = max(x[1] - x[0], y[1] - y[0])
     axes = [np.linspace(*_widened(ends, NARROWEST * width), points) for ends in (x, y)]
-    return sample_plane(plane, axes[0], axes[1], objective, test, on_point)
+    return sample_plane(plane, axes[0], axes[1], objective, test, on_point, ledger=ledger)
 
 
 def with_surface(dataset: xr.Dataset, surface: xr.Dataset, common: CommonPlane) -> xr.Dataset:

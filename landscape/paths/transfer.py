@@ -19,6 +19,7 @@ from evolq.losses.objective import Objective, TestEvaluation
 from evolq.losses.paired import Difference, paired_difference
 from evolq.optimizers.gradient import LEARNING_RATES
 from evolq.points import Point
+from landscape.ledger import Ledger
 from landscape.paths.comparison import run_optimizers
 
 
@@ -34,6 +35,7 @@ def transfer(
     seeds: Sequence[int],
     learning_rates: Sequence[float] = LEARNING_RATES,
     on_run: Callable[[str, str, int], None] | None = None,
+    ledger: Ledger | None = None,
 ) -> xr.Dataset:
     """Return what optimizers reach with each criterion on one calibration set.
 
@@ -48,6 +50,7 @@ def transfer(
         seeds: of all that is drawn, one for each run.
         learning_rates: swept for gradient methods, by the calibration loss.
         on_run: called with criterion, optimizer and seed before each run.
+        ledger: keeps each run when it is finished; those that are there are not searched again.
 
     Returns:
         A Dataset over `criterion`, `optimizer`, `seed`: `loss`, `cost`; with `image`:
@@ -68,6 +71,8 @@ def transfer(
             seeds=seeds,
             learning_rates=learning_rates,
             on_run=partial(on_run, name) if on_run else None,
+            ledger=ledger,
+            key=f"search {len(objective.labels)} {name}",
         )
         tested: dict[int, np.ndarray] = {}
         for many in runs.values():

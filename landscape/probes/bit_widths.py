@@ -12,6 +12,7 @@ import xarray as xr
 from evolq.errors import InputError
 from evolq.optimizers.mixed_precision import Table, entries_at
 from evolq.points import Point, displace, role
+from landscape.ledger import Ledger
 from landscape.probes.sampling import CalibrationLoss, HeldOutLoss, OnPoint, sample_cells
 
 
@@ -22,6 +23,7 @@ def sample_bits(
     objective: CalibrationLoss,
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
+    ledger: Ledger | None = None,
 ) -> xr.Dataset:
     """Measure the losses with all weights in `table` at the same bits and all their scales scaled.
 
@@ -32,6 +34,7 @@ def sample_bits(
         objective: on calibration images.
         test: on test images.
         on_point: see `landscape.sample_plane`.
+        ledger: likewise.
 
     Returns:
         A Dataset as `landscape.sample_plane` returns, with dimensions `bits, multiplier`.
@@ -56,7 +59,8 @@ def sample_bits(
     )
     words = {"long_name": "Factor on all weight scales", "units": "1"}
     coordinates = {"bits": bits, "multiplier": xr.Variable("multiplier", multipliers, words)}
-    return sample_cells(origin, coordinates, [(names, cells)], objective, test, on_point)
+    groups = [(names, cells)]
+    return sample_cells(origin, coordinates, groups, objective, test, on_point, ledger=ledger)
 
 
 def sample_layers(
@@ -65,6 +69,7 @@ def sample_layers(
     objective: CalibrationLoss,
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
+    ledger: Ledger | None = None,
 ) -> xr.Dataset:
     """Measure the losses with one layer at each number of bits, all others as in the start.
 
@@ -85,7 +90,7 @@ def sample_layers(
     )
     layers = xr.Variable("layer", list(table), {"long_name": "Layer, from input to output"})
     coordinates = {"layer": layers, "bits": bits}
-    return sample_cells(origin, coordinates, groups, objective, test, on_point)
+    return sample_cells(origin, coordinates, groups, objective, test, on_point, ledger=ledger)
 
 
 def _bits(table: Table, words: str) -> xr.Variable:

@@ -12,6 +12,7 @@ from evolq.errors import InputError
 from evolq.losses.jitter import RELATIVE, jittered
 from evolq.losses.objective import Objective, TestEvaluation
 from evolq.points import Point, displace, role
+from landscape.ledger import Arrays, Ledger, remember
 from landscape.probes.sampling import CalibrationLoss, HeldOutLoss, OnPoint, sample_cells
 
 
@@ -87,6 +88,7 @@ def add_repeats(
     point: Point,
     count: int,
     generator: torch.Generator,
+    ledger: Ledger | None = None,
 ) -> None:
     """Measure the losses at `point` under changes that mean nothing, and add them to a scan.
 
@@ -101,18 +103,18 @@ def add_repeats(
         point: the start.
         count: number of repeats.
         generator: on the CPU; draws the jitter.
+        ledger: keeps them when all are finished.
     """
-    losses, test_losses = [], []
-    for _ in range(count):
-        calibrated, moved = jittered(objective, point, generator)
-        losses.append(calibrated.per_image(moved).cpu().numpy())
-        tested, moved = jittered(test, point, generator)
-        test_losses.append(tested.per_image(moved)[0].cpu().numpy())
-    dataset["repeat_loss_per_image"] = (
-        ("repeat", "calibration_image"),
-        np.stack(losses).astype(np.float32),
-    )
-    dataset["repeat_test_loss_per_image"] = (
-        ("repeat", "image"),
-        np.stack(test_losses).astype(np.float32),
-    )
+
+    def measure() -> Arrays:
+        losses, test_losses = [], []
+        for _ in range(count):
+            calibrated, moved = jittered(objective, point, generator)
+            losses.append(calibrated.per_image(moved).cpu().numpy())
+            tested, moved = jittered(test, point, generator)
+            test_losses.append(tested.per_image(moved)[0].cpu().numpy())
+        return {"loss": np.stack(losses), "test_loss": np.stack(test_losses)}
+
+    found = remember(ledger, "repeats", measure)
+    for name, image in (("loss", "calibration_image"), ("test_loss", "image")):
+        dataset[f"repeat_{name}_per_image"] = (("repeat", image), found[name].astype(np.float32))

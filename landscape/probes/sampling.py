@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from evolq.errors import InputError
 from evolq.points import Point
+from landscape.ledger import Arrays, Ledger, remember
 from landscape.probes.slices import Line, Place, Plane
 from landscape.statistics.roughness import paired_standard_error
 
@@ -91,6 +93,7 @@ def sample_plane(
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
     checkpoints: Mapping[str, Point] | None = None,
+    ledger: Ledger | None = None,
 ) -> xr.Dataset:
     """Measure the losses at all `plane.at(a, b)` with a in `x` and b in `y`, row by row.
 
@@ -104,6 +107,8 @@ def sample_plane(
     what was measured when the work is interrupted. Where `checkpoints` (by name) lie relative to
     the plane is kept as `checkpoint_x`, `checkpoint_y`, `checkpoint_distance` (off the plane) and
     `checkpoint_distance_from_start`, see `slices.Place`; nothing is measured there.
+
+    Each point is kept in `ledger` when it is finished; those that are there are not measured again.
 
     Raises:
         InputError: before any work, if a coordinate array is not ascending, finite and of 2 or
@@ -121,7 +126,7 @@ def sample_plane(
     names = tuple(sorted(plane.x.keys() | plane.y.keys()))
     places = _places(plane, checkpoints) if checkpoints else None
     return sample_cells(
-        plane.origin, coordinates, [(names, cells)], objective, test, on_point, places
+        plane.origin, coordinates, [(names, cells)], objective, test, on_point, places, ledger
     )
 
 
@@ -139,6 +144,7 @@ def sample_rays(
     objective: CalibrationLoss,
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
+    ledger: Ledger | None = None,
 ) -> xr.Dataset:
     """Measure the losses at all `ray.at(t)` with t in `distances` (signed), ray by ray.
 
@@ -162,7 +168,10 @@ def sample_rays(
         for column, t in enumerate(coordinates["distance"].values)
     )
     names = tuple(sorted(set().union(*(ray.direction.keys() for ray in rays))))
-    return sample_cells(rays[0].origin, coordinates, [(names, cells)], objective, test, on_point)
+    groups = [(names, cells)]
+    return sample_cells(
+        rays[0].origin, coordinates, groups, objective, test, on_point, ledger=ledger
+    )
 
 
 def auto_radius(
@@ -245,6 +254,7 @@ def sample_cells(
     test: HeldOutLoss,
     on_point: OnPoint | None,
     also: xr.Dataset | None = None,
+    ledger: Ledger | None = None,
 ) -> xr.Dataset:
     """Fill a Dataset over `coordinates`, one labeled cell after the other.
 
@@ -257,17 +267,20 @@ def sample_cells(
         test: on test images.
         on_point: see `sample_plane`.
         also: what the Dataset holds besides, from the first `on_point` on.
+        ledger: see `sample_plane`.
     """
     dataset = None
     done = 0
     for names, cells in groups:
-        losses = objective.vary(names, at=origin), test.vary(names, at=origin)
+        measure = _measurement(objective, test, names, origin)
         if dataset is None:
-            dataset = _empty(coordinates, *_measure(*losses, names, origin)).assign(also or {})
+            start = remember(ledger, "start", partial(measure, origin))
+            dataset = _empty(coordinates, start).assign(also or {})
             if on_point:
                 on_point(dataset, 0, dataset["status"].size)
         for cell, point in cells:
-            _record(dataset, cell, *_measure(*losses, names, point))
+            key = " ".join(f"{name}={index}" for name, index in cell.items())
+            _record(dataset, cell, remember(ledger, key, partial(measure, point)))
             done += 1
             if on_point:
                 on_point(dataset, done, dataset["status"].size)
@@ -275,29 +288,33 @@ def sample_cells(
     return dataset
 
 
-def _measure(
-    objective: CalibrationLoss, test: HeldOutLoss, names: tuple[str, ...], point: Point
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return calibration losses, test losses and correctness, image by image."""
-    varied = {name: point[name] for name in names}
-    cross_entropy, correct = test.per_image(varied)
-    return (
-        _numbers(objective.per_image(varied)),
-        _numbers(cross_entropy),
-        correct.cpu().numpy(),
-    )
+def _measurement(
+    objective: CalibrationLoss, test: HeldOutLoss, names: tuple[str, ...], origin: Point
+) -> Callable[[Point], Arrays]:
+    """Return what measures a Point image by image, as a function of the entries `names` alone."""
+
+    @cache  # when the first Point is measured: all may be in a ledger
+    def losses() -> tuple[CalibrationLoss, HeldOutLoss]:
+        return objective.vary(names, at=origin), test.vary(names, at=origin)
+
+    def measure(point: Point) -> Arrays:
+        varied = {name: point[name] for name in names}
+        calibration, tested = losses()
+        cross_entropy, correct = tested.per_image(varied)
+        return {
+            "loss": calibration.per_image(varied).detach().cpu().numpy(),
+            "test_loss": cross_entropy.detach().cpu().numpy(),
+            "test_correct": correct.cpu().numpy(),
+        }
+
+    return measure
 
 
-def _empty(
-    coordinates: dict[str, xr.Variable],
-    start_loss: np.ndarray,
-    start_test_loss: np.ndarray,
-    start_correct: np.ndarray,
-) -> xr.Dataset:
+def _empty(coordinates: dict[str, xr.Variable], start: Arrays) -> xr.Dataset:
     """Lay out a Dataset in which nothing but the start is measured."""
     axes = tuple(coordinates)
     shape = tuple(len(values) for values in coordinates.values())
-    calibration, images = (*shape, len(start_loss)), (*shape, len(start_test_loss))
+    calibration, images = (*shape, len(start["loss"])), (*shape, len(start["test_loss"]))
     return xr.Dataset(
         {
             "loss": (axes, np.full(shape, np.nan)),
@@ -310,34 +327,28 @@ def _empty(
             ),
             "test_loss_per_image": ((*axes, "image"), np.full(images, np.nan, dtype=np.float32)),
             "test_correct_per_image": ((*axes, "image"), np.zeros(images, dtype=bool)),
-            "start_loss_per_image": ("calibration_image", start_loss.astype(np.float32)),
-            "start_test_loss_per_image": ("image", start_test_loss.astype(np.float32)),
-            "start_test_correct_per_image": ("image", start_correct.astype(bool)),
+            "start_loss_per_image": ("calibration_image", start["loss"].astype(np.float32)),
+            "start_test_loss_per_image": ("image", start["test_loss"].astype(np.float32)),
+            "start_test_correct_per_image": ("image", start["test_correct"].astype(bool)),
         },
         coords={
             **coordinates,
-            "image": np.arange(len(start_test_loss)),
-            "calibration_image": np.arange(len(start_loss)),
+            "image": np.arange(len(start["test_loss"])),
+            "calibration_image": np.arange(len(start["loss"])),
         },
     )
 
 
-def _record(
-    dataset: xr.Dataset,
-    cell: dict[str, int],
-    loss: np.ndarray,
-    test_loss: np.ndarray,
-    correct: np.ndarray,
-) -> None:
+def _record(dataset: xr.Dataset, cell: dict[str, int], found: Arrays) -> None:
     """Write one point; its status comes last, so that an interrupted point counts as missing."""
-    dataset["loss_per_image"][cell] = loss
-    dataset["test_loss_per_image"][cell] = test_loss
-    dataset["test_correct_per_image"][cell] = correct
+    dataset["loss_per_image"][cell] = found["loss"]
+    dataset["test_loss_per_image"][cell] = found["test_loss"]
+    dataset["test_correct_per_image"][cell] = found["test_correct"]
     with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
         means = {
-            "loss": loss.mean(),
-            "test_loss": test_loss.mean(),
-            "test_accuracy": correct.mean(),
+            "loss": found["loss"].astype(np.float64).mean(),
+            "test_loss": found["test_loss"].astype(np.float64).mean(),
+            "test_accuracy": found["test_correct"].mean(),
         }
     for name, value in means.items():
         dataset[name][cell] = value
