@@ -43,9 +43,11 @@ def compare(
             progress.say(f"Criterion {name} reads the labels of calibration images.")
 
     from landscape.plots import (
+        comparison_info,
         draw_comparison,
         draw_transfer,
         interactive_comparison,
+        outcome_rows,
         save_figure,
         write_html,
     )
@@ -77,7 +79,12 @@ def compare(
     else:
         save(dataset, folder / "compare.nc", "compare")
         save_figure(draw_comparison(dataset), folder / "compare.png")
-        write_html(interactive_comparison(dataset), folder / "compare.html")
+        write_html(
+            interactive_comparison(dataset),
+            folder / "compare.html",
+            outcome_rows(comparison_info(dataset)),
+            dataset.attrs["provenance"],
+        )
         _print_outcomes(dataset, folder, output.json)
 
 
