@@ -54,7 +54,7 @@ class _SliceScan:
         normalize: Of weight directions: none, layer, or filter (the default). Those that are led
             have lengths of their own.
         radius: How far to go, in lengths of the directions: for scales 0.1 changes a typical scale
-            by 10 %. By default it is doubled until the test loss has moved by 4 standard errors;
+            by 10 %. By default the test loss has just moved by 4 standard errors there (bisected);
             with towards and pca it reaches somewhat past the checkpoints.
         repeats: How often the start is measured with pixels and scales of activations changed by
             1e-6 of their value, which means nothing: the scatter is the numerical noise of each
@@ -403,11 +403,11 @@ def _choose_radius(
         radius = BEYOND_CHECKPOINTS * _reach(lines, ends, scan.directions)
     else:
         found = auto_radius(lines, problem.test)
-        radius, last = found.radius, found.tried[-1]
+        radius = found.radius
         chosen |= {
             "radius_reached": found.reached,
-            "radius_change": _number(last.change),
-            "radius_standard_errors": _number(last.standard_errors),
+            "radius_change": _number(found.chosen.change),
+            "radius_standard_errors": _number(found.chosen.standard_errors),
         }
     return radius, {"radius": radius, **chosen}
 
