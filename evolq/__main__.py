@@ -273,6 +273,10 @@ def _print(report: dict[str, Any], folder: Path, found: ExportReport | None, as_
     )
     console = Console()
     console.print(table)
+    console.print(
+        f"Fitness on the calibration images fell by {report['gain']:.4f}; as many jitters of 1e-6, "
+        f"which mean nothing, would give {report['jitter_gain']:.4f}."
+    )
     rounding = report["start_forward_passes"]
     also = f", after {rounding:.1f} to round the start's weights" if rounding else ""
     console.print(

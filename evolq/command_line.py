@@ -559,7 +559,7 @@ def _state(folder: Path, unfinished: str) -> Literal["free", "unfinished", "take
     except FileNotFoundError:
         return "free"
     except NotADirectoryError:
-        return "taken"
+        return "taken" if folder.exists() else "free"  # a file, or below one
     if unfinished in names or names == {CONFIG}:
         return "unfinished"
     return "taken" if names else "free"

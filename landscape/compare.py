@@ -44,9 +44,11 @@ def compare(
             progress.say(f"Criterion {criterion} reads the labels of calibration images.")
 
     from landscape.plots import (
+        comparison_info,
         draw_comparison,
         draw_transfer,
         interactive_comparison,
+        outcome_rows,
         save_figure,
         write_html,
     )
@@ -77,7 +79,12 @@ def compare(
         else:
             save(dataset, path / "compare.nc", "compare")
             save_figure(draw_comparison(dataset), path / "compare.png")
-            write_html(interactive_comparison(dataset), path / "compare.html")
+            write_html(
+                interactive_comparison(dataset),
+                path / "compare.html",
+                outcome_rows(comparison_info(dataset)),
+                dataset.attrs["provenance"],
+            )
             _print_outcomes(dataset, path, output.json)
         folder.finish()
 

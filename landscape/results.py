@@ -58,7 +58,8 @@ def write(dataset: Dataset, folder: Path, as_json: bool = False) -> None:
         console.print(table(rows))
     save(with_analysis(dataset, analysis), folder / "scan.nc")
     save_figure(draw(dataset, analysis), folder / "scan.png")
-    write_html(interactive(dataset, analysis), folder / "scan.html")
+    page = interactive(dataset, analysis)
+    write_html(page, folder / "scan.html", rows, dataset.attrs["provenance"])
     if not as_json:
         files = ", ".join([*RESULTS, CONFIG])
         console.print(f"Written to {folder}: {files}", highlight=False)

@@ -57,7 +57,7 @@ class _SliceScan:
         normalize: Of weight directions: none, layer, or filter (the default). Those that are led
             have lengths of their own.
         radius: How far to go, in lengths of the directions: for scales 0.1 changes a typical scale
-            by 10 %. By default it is doubled until the test loss has moved by 4 standard errors;
+            by 10 %. By default the test loss has just moved by 4 standard errors there (bisected);
             with towards and pca it reaches somewhat past the checkpoints.
         repeats: How often the start is measured with pixels and scales of activations changed by
             1e-6 of their value, which means nothing: the scatter is the numerical noise of each
@@ -457,8 +457,7 @@ def _choose_radius(
 
     def measure() -> Arrays:
         found = auto_radius(lines, problem.test)
-        last = found.tried[-1]
-        values = (found.radius, found.reached, last.change, last.standard_errors)
+        values = (found.radius, found.reached, found.chosen.change, found.chosen.standard_errors)
         names = ("radius", "reached", "change", "standard_errors")
         return {name: np.array(value) for name, value in zip(names, values, strict=True)}
 

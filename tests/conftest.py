@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from hypothesis import settings
 
 from evolq import command_line
 from evolq.command_line import Command
-from evolq.network import regions
+from evolq.network import graph, regions
 from landscape import scan as scan_module
 
 settings.register_profile("patient", deadline=None)  # how busy the machine is proves nothing
@@ -28,6 +29,27 @@ def evolq_data() -> Path:
     if not folder:
         pytest.skip("EVOLQ_DATA is not set; it names the folder of real images and weights")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bundled_networks_are_traced_once() -> Iterator[None]:
+    """Share the traces of the bundled networks: each takes two seconds, a third of a small scan."""
+    trace = graph._trace
+    programs: dict[str, torch.export.ExportedProgram] = {}
+
+    def cached(model: torch.nn.Module, images: torch.Tensor) -> torch.export.ExportedProgram:
+        if not type(model).__module__.startswith("timm."):  # another model's name says little
+            return trace(model, images)
+        key = hashlib.sha256(f"{model} {images.shape}".encode())
+        for name, value in model.state_dict().items():
+            key.update(f"{name} {value.dtype}".encode() + value.cpu().numpy().tobytes())
+        if key.hexdigest() not in programs:
+            programs[key.hexdigest()] = trace(model, images)
+        return programs[key.hexdigest()]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "_trace", cached)
+        yield
 
 
 @pytest.fixture

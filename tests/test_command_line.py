@@ -139,7 +139,11 @@ def test_bad_configurations_are_one_line(command_line_of, content: str, words: s
 
 @pytest.mark.parametrize(
     ("scheme", "bits", "rounding"),
-    [("linear", "4", "nearest"), ("full", "4", "gptq"), ("linear", "8", "nearest")],
+    [
+        ("linear", "4", "nearest"),
+        pytest.param("full", "4", "gptq", marks=pytest.mark.slow),
+        pytest.param("linear", "8", "nearest", marks=pytest.mark.slow),
+    ],
 )
 def test_equal_options_give_the_same_start_in_every_command(
     command_line_of, scheme: str, bits: str, rounding: str
@@ -187,8 +191,15 @@ def _provenance(path: Path) -> dict[str, Any]:
         return json.loads(file.attrs["provenance"])
 
 
-@pytest.mark.parametrize("of", ["folder", "file"])
-@pytest.mark.parametrize("name", ["landscape scan", "landscape compare"])
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("landscape scan", "folder"),
+        pytest.param("landscape scan", "file", marks=pytest.mark.slow),
+        pytest.param("landscape compare", "folder", marks=pytest.mark.slow),
+        pytest.param("landscape compare", "file", marks=pytest.mark.slow),
+    ],
+)
 def test_like_repeats_a_run_bit_for_bit(command_line_of, name: str, of: str) -> None:
     run = command_line_of(COMMANDS[name])
     code, _, err = run("--weight-bits", "3", *SMALL, *QUICK[name], "--seed", "7", "--out", "a")
@@ -229,6 +240,7 @@ def test_the_package_lists_its_commands(command_line_of) -> None:
     assert run("--version")[1].startswith("evolq ")
 
 
+@pytest.mark.slow
 def test_an_output_without_some_letters_loses_only_them(tmp_path: Path) -> None:
     arguments = ("--points", "2", "--radius", "0.1", *SMALL, "--out", "out")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}

@@ -33,7 +33,10 @@ def compare(command_line_of):
     return command_line_of(compare_module.COMMAND)
 
 
-@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize(
+    "plane",
+    ["pca", *(pytest.param(p, marks=pytest.mark.slow) for p in PLANES if p != "pca")],
+)
 def test_a_comparison(compare, plane) -> None:
     arguments = (*QUICK, "--calibration-images", "20", "--points", "2", "--plane", plane)
     optimizers = ("evol-q", "adam") if plane == "ends" else ("random-search", "cma", "adam")
@@ -63,6 +66,7 @@ def test_a_comparison(compare, plane) -> None:
     assert str(folder) in out
 
 
+@pytest.mark.slow
 def test_criteria_by_calibration_sets(compare) -> None:
     arguments = (*QUICK, "--criteria", "info_nce", "kl", "--sizes", "16", "8")
     code, out, err = compare(*arguments, "--optimizers", "evol-q", "adam", "--out", "out")

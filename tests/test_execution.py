@@ -526,6 +526,7 @@ def test_a_search_runs_on_integers() -> None:
     assert results[1].loss == pytest.approx(results[0].loss, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_a_scan_says_how_it_ran(scan: Callable[..., tuple[int, str, str]]) -> None:
     quick = ("--points", "3", "--radius", "0.1", "--calibration-images", "8")

@@ -106,6 +106,7 @@ def test_pixels_and_scales_of_activations_are_jittered_and_nothing_else():
         assert float((point[name] / problem.start[name] - 1).abs().max()) < 6 * RELATIVE
 
 
+@pytest.mark.slow
 def test_full_precision_has_no_floor_to_speak_of_and_a_quantized_network_has():
     floors = {}
     for quantization in (Quantization("none"), Quantization("full", weight_bits=4)):

@@ -1,3 +1,5 @@
+import base64
+import gzip
 import re
 from dataclasses import replace
 
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 import synthetic_scans
 from matplotlib.figure import Figure
+from plotly.offline import get_plotlyjs
 
 from landscape.analysis import analyze
 from landscape.plots import (
@@ -98,7 +101,7 @@ def test_the_floor_is_shown_beside_the_losses():
     floor = found.test_loss_floor.mean_loss.estimate
     info = rays_info(scan, found)
     assert info.test_loss.floor == pytest.approx(np.sqrt(2) * floor)
-    bar = interactive(scan, found).layout.shapes[1]
+    bar = interactive(scan, found).figures[1].layout.shapes[0]
     assert (bar.y0, bar.y1) == (-info.test_loss.floor, info.test_loss.floor)
     plane = synthetic_scans.with_repeats(synthetic_scans.plane())
     words = plane_info(plane, analyze(plane)).floor_words
@@ -158,7 +161,8 @@ def test_checkpoints_are_marked_where_they_lie():
     (legend,) = figure.subfigs[1].legends
     words = [text.get_text() for text in legend.texts]
     assert words == ["start", "1: on", "2: off (30.0% off the plane)"]
-    shown = [t for t in interactive(scan, marking(scan)).data if t.visible and t.type == "scatter"]
+    flat, _ = interactive(scan, marking(scan)).figures
+    shown = [trace for trace in flat.data if trace.visible and trace.type == "scatter"]
     assert [(t.name, t.x, t.y, t.text) for t in shown] == [
         ("1: on", (0.05,), (0.025,), ("1",)),
         ("2: off (30.0% off the plane)", (-0.1,), (0.05,), ("2",)),
@@ -373,8 +377,8 @@ def test_a_plane_without_any_finite_point_is_drawn():
 
 def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
     scan = synthetic_scans.plane(columns=5, rows=3)
-    figure = interactive(scan, marking(scan, INNER))
-    shown = [trace for trace in figure.data if trace.visible]
+    page = interactive(scan, marking(scan, INNER))
+    shown = [trace for figure in page.figures for trace in figure.data if trace.visible]
     (cells,) = (trace for trace in shown if trace.type == "heatmap")
     (surface,) = (trace for trace in shown if trace.type == "surface")
     for trace in (cells, surface):
@@ -388,45 +392,56 @@ def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
     }
 
 
-def test_hover_text_says_place_losses_error_and_accuracy():
+def test_hovering_says_place_losses_error_and_accuracy():
     scan = synthetic_scans.plane(columns=5, rows=3)
     synthetic_scans.spoil(scan, x=0, y=2)
-    figure = interactive(scan)
-    text = next(trace.text for trace in figure.data if trace.type == "heatmap")
+    page = interactive(scan)
     point, info = scan.isel(x=3, y=1), plane_info(scan, marking(scan))
-    assert text[1][3].split("<br>") == [
-        "x = 0.05, y = 0",
-        f"Calibration loss, infoNCE against full precision (nats × 2τ): {float(point.loss):.4f}",
-        f"Test loss, cross entropy (nats): {float(point.test_loss):.4f}",
-        f"from the start {info.change[1, 3]:+.4f} ± {info.change_error[1, 3]:.4f}: clearly higher",
-        f"Test accuracy: {float(point.test_accuracy):.1%}",
-    ]
-    assert "Test loss, cross entropy (nats): not finite" in text[2][0]
+    losses = [float(point.loss), float(point.test_loss)]
+    rest = [info.change[1, 3], info.change_error[1, 3], 100 * float(point.test_accuracy)]
+    for figure, kind in zip(page.figures, ("heatmap", "surface"), strict=True):
+        views = [trace for trace in figure.data if trace.type == kind]
+        for trace, height in zip(views, (losses[0], losses[1], losses[1]), strict=True):
+            said = trace.customdata[1, 3]
+            np.testing.assert_allclose(said, [height, *losses, *rest], rtol=1e-6)  # float32
+            assert trace.hovertemplate.split("<br>") == [
+                "x = %{x:.4g}, y = %{y:.4g}",
+                "Calibration loss (infoNCE against full precision (nats × 2τ)): "
+                "%{customdata[1]:.4f}",
+                "Test loss (cross entropy (nats)): %{customdata[2]:.4f}",
+                "from the start %{customdata[3]:+.4f} ± %{customdata[4]:.4f} "
+                "(paired standard error)",
+                "Test accuracy: %{customdata[5]:.1f} %<extra></extra>",
+            ]
+            assert np.isnan(trace.customdata[2, 0, 2])
 
 
-def test_buttons_show_one_view_at_a_time():
-    figure = interactive(synthetic_scans.plane())
-    (menu,) = figure.layout.updatemenus
-    assert [button.label for button in menu.buttons] == [
-        "Calibration loss",
-        "Test loss",
-        "Test loss against the start",
-    ]
-    shown = np.array([button.args[0]["visible"] for button in menu.buttons])
-    np.testing.assert_array_equal(shown.sum(axis=0), 1)  # each trace belongs to one view
-    np.testing.assert_array_equal(shown[menu.active], [trace.visible for trace in figure.data])
+def test_each_trace_belongs_to_one_view():
+    page = interactive(synthetic_scans.plane())
+    assert page.views == ("Calibration loss", "Test loss", "Test loss against the start")
+    flat, solid = page.figures
+    assert solid.data[-1].meta is None, "the pointer belongs to all"
+    for trace in (*flat.data, *solid.data[:-1]):
+        assert trace.meta in range(3)
+        assert trace.visible == (trace.meta == page.shown)
+    assert len(solid.layout.meta) == 3
 
 
 def test_interactive_rays_have_error_bars():
     scan = synthetic_scans.rays(count=4, points=7)
     info = rays_info(scan, analyze(scan))
-    figure = interactive(scan)
-    rays = [trace for trace in figure.data if trace.name.startswith("one ray")]
+    left, right = interactive(scan).figures
+    rays = [
+        trace
+        for figure in (left, right)
+        for trace in figure.data
+        if trace.name.startswith("one ray")
+    ]
     assert len(rays) == 8
     np.testing.assert_array_equal(rays[6].y, info.test_loss.quantity.values[2])
     np.testing.assert_array_equal(rays[6].error_y.array, info.test_loss.errors[2])
     assert not rays[0].error_y.visible  # the calibration loss has no sampling error
-    assert figure.layout.xaxis2.title.text.startswith("Signed distance along a ray (RMS")
+    assert right.layout.xaxis.title.text.startswith("Signed distance along a ray (RMS")
 
 
 def test_html_needs_no_network_and_is_the_same_each_time(tmp_path):
@@ -438,4 +453,6 @@ def test_html_needs_no_network_and_is_the_same_each_time(tmp_path):
     assert not re.search(r"<(script|img|iframe)\b[^>]*\bsrc\s*=", page)
     assert "<link" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert "Plotly.newPlot" in page
+    packed = re.search(r'id="program">([^<]+)<', page).group(1)
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
     assert "<title>fashion_vit, 4-bit weights" in page

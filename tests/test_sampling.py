@@ -201,14 +201,29 @@ class Bowl:
         return r**2 + r * sample, sample > 0
 
 
-def test_auto_radius_stops_at_the_first_power_of_two_beyond_the_noise():
+def test_auto_radius_is_bisected_to_where_the_loss_leaves_the_noise():
     # r**2 is 4 standard errors of r * sqrt(100 / 99) / 10 at r = 0.402.
     found = auto_radius([Line(ORIGIN, X), Line(ORIGIN, Y)], Bowl())
     assert found.reached
-    assert found.radius == 0.5
-    assert [shift.radius for shift in found.tried] == [2.0**k for k in range(-7, 0)]
-    assert found.tried[-1].standard_errors == pytest.approx(0.5 * 10 * math.sqrt(0.99), rel=1e-4)
-    assert found.tried[-1].change == pytest.approx(0.25, rel=1e-4)
+    assert found.radius == pytest.approx(2**-1.25)  # 0.42, the next below is 0.35
+    exponents = [*range(-7, -1), -1.5, -1.25, -1]
+    assert [shift.radius for shift in found.tried] == pytest.approx([2.0**k for k in exponents])
+    expected = 2**-1.25 * 10 * math.sqrt(0.99)
+    assert found.chosen.standard_errors == pytest.approx(expected, rel=1e-4)
+    assert found.chosen.change == pytest.approx(2**-2.5, rel=1e-4)
+
+
+def test_auto_radius_goes_below_the_first_that_it_tries():
+    class Steep(Bowl):
+        def per_image(self, point):
+            step = float((point["w"] - ORIGIN["w"]).norm())
+            # float32 rounds steps from 1 by 6e-8; between 2**-10.25 and 2**-10 lies 9e-4
+            return torch.full((4,), float(step >= 9e-4)), torch.ones(4, dtype=torch.bool)
+
+    found = auto_radius([Line(ORIGIN, X)], Steep())
+    assert (found.reached, found.radius) == (True, pytest.approx(2.0**-10))
+    all_moved = auto_radius([Line(ORIGIN, X)], Steep(), smallest=2.0**-9)
+    assert (all_moved.reached, all_moved.radius) == (True, 2.0**-9)
 
 
 def test_auto_radius_looks_at_both_ends_of_every_line():
@@ -218,7 +233,7 @@ def test_auto_radius_looks_at_both_ends_of_every_line():
             return torch.full((4,), 1.0 if step <= -0.25 else 0.0), torch.ones(4, dtype=torch.bool)
 
     found = auto_radius([Line(ORIGIN, X), Line(ORIGIN, Y)], OneSided())
-    assert (found.radius, found.tried[-1].standard_errors) == (0.25, math.inf)
+    assert (found.radius, found.chosen.standard_errors) == (0.25, math.inf)
     assert found.tried[-2].standard_errors == 0  # no change and no spread: not moved
 
 
@@ -234,7 +249,7 @@ def test_auto_radius_says_when_nothing_moves_and_takes_non_finite_as_moved():
 
     found = auto_radius([Line(ORIGIN, X)], Flat(), largest=5.0)
     assert (found.reached, found.radius) == (False, 5.0)
-    assert auto_radius([Line(ORIGIN, X)], Cliff()).radius == 0.125
+    assert auto_radius([Line(ORIGIN, X)], Cliff()).radius == pytest.approx(2**-3.25)  # 0.105
 
 
 def test_auto_radius_refuses_what_has_no_error_bar():

@@ -80,6 +80,8 @@ def test_the_command_line(run, tmp_path: Path) -> None:
     assert report["fitness_evaluations"] == 1 + 4
     assert report["gain"] >= 0  # the search keeps the start if nothing is better
     assert 0 < report["jitter_gain"] < 1
+    assert f"fell by {report['gain']:.4f}" in out
+    assert f"would give {report['jitter_gain']:.4f}" in " ".join(out.split())
     assert report["seconds"] > 0
     assert report["configuration"]["weight_bits"] == 3
     assert report["options"]["within"] == "layer4.*"
@@ -104,7 +106,6 @@ def test_the_command_line(run, tmp_path: Path) -> None:
         (("--resume",), "no run here is unfinished"),
         (("--average-bits", "9"), "number from 2 to 8"),
         (("--within", "nowhere"), "is within 'nowhere'; "),
-        (("--out", "."), "exists"),
     ],
 )
 def test_bad_input_is_one_line(run, arguments: tuple[str, ...], words: str) -> None:

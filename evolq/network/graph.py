@@ -185,18 +185,26 @@ def export(model: nn.Module, images: Tensor) -> Graph:
     if len(images) < 2:
         # torch.export treats a dimension of size 1 as a constant
         images = images.repeat(2, *[1] * (images.dim() - 1))
-    model = plain_copy(model)
+    return _as_graph(_trace(plain_copy(model), images[:2]), type(model).__name__, images[:2])
+
+
+def _trace(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """Trace `model` into ATen operators, attention decomposed.
+
+    Raises:
+        InputError: as `export` does.
+    """
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # about attributes that the model itself caches
             traced = torch.export.export(
                 model,
-                (images[:2],),
+                (images,),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 strict=False,
             )
             _check_traced(traced)
-            program = traced.run_decompositions(
+            return traced.run_decompositions(
                 {aten.scaled_dot_product_attention.default: scaled_dot_product_attention}
             )
     except InputError:
@@ -207,7 +215,6 @@ def export(model: nn.Module, images: Tensor) -> Graph:
             f"torch.export cannot trace {type(model).__name__}: {first_line}; the model's forward "
             "must take one image tensor and be free of branches on its values"
         ) from error
-    return _as_graph(program, type(model).__name__, images[:2])
 
 
 def _check_traced(program: torch.export.ExportedProgram) -> None:

@@ -2,10 +2,10 @@
 
 from landscape.plots.bits import BitsInfo, bits_info, draw_bits, interactive_bits
 from landscape.plots.comparison_figures import draw_comparison
-from landscape.plots.comparison_html import interactive_comparison
+from landscape.plots.comparison_html import interactive_comparison, outcome_rows
 from landscape.plots.comparison_info import ComparisonInfo, comparison_info
 from landscape.plots.kinds import draw, interactive
-from landscape.plots.page import write_html
+from landscape.plots.page import Page, write_html
 from landscape.plots.plane import (
     PlaneInfo,
     draw_confidence,
@@ -22,6 +22,7 @@ from landscape.plots.transfer import draw_transfer
 __all__ = [
     "BitsInfo",
     "ComparisonInfo",
+    "Page",
     "PlaneInfo",
     "RaysInfo",
     "bits_info",
@@ -40,6 +41,7 @@ __all__ = [
     "interactive_comparison",
     "interactive_plane",
     "interactive_rays",
+    "outcome_rows",
     "plane_info",
     "rays_info",
     "save_figure",

@@ -23,6 +23,7 @@ from landscape.plots.info import (
     subtitle_of,
     title_of,
 )
+from landscape.plots.page import Page, layout
 from landscape.plots.style import NOT_COMPUTED_STYLE, NOT_FINITE_STYLE, STYLE
 
 # Heat maps over bit-widths.
@@ -165,7 +166,7 @@ def draw_bits(dataset: Dataset, analysis: Analysis) -> Figure:
     return figure
 
 
-def interactive_bits(dataset: Dataset, analysis: Analysis) -> go.Figure:
+def interactive_bits(dataset: Dataset, analysis: Analysis) -> Page:
     """Draw a heat map over bit-widths; hovering names a cell and its values.
 
     Args:
@@ -174,7 +175,6 @@ def interactive_bits(dataset: Dataset, analysis: Analysis) -> go.Figure:
     """
     info = bits_info(dataset, analysis)
     places, labels = zip(*info.ticks, strict=True)
-    how_to_read = info.how_to_read.replace("\n", "<br>")
     figure = go.Figure(
         go.Heatmap(
             z=info.shades,
@@ -204,17 +204,13 @@ def interactive_bits(dataset: Dataset, analysis: Analysis) -> go.Figure:
         x, y = (column - 0.5, column + 0.5), (row - 0.5, row + 0.5)
         figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"width": 3})
     figure.update_layout(
-        template="plotly_white",
-        title={
-            "text": f"{info.title}<br><sup>{how_to_read}<br>Boxed: {info.box_words}.<br>"
-            f"{info.subtitle}</sup>",
-            "x": 0.5,
-        },
-        margin={"t": 140},
+        layout("Each cell is one measured network"),
         xaxis=_categories(info.column_name, info.columns),
         yaxis=_categories(info.row_name, info.rows) | {"autorange": "reversed"},
     )
-    return figure
+    how_to_read = info.how_to_read.replace("\n", " ")
+    words = f"{info.subtitle}. {how_to_read} Boxed: {info.box_words}."
+    return Page(info.title, words, (figure,))
 
 
 def _each(values: NDArray[np.float64], form: str) -> NDArray[np.object_]:

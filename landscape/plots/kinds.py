@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from xarray import Dataset
 
 from landscape.analysis import Analysis, analyze
 from landscape.plots.bits import draw_bits, interactive_bits
+from landscape.plots.page import Page
 from landscape.plots.plane import draw_plane
 from landscape.plots.plane_html import interactive_plane
 from landscape.plots.rays import draw_rays, interactive_rays
 
-# A dimension that only this kind of scan has -> static and interactive figure.
+# A dimension that only this kind of scan has -> static figure and interactive page.
 KINDS = {
     "bits": (draw_bits, interactive_bits),
     "ray": (draw_rays, interactive_rays),
@@ -30,7 +30,7 @@ def draw(dataset: Dataset, analysis: Analysis | None = None) -> Figure:
     return KINDS[_kind(dataset)][0](dataset, analysis or analyze(dataset))
 
 
-def interactive(dataset: Dataset, analysis: Analysis | None = None) -> go.Figure:
+def interactive(dataset: Dataset, analysis: Analysis | None = None) -> Page:
     """Draw a scan to be turned, zoomed and asked: hovering names a point and its values.
 
     Args:

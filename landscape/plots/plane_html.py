@@ -9,12 +9,11 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 from xarray import Dataset
 
 from landscape.analysis import Analysis
 from landscape.plots.info import NOT_COMPUTED_WORDS, NOT_FINITE_WORDS, Quantity
-from landscape.plots.page import OUTLINE, layout
+from landscape.plots.page import OUTLINE, Page, layout
 from landscape.plots.plane import (
     EDGE_MINIMUM_WORDS,
     MINIMUM_WORDS,
@@ -30,8 +29,8 @@ from landscape.report import BAND_WORDS
 UNLIT = {"ambient": 1, "diffuse": 0, "specular": 0, "fresnel": 0}
 
 
-def interactive_plane(dataset: Dataset, analysis: Analysis) -> go.Figure:
-    """Draw three views of a plane, each a heat map and a surface; buttons choose the view.
+def interactive_plane(dataset: Dataset, analysis: Analysis) -> Page:
+    """Draw three views of a plane, each a heat map and a surface that points where the map does.
 
     Args:
         dataset: the result of a scan of a plane.
@@ -47,38 +46,82 @@ def interactive_plane(dataset: Dataset, analysis: Analysis) -> go.Figure:
         ),
         (info.test_loss, info.confidence, _band_colors(info)),
     )
-    text = _plane_text(info)
-    figure = make_subplots(1, 2, specs=[[{"type": "xy"}, {"type": "scene"}]])
-    buttons = []
+    names = tuple(colored.name for _, colored, _ in views)
+    shown = 1  # the test loss first: it is what a user would see
+    flat, solid = go.Figure(), go.Figure()
     for view, (surface, colored, colors) in enumerate(views):
-        flat = _flat_traces(info, surface, colored, colors, text)
-        solid = _solid_traces(info, surface, colored, colors, text)
-        shown = {"visible": view == 1}  # the test loss first: it is what a user would see
-        figure.add_traces([trace.update(shown, meta=view) for trace in flat], rows=1, cols=1)
-        figure.add_traces([trace.update(shown, meta=view) for trace in solid], rows=1, cols=2)
-    for view, (surface, colored, _) in enumerate(views):
-        visible = [trace.meta == view for trace in figure.data]
-        height = {"scene.zaxis.title.text": surface.quantity.measure}
-        buttons.append(
-            {"label": colored.name, "method": "update", "args": [{"visible": visible}, height]}
+        look = {"meta": view, "visible": view == shown}
+        asked = _asked(info, surface)
+        flat.add_traces(
+            [t.update(look) for t in _flat_traces(info, surface, colored, colors, asked)]
         )
-    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "active": 1}
-    figure.update_layout(
-        **layout(info.title, info.subtitle),
-        updatemenus=[menu | {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}],
-        xaxis={"title": {"text": info.x.label}, "domain": [0, 0.4], "showgrid": False},
+        solid.add_traces(
+            [t.update(look) for t in _solid_traces(info, surface, colored, colors, asked)]
+        )
+    solid.add_trace(_pointer())
+    flat.update_layout(
+        layout("Each cell is one measured network"),
+        xaxis={"title": {"text": info.x.label}, "showgrid": False},
         yaxis={"title": {"text": info.y.label}, "showgrid": False},
+    )
+    heights = [surface.quantity.measure for surface, _, _ in views]
+    solid.update_layout(
+        layout("The same as a surface"),
+        meta=[{"scene.zaxis.title.text": height} for height in heights],
         scene={
-            "domain": {"x": [0.53, 1]},
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
-            "camera": {"eye": {"x": -0.9, "y": -1.4, "z": 1.3}, "center": {"z": -0.15}},
+            "camera": {"eye": {"x": -1.1, "y": -1.7, "z": 1.4}, "center": {"z": -0.15}},
             "xaxis": {"title": {"text": "x"}},
             "yaxis": {"title": {"text": "y"}},
-            "zaxis": {"title": {"text": info.test_loss.quantity.measure}},
+            "zaxis": {"title": {"text": heights[shown]}},
         },
     )
-    return figure
+    return Page(info.title, info.subtitle, (flat, solid), names, shown, links=True)
+
+
+def _pointer() -> go.Scatter3d:
+    """Return the mark on the surface that follows the pointer on the map."""
+    return go.Scatter3d(
+        x=[None],
+        y=[None],
+        z=[None],
+        mode="markers",
+        marker={"size": 7, "color": "crimson", "line": OUTLINE},
+        hoverinfo="skip",
+        showlegend=False,
+        name="pointed at",
+    )
+
+
+def _asked(info: PlaneInfo, surface: Surface) -> dict[str, Any]:
+    """Return what hovering over a point says: a template, and numbers (y, x, 6) to fill it.
+
+    The first number is the height of the surface there, for the mark that follows the pointer.
+    """
+    numbers = (
+        surface.quantity.values,
+        info.loss.quantity.values,
+        info.test_loss.quantity.values,
+        info.change,
+        info.change_error,
+        100 * info.accuracy,
+    )
+    lines = [
+        "x = %{x:.4g}, y = %{y:.4g}",
+        *(
+            f"{escape(quantity.label)}: %{{customdata[{number}]:.4f}}"
+            for number, quantity in enumerate(
+                (info.loss.quantity, info.test_loss.quantity), start=1
+            )
+        ),
+        "from the start %{customdata[3]:+.4f} ± %{customdata[4]:.4f} (paired standard error)",
+        "Test accuracy: %{customdata[5]:.1f} %",
+    ]
+    return {
+        "customdata": np.stack(numbers, axis=-1).astype(np.float32),
+        "hovertemplate": "<br>".join(lines) + "<extra></extra>",
+    }
 
 
 def _flat_traces(
@@ -86,7 +129,7 @@ def _flat_traces(
     surface: Surface,
     colored: Quantity,
     colors: dict[str, Any],
-    text: NDArray[np.object_],
+    asked: dict[str, Any],
 ) -> list[Any]:
     """Return a heat map of raw cells, crosses and squares where there is no value, and marks."""
     traces: list[Any] = [
@@ -94,13 +137,12 @@ def _flat_traces(
             x=info.x.values,
             y=info.y.values,
             z=colored.values,
-            text=text,
-            hoverinfo="text",
+            **asked,
             hoverongaps=False,
             colorscale=colors["colorscale"],
             zmin=colors["cmin"],
             zmax=colors["cmax"],
-            colorbar={"x": 0.41} | colors["colorbar"],
+            colorbar=colors["colorbar"],
         )
     ]
     for name, symbol, missing in (
@@ -113,8 +155,7 @@ def _flat_traces(
                 go.Scatter(
                     x=info.x.values[columns],
                     y=info.y.values[rows],
-                    text=text[missing],
-                    hoverinfo="text",
+                    hovertemplate="x = %{x:.4g}, y = %{y:.4g}<extra>" + name + "</extra>",
                     mode="markers",
                     marker={"symbol": symbol, "size": 9, "color": "dimgray"},
                     name=name,
@@ -152,7 +193,7 @@ def _solid_traces(
     surface: Surface,
     colored: Quantity,
     colors: dict[str, Any],
-    text: NDArray[np.object_],
+    asked: dict[str, Any],
 ) -> list[Any]:
     """Return the surface through the raw points, its mesh, and a pin for each mark."""
     low, high = surface.quantity.limits
@@ -162,8 +203,7 @@ def _solid_traces(
             y=info.y.values,
             z=surface.quantity.values,
             surfacecolor=colored.values,
-            text=text,
-            hoverinfo="text",
+            **asked,
             **colors,
             showscale=False,  # the heat map's colors
             lighting=UNLIT,
@@ -239,31 +279,3 @@ def _band_colors(info: PlaneInfo) -> dict[str, Any]:
             "ticktext": words,
         },
     }
-
-
-def _plane_text(info: PlaneInfo) -> NDArray[np.object_]:
-    """Return what hovering over each point says, (y, x)."""
-    loss, test_loss = info.loss.quantity, info.test_loss.quantity
-    text = np.empty(info.accuracy.shape, dtype=object)
-    for cell in np.ndindex(text.shape):
-        lines = [f"x = {info.x.values[cell[1]]:.4g}, y = {info.y.values[cell[0]]:.4g}"]
-        if test_loss.not_computed[cell]:
-            lines.append(NOT_COMPUTED_WORDS)
-        else:
-            lines += [
-                f"{quantity.name}, {quantity.measure}: "
-                + (
-                    f"{quantity.values[cell]:.4f}"
-                    if np.isfinite(quantity.values[cell])
-                    else "not finite"
-                )
-                for quantity in (loss, test_loss)
-            ]
-            if np.isfinite(info.confidence.values[cell]):
-                lines.append(
-                    f"from the start {info.change[cell]:+.4f} ± {info.change_error[cell]:.4f}: "
-                    + BAND_WORDS[int(info.confidence.values[cell])]
-                )
-            lines.append(f"Test accuracy: {info.accuracy[cell]:.1%}")
-        text[cell] = "<br>".join(lines)
-    return text

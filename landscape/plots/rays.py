@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from plotly.subplots import make_subplots
 from xarray import Dataset
 
 from landscape.analysis import Analysis
@@ -25,7 +24,7 @@ from landscape.plots.info import (
     subtitle_of,
     title_of,
 )
-from landscape.plots.page import layout
+from landscape.plots.page import Page, layout
 from landscape.plots.style import STYLE
 from landscape.statistics.numerical_noise import NoiseFloor
 
@@ -121,7 +120,7 @@ def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
     return figure
 
 
-def interactive_rays(dataset: Dataset, analysis: Analysis) -> go.Figure:
+def interactive_rays(dataset: Dataset, analysis: Analysis) -> Page:
     """Draw rays as `draw_rays` does; hovering names a point and its values.
 
     Args:
@@ -129,26 +128,18 @@ def interactive_rays(dataset: Dataset, analysis: Analysis) -> go.Figure:
         analysis: of it.
     """
     info = rays_info(dataset, analysis)
-    figure = make_subplots(
-        1, 2, subplot_titles=(info.loss.quantity.name, info.test_loss.quantity.name)
-    )
-    for column, curves in enumerate((info.loss, info.test_loss), start=1):
-        traces = _curve_traces(info, curves, legend=curves is info.test_loss)
-        figure.add_traces(traces, rows=1, cols=column)
+    figures = []
+    for curves in (info.loss, info.test_loss):
+        figure = go.Figure(_curve_traces(info, curves))
         if curves.floor:
             figure.add_hrect(
-                y0=-curves.floor,
-                y1=curves.floor,
-                fillcolor="gray",
-                opacity=0.3,
-                line_width=0,
-                row=1,
-                col=column,
+                y0=-curves.floor, y1=curves.floor, fillcolor="gray", opacity=0.3, line_width=0
             )
-        figure.update_xaxes(title_text=info.distance.label, col=column)
-        figure.update_yaxes(title_text=curves.label, col=column)
-    figure.update_layout(**layout(info.title, info.subtitle))
-    return figure
+        figure.update_layout(layout(curves.quantity.name))
+        figure.update_xaxes(title_text=info.distance.label)
+        figure.update_yaxes(title_text=curves.label)
+        figures.append(figure)
+    return Page(info.title, info.subtitle, tuple(figures))
 
 
 def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
@@ -186,7 +177,7 @@ def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
+def _curve_traces(info: RaysInfo, curves: Curves) -> list[Any]:
     """Return a line for each ray and one for their mean, each with its error bars."""
     distance = info.distance.values
     traces = [
@@ -198,7 +189,7 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
             mode="lines",
             name=RAY_WORDS,
             legendgroup=RAY_WORDS,
-            showlegend=legend and ray == 0,
+            showlegend=ray == 0,
             text=[_ray_text(info, ray, index) for index in range(len(distance))],
             hoverinfo="text",
         )
@@ -213,7 +204,6 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
             mode="lines",
             name=MEAN_WORDS,
             legendgroup=MEAN_WORDS,
-            showlegend=legend,
             hoverinfo="skip",
         )
     )
@@ -230,7 +220,6 @@ def _curve_traces(info: RaysInfo, curves: Curves, legend: bool) -> list[Any]:
                 marker={"symbol": "x", "size": 9, "color": "dimgray"},
                 name=NOT_FINITE_WORDS,
                 legendgroup=NOT_FINITE_WORDS,
-                showlegend=legend,
             )
         )
     return traces

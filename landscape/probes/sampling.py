@@ -23,10 +23,13 @@ NOT_COMPUTED, FINITE, NOT_FINITE = 0, 1, 2
 STEP_UNIT = "lengths of the direction"
 TEST_LOSS = {"long_name": "cross entropy", "units": "nats"}
 
-# Bounds of an automatic radius: a typical scale changes by 0.8 %, at which few codes of a quantized
-# network change, or by a factor exp(8) = 3000, at which nothing is left of it.
-_SMALLEST_RADIUS = 2.0**-7
+# An automatic radius is first tried where a typical scale changes by 0.8 %. Its bounds: changes of
+# float32's own precision, and a factor exp(8) = 3000, at which nothing is left of a network.
+_FIRST_RADIUS = 2.0**-7
+_SMALLEST_RADIUS = 2.0**-23
 _LARGEST_RADIUS = 2.0**3
+# It is bisected to within so much: two looks more than doubling alone.
+_RADIUS_RATIO = 2.0**0.25
 
 
 class CalibrationLoss(Protocol):
@@ -67,9 +70,14 @@ class Radius:
     `reached` is false if not even the largest radius moved the test loss far enough.
     """
 
-    radius: float
+    chosen: Shift
     reached: bool
     tried: tuple[Shift, ...]
+
+    @property
+    def radius(self) -> float:
+        """The radius that was chosen."""
+        return self.chosen.radius
 
 
 def axis(radius: float, points: int) -> np.ndarray:
@@ -181,13 +189,17 @@ def auto_radius(
     smallest: float = _SMALLEST_RADIUS,
     largest: float = _LARGEST_RADIUS,
 ) -> Radius:
-    """Double the radius, from `smallest` on, until the test loss has visibly moved from the start.
+    """Find the radius at which the test loss has just visibly moved from the start.
 
-    It has moved if at one of the ends (+radius and -radius on each line) the mean difference of
-    test loss to the start is `standard_errors` paired standard errors or more: the standard
+    The radius is doubled until it has moved, or halved until it has not, and then bisected to
+    within 19 %; of the last two radii, the one at which it has moved is the result. If not even
+    `largest` moves the test loss, that is the result, with `reached` false; if even `smallest`
+    does, that is.
+
+    The test loss has moved if at one of the ends (+radius and -radius on each line) the mean
+    difference to the start is `standard_errors` paired standard errors or more: the standard
     deviation of the differences image by image over the root of their number. A difference without
-    spread counts as moved if it is not zero, a loss that is not finite always. If not even
-    `largest` moves the test loss, it is the result, with `reached` false.
+    spread counts as moved if it is not zero, a loss that is not finite always.
 
     Raises:
         InputError: if there is no line, fewer than 2 test images, or no radius in the bounds.
@@ -214,11 +226,21 @@ def auto_radius(
             key=lambda shift: shift.standard_errors,
         )
 
-    tried = [look(smallest)]
-    while tried[-1].standard_errors < standard_errors and tried[-1].radius < largest:
-        tried.append(look(min(2 * tried[-1].radius, largest)))
-    reached = tried[-1].standard_errors >= standard_errors
-    return Radius(tried[-1].radius, reached, tuple(tried))
+    def moved(shift: Shift) -> bool:
+        return shift.standard_errors >= standard_errors
+
+    tried = [look(float(np.clip(_FIRST_RADIUS, smallest, largest)))]
+    far = moved(tried[0])
+    end, factor = (smallest, 0.5) if far else (largest, 2.0)
+    while moved(tried[-1]) == far and tried[-1].radius != end:
+        tried.append(look(float(np.clip(factor * tried[-1].radius, smallest, largest))))
+    chosen = tried[-1]
+    if moved(tried[-1]) != far:
+        near, chosen = sorted(tried[-2:])
+        while chosen.radius > _RADIUS_RATIO * near.radius * (1 + 1e-9):  # rounding of the root
+            tried.append(look(float(np.sqrt(near.radius * chosen.radius))))
+            near, chosen = (near, tried[-1]) if moved(tried[-1]) else (tried[-1], chosen)
+    return Radius(chosen, moved(chosen), tuple(sorted(tried)))
 
 
 def _shift(radius: float, losses: np.ndarray, start: np.ndarray) -> Shift:
