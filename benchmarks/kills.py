@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,9 @@ WRITING = {
     "compare": "compare.sqlite-journal",
     "search": ".search_state.safetensors.partial",
 }
+# The last file that a run writes.
+LAST = {"scan": "scan.html", "compare": "compare.html", "search": "report.json"}
+LEDGER = {"scan": "scan.sqlite", "compare": "compare.sqlite", "search": "search_state.safetensors"}
 # Runs the command; a line in KILLS_LOG says what has just become durable.
 PROGRAM = """
 import os, runpy, sys
@@ -114,9 +118,11 @@ def main(command: str, kills: int = 30, seed: int = 0) -> None:
                     break
                 done += 1
                 within += writing is not None and writing.exists()
+                if (out / LAST[command]).exists() and not (out / LEDGER[command]).exists():
+                    break  # all was done, only the process was not over
                 process = start(command, out, log)
             _, err = process.communicate()
-            if process.returncode:
+            if process.returncode not in (0, -signal.SIGKILL):
                 raise SystemExit(err.decode())
             twice = [k for k, n in Counter(log.read_text().splitlines()).items() if n > 1]
             if twice:
