@@ -93,7 +93,7 @@ class Plane:
 
     def place(self, point: Point) -> Place:
         """Return where a Point lies, by the names that the plane varies alone."""
-        names = self.x.keys() | self.y.keys()
+        names = list(dict.fromkeys((*self.x, *self.y)))  # not a set: sums round by their order
         varied = {name: point[name] for name in names}
         unit = math.sqrt(sum(value.numel() for value in varied.values()))
         x, y, distance = self.project(varied)
