@@ -426,7 +426,11 @@ class _Names:
         """Return the weight's own name, or one made from the layer if the weight is computed."""
         name = self.graph.name_of(source(origin))
         if name is None or name in self.weights:  # computed, or read a second time as another view
-            return self.of(node, operator, tensor)
+            name = base = self.of(node, operator, tensor)
+            count = 0
+            while name in self.weights:  # a layer that reads its weight after such a view
+                count += 1
+                name = f"{base}_{count}"
         self.weights.add(name)
         return name
 
