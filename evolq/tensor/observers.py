@@ -45,6 +45,12 @@ POWER_OF_TWO_FACTORS = (1, 2, 4, 8)
 # Of factors whose range is searched: aligned to the finest channel, 8-bit codes fit in 16 bits.
 LARGEST_EXPONENT = 8
 
+# Medians of the channels' magnitudes: channels from twice as many on are far out. On the inputs of
+# fc2 in an ImageNet ViT-Tiny one channel of 9,216 is, 92 medians out. Factors for all channels of
+# that layer lessen its error by 14 dB at W4A8 and 15 at W8A8; in other layers they cost up to 4 dB
+# at W4A8, as the columns that they multiply widen the weight's range.
+USUAL_REACH = 4
+
 # Squared errors are scored on the values themselves up to this many per parameter, and on a
 # histogram beyond: 64 bins for each step of an 8-bit quantizer, 7 at the smallest shrink factor, so
 # that the bins' width adds at most 1/7^2 of the rounding error, about the same for each factor.
@@ -390,6 +396,28 @@ def wide_power_of_two_factor(
     least = chosen[varying].amin()
     chosen = torch.where(varying, chosen / least, 1.0)
     return scale * least, zero_point if spec.has_zero_point else None, chosen
+
+
+def outlier_factor(batches: Sequence[Tensor], axis: int) -> Tensor:
+    """Return a power of two for each channel: 1, but for those far out.
+
+    A channel whose largest magnitude is r times `USUAL_REACH` medians of all channels' has the
+    greatest power of two up to r. To divide by it and multiply the next weight's columns changes
+    nothing in full precision (as SmoothQuant does; Xiao et al. 2023, equation 3).
+
+    Args:
+        batches: activations.
+        axis: of the channels.
+
+    Returns:
+        Factors (channels,), 1 or more.
+    """
+    low, high = _extremes([PerChannel(axis).rows(batch) for batch in batches])
+    reach = torch.maximum(high, -low)
+    usual = USUAL_REACH * reach.median()
+    if usual == 0:
+        return torch.ones_like(reach)
+    return torch.exp2((reach / usual).log2().floor().clamp(0, LARGEST_EXPONENT))
 
 
 OBSERVERS: dict[str, Observer] = {
