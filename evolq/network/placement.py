@@ -60,7 +60,8 @@ class Site:
         spec: the quantizer's constants.
         value: name of the graph's node whose value is quantized.
         channels: axis of the channels, counted from the last (-1), that have a power-of-two factor
-            each (PTF: what a LayerNorm reads); None without factors.
+            each (PTF: what a LayerNorm reads), and in schemes other than published a zero point
+            each; None without factors.
         folded: name of the weight whose input columns hold these factors in a Point, so that the
             result is not multiplied by them; None where it is.
     """

@@ -118,7 +118,10 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
         per_channel = replace(spec, granularity=PerChannel(site.channels))
         observe = power_of_two_factor if spec.published else wide_power_of_two_factor
         scale, zero_point, factor = observe(values, per_channel)
-        found["factor"] = factor.reshape(-1, *[1] * (-1 - site.channels))
+        shape = (-1, *[1] * (-1 - site.channels))  # beside the channels
+        found["factor"] = factor.reshape(shape)
+        if zero_point is not None and zero_point.ndim:
+            zero_point = zero_point.reshape(shape)
     else:
         scale, zero_point = OBSERVERS[observer](values, spec)
     found["scale"] = scale
