@@ -12,6 +12,7 @@ from evolq.files.onnx import export_onnx
 from evolq.files.saved import load_point, save
 from evolq.losses.objective import predict
 from evolq.network.quantized import QuantizedNetwork, quantize
+from evolq.optimizers.mixed_precision import calibration_table, weight_values
 from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate
 from evolq.tensor.observers import outlier_factor
@@ -102,3 +103,10 @@ def test_the_exported_network_has_them(tmp_path: Path) -> None:
     wanted = network(start, images())
     # one code of the widest channel, where the runtime's GELU rounds otherwise at a tie
     assert (torch.from_numpy(logits) - wanted).abs().max() < 0.01 * wanted.abs().max()
+
+
+def test_other_bits_are_calibrated_on_the_weight_that_is_quantized() -> None:
+    _, network, start = made(bits=8)
+    table = calibration_table(network, weight_values(network, start))
+    for entry, value in table[WEIGHT][8].items():
+        assert torch.equal(value, start[entry])
