@@ -186,6 +186,7 @@ def main(
     test_images: Annotated[int, typer.Option(help="The same in all rows of RUNS.")] = TEST_IMAGES,
     network: Annotated[list[str] | None, typer.Option(help="Only these networks.")] = None,
     rounding: Annotated[list[str] | None, typer.Option(help="Only these roundings.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help="Only these schemes.")] = None,
     bits: Annotated[list[int] | None, typer.Option(help="Only these bits of weights.")] = None,
 ) -> None:
     """Add missing rows to RUNS, or write the page."""
@@ -199,7 +200,9 @@ def main(
         wanted = [
             (key_of(name, q), q)
             for q in quantizations()
-            if q.rounding in (rounding or ROUNDINGS) and q.weight_bits in (bits or (3, 4, 8))
+            if q.rounding in (rounding or ROUNDINGS)
+            and q.scheme in (scheme or SCHEMES)
+            and q.weight_bits in (bits or (3, 4, 8))
         ]
         missing = [
             (key, q) for key, q in wanted if not any(key.items() <= row.items() for row in done)
