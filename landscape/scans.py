@@ -495,7 +495,7 @@ def _calibrated(problem: Problem, within: str | None, exclude: str | None) -> Ta
     from evolq.points import select
 
     moving = select(problem.start, {"bits"}, within, exclude)
-    values = weight_values(problem.network, problem.split.calibration.images)
+    values = weight_values(problem.network, problem.start)
     return calibration_table(
         problem.network,
         {name: value for name, value in values.items() if f"{name}.bits" in moving},

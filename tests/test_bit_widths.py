@@ -31,7 +31,7 @@ def losses():
     network = quantize(model, images(), plain(weight_bits=8))
     start = calibrate(network, images())
     objective = Objective.of(network, data, CRITERIA["kl"], predict(model, data.images))
-    table = calibration_table(network, weight_values(network, images()))
+    table = calibration_table(network, weight_values(network, start))
     return model, start, table, objective, TestEvaluation.of(network, data)
 
 

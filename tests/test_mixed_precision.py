@@ -151,4 +151,4 @@ def test_what_cannot_be_searched_is_refused(
     for average in (1.9, 8.5, float("nan")):
         with pytest.raises(InputError, match="number from 2 to 8"):
             search_bits(objective(network, data), start, average)
-    assert list(weight_values(network, data.images)) == ["a.weight", "b.weight", "c.weight"]
+    assert list(weight_values(network, start)) == ["a.weight", "b.weight", "c.weight"]

@@ -80,6 +80,20 @@ def test_a_weight_of_a_product_may_have_such_a_name() -> None:
     assert works(Scaled()).sites["scale.weight"].kind == "weight"
 
 
+@pytest.mark.parametrize("scheme", ["weights", "linear", "full", "published"])
+def test_a_layer_may_read_its_weight_after_a_view_of_it(scheme: str) -> None:
+    class Tied(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.square = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.square(self.hidden(x) @ self.square.weight.T))
+
+    network = works(Tied(), scheme)
+    assert {"square.weight", "square.weight_1"} <= network.sites.keys()
+
+
 @pytest.mark.parametrize("pack", [lambda y: (y,), lambda y: {"logits": y, "loss": None}])
 def test_one_tensor_is_unwrapped(pack: Any) -> None:
     class Packed(Base):

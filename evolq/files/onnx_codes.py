@@ -210,7 +210,7 @@ def activation(
     zero_point: Tensor | None,
     bits: Tensor,
 ) -> str | Codes:
-    """Write the quantizer of a value, all of which shares one scale.
+    """Write the quantizer of a value, all of which shares one scale; channels may have zero points.
 
     Args:
         onnx: the graph.
@@ -223,26 +223,33 @@ def activation(
         bits: of a Point.
 
     Returns:
-        The codes, or the name of the values where ONNX has no such codes.
+        The codes, or the name of the values where ONNX has no such codes, or channels have zero
+        points.
     """
     scale = scale.reshape(())
     top = 2.0 ** float(bits) - 1
     if spec.kind == "log2":
         return _log2(onnx, x, scale, top + 1)
-    zero = _unsigned(zero_point, scale, float(bits), spec).reshape(())
+    zero = _unsigned(zero_point, scale, float(bits), spec)
+    one = zero.numel() == 1
+    axis: dict[str, Any] = {} if one else {"axis": -zero.ndim}
+    zero = zero.reshape(()) if one else zero
     lowest = -(2.0 ** (float(bits) - 1)) if signed else 0.0
     dtype = torch.int8 if signed else torch.uint8
-    bounds = torch.iinfo(dtype)
-    if bounds.min <= zero + lowest <= bounds.max:
+    bounds, stored = torch.iinfo(dtype), zero + lowest
+    if bounds.min <= stored.min() and stored.max() <= bounds.max:
+        stored = stored if one else stored.flatten()
         parameters = (
-            onnx.constant(scale, f"{name}.scale"),
-            onnx.constant((zero + lowest).to(dtype), f"{name}.zero_point"),
+            onnx.constant(scale.expand_as(stored), f"{name}.scale"),
+            onnx.constant(stored.to(dtype), f"{name}.zero_point"),
         )
-        codes = onnx("QuantizeLinear", x, *parameters)
+        codes = onnx("QuantizeLinear", x, *parameters, **axis)
         if bits < MAX_BITS:
             limits = (torch.tensor(limit).to(dtype) for limit in (lowest, lowest + top))
             codes = onnx("Clip", codes, *(onnx.constant(limit) for limit in limits))
-        return Codes(codes, *parameters)
+        if one:
+            return Codes(codes, *parameters)
+        return onnx("DequantizeLinear", codes, *parameters, **axis)
     scale_name, zero_name = onnx.constant(scale), onnx.constant(zero)
     codes = onnx("Add", onnx("Div", x, scale_name), zero_name)
     codes = onnx("Round", onnx("Clip", codes, onnx.constant(0.0), onnx.constant(top)))

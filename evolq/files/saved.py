@@ -280,6 +280,9 @@ def _restored(
 ) -> dict[str, Tensor]:
     """Return the Point of kept entries and the network's own weights, moved to have these codes."""
     made = {name: kept[name] if name in kept else network.weights[name] for name in network.names}
+    for name, site in network.sites.items():
+        if site.folded is not None:
+            made[site.folded] = made[site.folded] * made[f"{name}.factor"]
     for name, node in weight_nodes(network).items():
         if node.args[0] is network.graph.entries.get(name):  # no view of it, and not computed
             grid, spec = grid_of(network, made, name), network.sites[name].spec

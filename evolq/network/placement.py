@@ -47,6 +47,10 @@ SCHEMES: dict[str, frozenset[Kind]] = {
 SOFTMAX_BITS = 4
 
 
+# Views that leave every value where it is.
+SAME_PLACES = frozenset({aten.clone.default, aten.contiguous.default, aten.dropout.default})
+
+
 @dataclass(frozen=True)
 class Site:
     """A quantizer in a network.
@@ -56,13 +60,17 @@ class Site:
         spec: the quantizer's constants.
         value: name of the graph's node whose value is quantized.
         channels: axis of the channels, counted from the last (-1), that have a power-of-two factor
-            each (PTF: what a LayerNorm reads); None without factors.
+            each (PTF: what a LayerNorm reads), and in schemes other than published a zero point
+            each; None without factors.
+        folded: name of the weight whose input columns hold these factors in a Point, so that the
+            result is not multiplied by them; None where it is.
     """
 
     kind: Kind
     spec: QuantSpec
     value: str
     channels: int | None = None
+    folded: str | None = None
 
     def roles(self) -> tuple[str, ...]:
         """The entries of a Point that belong to this quantizer, by role."""
@@ -233,7 +241,27 @@ class _Placement:
         if kind == "softmax" and self.log2_softmax:
             spec = QuantSpec(bits=SOFTMAX_BITS, kind="log2")
         name = self.names.of(node, rule.label, "output")
-        self.insert(node, kind, spec, name, channels)
+        folded = (
+            self.only_weight(node) if kind == "activation" and "output" not in self.kinds else None
+        )
+        if folded is not None:
+            channels = -1
+        self.insert(node, kind, spec, name, channels, folded)
+
+    def only_weight(self, node: fx.Node) -> str | None:
+        """Return the name of the one weight that a linear layer multiplies `node` with.
+
+        None if something else reads `node`, or something else the weight.
+        """
+        if len(node.users) != 1:
+            return None
+        (user,) = node.users
+        if user.target in SAME_PLACES:
+            return self.only_weight(user)
+        if user.target is not aten.linear.default or user.args[0] is not node:
+            return None
+        weight: Any = user.args[1]
+        return self.graph.name_of(weight) if len(weight.users) == 1 else None
 
     def operand(self, node: fx.Node, rule: Operator, index: int, label: str) -> None:
         """Quantize a term of a residual sum, an embedding too, unless it is quantized already."""
@@ -303,10 +331,16 @@ class _Placement:
         return follow(value, origin, quantized, self.copies, self.on_images)
 
     def insert(
-        self, value: fx.Node, kind: Kind, spec: QuantSpec, name: str, channels: int | None = None
+        self,
+        value: fx.Node,
+        kind: Kind,
+        spec: QuantSpec,
+        name: str,
+        channels: int | None = None,
+        folded: str | None = None,
     ) -> None:
         """Add a quantizer behind `value`; outputs are rewired, inputs are left to the caller."""
-        site = Site(kind, spec, self.factored.get(value, value).name, channels)
+        site = Site(kind, spec, self.factored.get(value, value).name, channels, folded)
         graph = self.graph.module.graph
         entries = {role: self.graph.add_entry(f"{name}.{role}") for role in site.roles()}
         target = _module_name(name)
@@ -322,7 +356,7 @@ class _Placement:
             result = graph.call_module(
                 target, (operand, entries["scale"], entries.get("zero_point"), entries["bits"])
             )
-            if channels is not None:
+            if channels is not None and folded is None:
                 result = graph.call_function(aten.mul.Tensor, (result, entries["factor"]))
                 self.factored[result] = value
         if kind == "output" or (kind == "residual" and channels is not None):
@@ -396,7 +430,7 @@ def _axis_before(view: fx.Node, axis: int) -> int | None:
     if view.target is aten.transpose.int:
         swapped = [dim % rank - rank for dim in arguments[1:3]]
         return swapped[1 - swapped.index(axis)] if axis in swapped else axis
-    if view.target in (aten.clone.default, aten.contiguous.default, aten.dropout.default):
+    if view.target in SAME_PLACES:
         return axis
     if view.target in (aten.roll.default, aten.flip.default):
         moved = [dim % rank - rank for dim in arguments[-1]]
@@ -426,7 +460,11 @@ class _Names:
         """Return the weight's own name, or one made from the layer if the weight is computed."""
         name = self.graph.name_of(source(origin))
         if name is None or name in self.weights:  # computed, or read a second time as another view
-            return self.of(node, operator, tensor)
+            name = base = self.of(node, operator, tensor)
+            count = 0
+            while name in self.weights:  # a layer that reads its weight after such a view
+                count += 1
+                name = f"{base}_{count}"
         self.weights.add(name)
         return name
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evolq.errors import InputError
 from evolq.losses.objective import Objective
+from evolq.network.deployed import constants, weight_nodes
 from evolq.network.quantized import QuantizedNetwork
 from evolq.optimizers.evolve import (
     Candidate,
@@ -69,7 +70,7 @@ def search_bits(
         raise InputError(
             f"{average:g} bits on average cannot be; give a number from {MIN_BITS} to {MAX_BITS}"
         )
-    weights = weight_values(objective.forward.network, objective.forward.images)
+    weights = weight_values(objective.forward.network, start)
     if not weights:
         raise InputError("the network has no quantized weights, so there are no bits to search")
     table = calibration_table(objective.forward.network, weights)
@@ -157,16 +158,10 @@ def entries_at(bits: Mapping[str, int], table: Table) -> dict[str, Tensor]:
     return {entry: value for name in bits for entry, value in table[name][bits[name]].items()}
 
 
-def weight_values(network: QuantizedNetwork, images: Tensor) -> dict[str, Tensor]:
-    """Return each weight as its quantizer sees it, by the quantizer's name."""
-    weights: dict[str, Tensor] = {}
-
-    def read(name: str, value: Tensor) -> None:
-        if network.sites[name].kind == "weight":
-            weights[name] = value
-
-    network.observe(images[:2], read)
-    return {name: weights[name] for name in network.sites if name in weights}
+def weight_values(network: QuantizedNetwork, point: Point) -> dict[str, Tensor]:
+    """Return each weight as its quantizer reads it at a Point, by the quantizer's name."""
+    values = constants(network, point)
+    return {name: values[node.args[0]] for name, node in weight_nodes(network).items()}  # type: ignore[index]
 
 
 def calibration_table(network: QuantizedNetwork, weights: Mapping[str, Tensor]) -> Table:

@@ -12,7 +12,12 @@ from evolq.errors import InputError
 from evolq.network.placement import Site
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
 from evolq.starts.rounding import COSTS, ROUNDINGS, OnRounded
-from evolq.tensor.observers import OBSERVERS, power_of_two_factor, wide_power_of_two_factor
+from evolq.tensor.observers import (
+    OBSERVERS,
+    outlier_factor,
+    power_of_two_factor,
+    wide_power_of_two_factor,
+)
 from evolq.tensor.quantizers import PerChannel
 
 # Images of which the published Evol-Q code scores what it observes: the last batch.
@@ -34,7 +39,8 @@ def calibrate(
 
     The network's `quantization` names the observers and the rounding. Activations are observed in
     the full-precision network, LayerNorm inputs by their power-of-two factors whatever the observer
-    is. Weights are then rounded on what the layers see in the quantized network.
+    is. Weights whose inputs have channels far out are multiplied by the factors of these. All
+    weights are then rounded on what the layers see in the quantized network.
 
     Args:
         network: from `quantize`.
@@ -60,15 +66,21 @@ def calibrate(
     if network.quantization.scheme == "published":
         batch_size = PUBLISHED_BATCH
     point = dict(network.weights)
+    folded: dict[str, Tensor] = {}  # factors of a weight's input columns
     for group in _groups(network, images):
         for name, values in _observed(network, images, batch_size, group).items():
             site = network.sites[name]
             chosen = observer_of(network, site)
+            if name in folded:
+                values = [value * folded[name] for value in values]
             try:
                 found = start_of(site, values, chosen)
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
             point |= {f"{name}.{role}": value for role, value in found.items()}
+            if site.folded is not None:
+                folded[site.folded] = found["factor"]
+                point[site.folded] = point[site.folded] * found["factor"]
     start = {name: point[name] for name in network.names}
     return ROUNDINGS[rounding](network, start, images, batch_size, seed, on_rounded)
 
@@ -99,11 +111,17 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
     spec = site.spec
     found: dict[str, Tensor] = {}
     zero_point: Tensor | None
-    if site.channels is not None:
+    if site.folded is not None:
+        found["factor"] = outlier_factor(values, -1)
+        scale, zero_point = OBSERVERS[observer]([v / found["factor"] for v in values], spec)
+    elif site.channels is not None:
         per_channel = replace(spec, granularity=PerChannel(site.channels))
         observe = power_of_two_factor if spec.published else wide_power_of_two_factor
         scale, zero_point, factor = observe(values, per_channel)
-        found["factor"] = factor.reshape(-1, *[1] * (-1 - site.channels))
+        shape = (-1, *[1] * (-1 - site.channels))  # beside the channels
+        found["factor"] = factor.reshape(shape)
+        if zero_point is not None and zero_point.ndim:
+            zero_point = zero_point.reshape(shape)
     else:
         scale, zero_point = OBSERVERS[observer](values, spec)
     found["scale"] = scale
