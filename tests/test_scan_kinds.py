@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import page_data
 from safetensors.torch import save_file
 from test_scan import QUICK
 
@@ -104,7 +105,7 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
         assert list(where) == ["a", "b", "c"]
         farthest = max(abs(coordinate) for place in where.values() for coordinate in place)
         assert float(found.x.max()) == pytest.approx(1.25 * farthest)
-    assert "1: a" in Path("a/scan.html").read_text(encoding="utf-8")
+    assert "1: a" in page_data(Path("a/scan.html"))
 
 
 @pytest.mark.parametrize(
