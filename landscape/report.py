@@ -216,7 +216,7 @@ def describe_radius(dataset: Dataset) -> list[Row]:
         words += f"{errors:.1f} paired standard errors" if errors is not None else "on every image"
     if not configuration["radius_reached"]:
         words += "; less than 4: the surface is flat as far as these images can tell"
-    return [Row("Radius, chosen", f"{configuration['radius']:g}", words)]
+    return [Row("Radius, chosen", f"{configuration['radius']:.3g}", words)]
 
 
 def _start(dataset: Dataset, analysis: Analysis) -> list[Row]:
