@@ -71,7 +71,7 @@ def interactive_plane(dataset: Dataset, analysis: Analysis) -> Page:
         scene={
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
-            "camera": {"eye": {"x": -1.1, "y": -1.7, "z": 1.4}, "center": {"z": -0.15}},
+            "camera": {"eye": {"x": -0.95, "y": -1.45, "z": 1.2}, "center": {"z": -0.15}},
             "xaxis": {"title": {"text": "x"}},
             "yaxis": {"title": {"text": "y"}},
             "zaxis": {"title": {"text": heights[shown]}},
