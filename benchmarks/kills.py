@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py scan --kills 30
 
-Kills come at random moments, every third one while a finished piece is being written. Fails if a
+Kills come at random moments, every third one within the first write of a process. Fails if a
 final file differs from that of a run that nobody disturbed, in a single byte, or if anything was
 computed again that had been finished.
 """
@@ -113,8 +113,10 @@ def main(command: str, kills: int = 30, seed: int = 0) -> None:
             out, log = root / f"killed-{finished}", root / f"killed-{finished}.log"
             process = start(command, out, log)
             while done < kills:
-                writing = out / WRITING[command] if done % 3 == 2 else None
-                if not kill(process, moments.uniform(0, seconds), writing):
+                writing = out / WRITING[command] if done % 3 == 0 else None
+                # a process that goes on may be near its end: the first write there is, then
+                moment = moments.uniform(0, seconds) if writing is None else 0.0
+                if not kill(process, moment, writing):
                     break
                 done += 1
                 within += writing is not None and writing.exists()
