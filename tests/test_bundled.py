@@ -79,6 +79,7 @@ def test_files_are_small() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_accuracy_is_as_the_card_says(arrays: dict[str, np.ndarray], name: str) -> None:
     model = NETWORKS[name]().eval()

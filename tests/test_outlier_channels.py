@@ -76,6 +76,7 @@ def test_the_ordinary_channels_keep_their_codes(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(ratio, start[FACTOR].max(), rtol=0.04, atol=0.0)
 
 
+@pytest.mark.slow
 def test_integers_give_what_is_simulated() -> None:
     _, network, start = made(bits=8)
     simulated = network(start, images())

@@ -61,6 +61,7 @@ def test_a_plane(scan, tmp_path) -> None:
     assert str(folder) in out
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_library(scan) -> None:
     """The value in each cell is the network's loss at the Point that its coordinates name."""
     assert scan(*QUICK, "--points", "2", "--rows", "3", "--radius", "0.3", "--out", "a")[0] == 0
@@ -96,7 +97,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(scan) -> None
     assert not a.test_loss.equals(c.test_loss)
 
 
-@pytest.mark.parametrize("over", get_args(scans.Over))
+@pytest.mark.parametrize(
+    "over",
+    ["scales", *(pytest.param(o, marks=pytest.mark.slow) for o in get_args(scans.Over)[1:])],
+)
 def test_rays_over_everything(scan, over) -> None:
     code, _, err = scan(
         *QUICK, "--probe", "rays", "--rays", "2", "--points", "3", "--radius", "0.5",
@@ -110,6 +114,7 @@ def test_rays_over_everything(scan, over) -> None:
     assert (dataset.test_loss.isel(distance=0) != dataset.test_loss.isel(distance=1)).all()
 
 
+@pytest.mark.slow
 def test_the_radius_is_chosen_and_said(scan) -> None:
     code, _, err = scan(*QUICK, "--points", "2", "--weight-bits", "2")
     assert code == 0, err
@@ -292,6 +297,7 @@ def test_bad_input_ends_with_one_line(scan, bad_files, monkeypatch, case) -> Non
     assert sorted(bad_files.rglob("*")) == before, "nothing is written"
 
 
+@pytest.mark.slow
 def test_an_existing_folder_is_overwritten_on_demand(scan, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     for name in (*results.RESULTS, "notes.txt"):
@@ -375,7 +381,7 @@ def test_another_scan_does_not_go_on_with_this_one(scan, monkeypatch) -> None:
     assert Path("out/scan.sqlite").read_bytes() == before
 
 
-@pytest.mark.parametrize("full", ["scan.png", "scan.html"])
+@pytest.mark.parametrize("full", [pytest.param("scan.png", marks=pytest.mark.slow), "scan.html"])
 def test_a_full_disk_leaves_the_numbers(scan, monkeypatch, full) -> None:
     replace = Path.replace
 
@@ -448,7 +454,9 @@ def test_killed_runs_go_on_and_end_bit_for_bit_as_others(command) -> None:
     assert ", 0 of them within a write" not in done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_stopped_scan_says_how_it_goes_on(tmp_path, number) -> None:
     command = [sys.executable, "-m", "landscape.scan", *QUICK, "--radius", "0.1"]
     process = subprocess.Popen(

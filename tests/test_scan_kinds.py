@@ -43,6 +43,7 @@ def test_layers_one_at_a_time(scan) -> None:
     assert "Layers worse at 2 bits" in out
 
 
+@pytest.mark.slow
 def test_a_line_to_a_checkpoint_ends_there(scan, tmp_path) -> None:
     model = load_model("fashion_resnet")
     for name, factor in (("near", 1.1), ("far", 0.5)):
