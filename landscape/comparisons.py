@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from evolq.problem import Problem
-    from landscape.ledger import Ledger
-    from landscape.scans import OpenLedger
+    from landscape.ledger import OpenLedger
 
     OnRun = Callable[[str], None]
     OnPoint = Callable[[xr.Dataset, int, int], None]
@@ -142,6 +141,7 @@ class Comparison:
         import torch
 
         from evolq.points import select
+        from landscape.ledger import begin
         from landscape.paths.comparison import (
             common_plane,
             measure_runs,
@@ -153,7 +153,7 @@ class Comparison:
         self.check(problem.settings)
         say = on_run or (lambda words: None)
         names = list(select(problem.start, {"scale"}, self.within))
-        ledger = self._open(open_ledger, problem)
+        ledger = begin(open_ledger, problem, configuration(self))
         runs = run_optimizers(
             problem.objective,
             problem.start,
@@ -193,6 +193,7 @@ class Comparison:
 
         from evolq.points import select
         from evolq.problem import prepare
+        from landscape.ledger import begin
         from landscape.paths.transfer import transfer
 
         self.check(settings)
@@ -202,7 +203,7 @@ class Comparison:
             problem = prepare(replace(settings, calibration_images=size))
             if not parts:
                 provenance = self._provenance(problem)
-                ledger = self._open(open_ledger, problem)
+                ledger = begin(open_ledger, problem, configuration(self))
 
             def tell(criterion: str, optimizer: str, seed: int, size: int = size) -> None:
                 say(f"Searching on {size:,} calibration images: {criterion}, {optimizer}, {seed}")
@@ -222,11 +223,6 @@ class Comparison:
         dataset = xr.concat(parts[::-1], "size", join="exact").sortby("size")
         dataset.attrs["provenance"] = provenance
         return dataset
-
-    def _open(self, open_ledger: OpenLedger | None, problem: Problem) -> Ledger | None:
-        from landscape.ledger import identity
-
-        return open_ledger(identity(problem, configuration(self))) if open_ledger else None
 
     def _provenance(self, problem: Problem) -> str:
         return json.dumps(

@@ -142,6 +142,9 @@ class Ledger:
             raise InputError(f"{self._damaged} ({error})") from error
 
 
+OpenLedger = Callable[[Mapping[str, Any]], Ledger]  # given the identity of a run
+
+
 def remember(ledger: Ledger | None, key: str, measure: Callable[[], Arrays]) -> Arrays:
     """Return a piece from the ledger, or measure it now and keep it.
 
@@ -161,6 +164,16 @@ def remember(ledger: Ledger | None, key: str, measure: Callable[[], Arrays]) -> 
             raise
         ledger.keep(key, found)
     return found
+
+
+def begin(
+    open_ledger: OpenLedger | None,
+    problem: Problem,
+    options: Mapping[str, Any],
+    leads: Iterable[Point] = (),
+) -> Ledger | None:
+    """Return the ledger of measurements on a problem (see `identity`), if there is to be one."""
+    return open_ledger(identity(problem, options, leads)) if open_ledger else None
 
 
 def identity(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from evolq.problem import Problem
     from evolq.progress import Progress
-    from landscape.scans import OpenLedger, Scan
+    from landscape.ledger import OpenLedger
+    from landscape.scans import Scan
 
 RESULTS = ("scan.nc", "scan.png", "scan.html")
 

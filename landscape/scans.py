@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from evolq.optimizers.mixed_precision import Table
     from evolq.points import Point
     from evolq.problem import Problem, Settings
-    from landscape.ledger import Ledger
+    from landscape.ledger import Ledger, OpenLedger
     from landscape.probes.sampling import OnPoint
     from landscape.probes.slices import Line
 
-    OpenLedger = Callable[[Mapping[str, Any]], Ledger]
+    Sampler = Callable[..., xr.Dataset]
 
 Over = Literal["scales", "zero_points", "weights"]
 Directions = Literal["gaussian", "uniform", "rademacher", "towards", "pca", "hessian"]
@@ -121,6 +122,45 @@ class _SliceScan:
                 "an automatic `radius` needs 2 test images or more; give one, or more `test_images`"
             )
 
+    def sample(
+        self,
+        problem: Problem,
+        on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
+    ) -> xr.Dataset:
+        """Measure the losses around a problem's start.
+
+        Args:
+            problem: from `evolq.prepare`; its seed draws the directions.
+            on_point: see `landscape.sample_plane`.
+            open_ledger: given all that the points depend on, returns the ledger that keeps them;
+                called before the first evaluation.
+
+        Returns:
+            What `landscape.sample_plane` or `landscape.sample_rays` returns, with title, names,
+            units and provenance.
+
+        Raises:
+            InputError: before any work, if the problem cannot be scanned like this.
+        """
+        self.check(problem.settings)
+        from landscape.ledger import begin
+
+        moving, ends = _moving(self, problem), _load(problem, self.checkpoints)
+        lines = _lines(self, problem, moving, ends)
+        leads = [*(line.direction for line in lines), *ends.values()]
+        ledger = begin(open_ledger, problem, scan_options(self), leads)
+        radius, chosen = _choose_radius(self, problem, lines, ends, ledger)
+        measured = {**scan_options(self), "normalize": _normalization(self), **chosen}
+        sampler = self._sampler(problem, lines, radius, ends)
+        return _complete(sampler, problem, self, measured, on_point, ledger)
+
+    def _sampler(
+        self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
+    ) -> Sampler:
+        """Return what samples the slice, given what is told and a ledger."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class PlaneScan(_SliceScan):
@@ -144,45 +184,17 @@ class PlaneScan(_SliceScan):
         if self.rows is not None:
             _check_at_least("rows", self.rows, 2)
 
-    def sample(
-        self,
-        problem: Problem,
-        on_point: OnPoint | None = None,
-        open_ledger: OpenLedger | None = None,
-    ) -> xr.Dataset:
-        """Measure the plane around a problem's start.
-
-        Args:
-            problem: from `evolq.prepare`; its seed draws the directions.
-            on_point: see `landscape.sample_plane`.
-            open_ledger: given all that the points depend on, returns the ledger that keeps them;
-                called before the first evaluation.
-
-        Returns:
-            What `landscape.sample_plane` returns, with title, names, units and provenance.
-
-        Raises:
-            InputError: before any work, if the problem cannot be scanned like this.
-        """
-        self.check(problem.settings)
+    def _sampler(
+        self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
+    ) -> Sampler:
         from landscape.probes.sampling import axis, sample_plane
         from landscape.probes.slices import Plane
 
-        moving, ends = _moving(self, problem), _load(problem, self.checkpoints)
-        x, y = _lines(self, problem, moving, ends, None)
-        ledger = _open(open_ledger, self, problem, [x.direction, y.direction, *ends.values()])
-        radius, chosen = _choose_radius(self, problem, [x, y], ends, ledger)
-        columns, rows = axis(radius, self.points), axis(radius, self.rows or self.points)
+        x, y = lines
         plane = Plane(problem.start, x.direction, y.direction)
-        return _complete(
-            lambda told: sample_plane(
-                plane, columns, rows, problem.objective, problem.test, told, ends, ledger
-            ),
-            problem,
-            self,
-            {**scan_options(self), "normalize": _normalization(self), **chosen},
-            on_point,
-            ledger,
+        columns, rows = axis(radius, self.points), axis(radius, self.rows or self.points)
+        return partial(
+            sample_plane, plane, columns, rows, problem.objective, problem.test, checkpoints=ends
         )
 
 
@@ -207,51 +219,69 @@ class RayScan(_SliceScan):
         _check_at_least("rays", self.rays, 1)
         _check_at_least("points", self.points, 2)
 
+    def _sampler(
+        self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
+    ) -> Sampler:
+        from landscape.probes.sampling import axis, sample_rays
+
+        distances = axis(radius, self.points)
+        return partial(sample_rays, lines, distances, problem.objective, problem.test)
+
+
+@dataclass(frozen=True)
+class _WidthScan:
+    """Weights at other bits than the start's.
+
+    Attributes:
+        within: Only the Point's names that match this glob, such as 'blocks.3.*'.
+        exclude: Not the Point's names that match this glob.
+    """
+
+    within: str | None = None
+    exclude: str | None = None
+
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, before it is prepared.
+
+        Raises:
+            InputError: if it cannot.
+        """
+        _check_bits(settings)
+
     def sample(
         self,
         problem: Problem,
         on_point: OnPoint | None = None,
         open_ledger: OpenLedger | None = None,
     ) -> xr.Dataset:
-        """Measure rays around a problem's start; see `PlaneScan.sample`."""
+        """Measure the losses of other bits; see `PlaneScan.sample`."""
         self.check(problem.settings)
-        from landscape.probes.sampling import axis, sample_rays
+        from landscape.ledger import begin
 
-        moving, ends = _moving(self, problem), _load(problem, self.checkpoints)
-        lines = _lines(self, problem, moving, ends, self.rays)
-        directions = [line.direction for line in lines]
-        ledger = _open(open_ledger, self, problem, [*directions, *ends.values()])
-        radius, chosen = _choose_radius(self, problem, lines, ends, ledger)
-        distances = axis(radius, self.points)
-        return _complete(
-            lambda told: sample_rays(
-                lines, distances, problem.objective, problem.test, told, ledger
-            ),
-            problem,
-            self,
-            {**scan_options(self), "normalize": _normalization(self), **chosen},
-            on_point,
-            ledger,
-        )
+        table = _calibrated(problem, self.within, self.exclude)
+        leads = (entries for widths in table.values() for entries in widths.values())
+        ledger = begin(open_ledger, problem, scan_options(self), leads)
+        sampler = self._sampler(problem, table)
+        return _complete(sampler, problem, self, scan_options(self), on_point, ledger)
+
+    def _sampler(self, problem: Problem, table: Table) -> Sampler:
+        """Return what samples the entries of a table, given what is told and a ledger."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class BitScan:
+class BitScan(_WidthScan):
     """All weights at 2 to 8 bits, against a factor on their calibrated scales.
 
     Raises:
         InputError: if a value is out of range.
 
     Attributes:
-        within: Only the Point's names that match this glob, such as 'blocks.3.*'.
-        exclude: Not the Point's names that match this glob.
         radius: Logarithm of the largest factor on the scales, and of one over the smallest; a
             factor of 2 by default, which spans what a calibration could have got wrong.
         points: Number of factors.
     """
 
-    within: str | None = None
-    exclude: str | None = None
     radius: float = math.log(2)
     points: int = 11
 
@@ -260,84 +290,24 @@ class BitScan:
         _check_radius(self.radius)
         _check_at_least("points", self.points, 2)
 
-    def check(self, settings: Settings) -> None:
-        """Refuse a problem that cannot be scanned like this, before it is prepared.
-
-        Raises:
-            InputError: if it cannot.
-        """
-        _check_bits(settings)
-
-    def sample(
-        self,
-        problem: Problem,
-        on_point: OnPoint | None = None,
-        open_ledger: OpenLedger | None = None,
-    ) -> xr.Dataset:
-        """Measure bit-widths against factors; see `PlaneScan.sample`."""
-        self.check(problem.settings)
+    def _sampler(self, problem: Problem, table: Table) -> Sampler:
         import numpy as np
 
         from landscape.probes.bit_widths import sample_bits
         from landscape.probes.sampling import axis
 
-        table = _calibrated(problem, self.within, self.exclude)
         factors = np.exp(axis(self.radius, self.points))
-        ledger = _open(open_ledger, self, problem, _entries(table))
-        return _complete(
-            lambda told: sample_bits(
-                problem.start, table, factors, problem.objective, problem.test, told, ledger
-            ),
-            problem,
-            self,
-            scan_options(self),
-            on_point,
-            ledger,
-        )
+        return partial(sample_bits, problem.start, table, factors, problem.objective, problem.test)
 
 
 @dataclass(frozen=True)
-class LayerScan:
-    """One layer at a time at 2 to 8 bits, all others as in the start.
+class LayerScan(_WidthScan):
+    """One layer at a time at 2 to 8 bits, all others as in the start."""
 
-    Attributes:
-        within: Only the Point's names that match this glob, such as 'blocks.3.*'.
-        exclude: Not the Point's names that match this glob.
-    """
-
-    within: str | None = None
-    exclude: str | None = None
-
-    def check(self, settings: Settings) -> None:
-        """Refuse a problem that cannot be scanned like this, before it is prepared.
-
-        Raises:
-            InputError: if it cannot.
-        """
-        _check_bits(settings)
-
-    def sample(
-        self,
-        problem: Problem,
-        on_point: OnPoint | None = None,
-        open_ledger: OpenLedger | None = None,
-    ) -> xr.Dataset:
-        """Measure each layer at each number of bits; see `PlaneScan.sample`."""
-        self.check(problem.settings)
+    def _sampler(self, problem: Problem, table: Table) -> Sampler:
         from landscape.probes.bit_widths import sample_layers
 
-        table = _calibrated(problem, self.within, self.exclude)
-        ledger = _open(open_ledger, self, problem, _entries(table))
-        return _complete(
-            lambda told: sample_layers(
-                problem.start, table, problem.objective, problem.test, told, ledger
-            ),
-            problem,
-            self,
-            scan_options(self),
-            on_point,
-            ledger,
-        )
+        return partial(sample_layers, problem.start, table, problem.objective, problem.test)
 
 
 Scan = PlaneScan | RayScan | BitScan | LayerScan
@@ -349,7 +319,7 @@ SCANS: dict[str, type[Scan]] = {
 }
 
 
-def scan_options(scan: Scan) -> dict[str, Any]:
+def scan_options(scan: _SliceScan | _WidthScan) -> dict[str, Any]:
     """Return the options that declare a scan, its kind as `probe`."""
     (kind,) = (name for name, kind in SCANS.items() if kind is type(scan))
     return {"probe": kind, **configuration(scan)}
@@ -401,9 +371,8 @@ def _lines(
     problem: Problem,
     moving: Point,
     ends: Mapping[str, Point],
-    rays: int | None,
 ) -> list[Line]:
-    """Return the lines of a scan: two orthogonal ones for a plane (None), or a number of rays."""
+    """Return the lines of a scan: two orthogonal ones for a plane, or its number of rays."""
     import torch
 
     from landscape.probes.directions import DIRECTIONS, normalize, orthogonal_pair
@@ -411,6 +380,7 @@ def _lines(
     from landscape.probes.slices import Line
 
     kind, how = scan.directions, _normalization(scan)
+    rays = scan.rays if isinstance(scan, RayScan) else None
     generator = torch.Generator().manual_seed(problem.settings.seed)
     if kind in LED:
         guide = Guide(list(ends.values()), problem.objective)
@@ -426,20 +396,6 @@ def _lines(
         draws = (DIRECTIONS[kind](moving, generator) for _ in range(rays))
         found = [normalize(drawn, moving, how) for drawn in draws]
     return [Line(problem.start, direction) for direction in found]
-
-
-def _open(
-    open_ledger: OpenLedger | None, scan: Scan, problem: Problem, leads: Iterable[Point]
-) -> Ledger | None:
-    """Return the ledger of a scan that goes where `leads` lead, if there is to be one."""
-    from landscape.ledger import identity
-
-    return open_ledger(identity(problem, scan_options(scan), leads)) if open_ledger else None
-
-
-def _entries(table: Table) -> Iterable[Point]:
-    """Return all that a scan of bits can put into a Point."""
-    return (entries for widths in table.values() for entries in widths.values())
 
 
 def _choose_radius(
@@ -503,9 +459,9 @@ def _calibrated(problem: Problem, within: str | None, exclude: str | None) -> Ta
 
 
 def _complete(
-    sample: Callable[[OnPoint], xr.Dataset],
+    sample: Sampler,
     problem: Problem,
-    scan: Scan,
+    scan: _SliceScan | _WidthScan,
     measured: Mapping[str, Any],
     on_point: OnPoint | None,
     ledger: Ledger | None,
@@ -513,12 +469,12 @@ def _complete(
     """Sample; names, units and provenance are in the Dataset before the first point is measured.
 
     Args:
-        sample: what measures, given what to call after each point.
+        sample: what measures, given `on_point`, called after each point, and `ledger`.
         problem: what is measured.
         scan: as it was declared.
         measured: the same with what became of it, such as its radius.
         on_point: of the user.
-        ledger: keeps the repeats of the start.
+        ledger: keeps the points, and the repeats of the start.
     """
     import torch
 
@@ -549,4 +505,4 @@ def _complete(
         if on_point:
             on_point(dataset, done, total)
 
-    return sample(told)
+    return sample(on_point=told, ledger=ledger)
