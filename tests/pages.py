@@ -3,11 +3,10 @@
 import base64
 import gzip
 import re
-from pathlib import Path
 
 
-def page_data(path: Path) -> str:
-    """Return what a page draws, as JSON, unpacked as a browser does it."""
-    packed = re.search(r'id="data">([^<]+)<', path.read_text(encoding="utf-8"))
+def unpacked(page: str, name: str) -> str:
+    """Return the text that a page holds compressed under `name`, as a browser unpacks it."""
+    packed = re.search(rf'id="{name}">([^<]+)<', page)
     assert packed is not None
     return gzip.decompress(base64.b64decode(packed.group(1))).decode()

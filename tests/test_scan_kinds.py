@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import page_data
+from pages import unpacked
 from safetensors.torch import save_file
 from test_scan import QUICK
 
@@ -106,7 +106,7 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
         assert list(where) == ["a", "b", "c"]
         farthest = max(abs(coordinate) for place in where.values() for coordinate in place)
         assert float(found.x.max()) == pytest.approx(1.25 * farthest)
-    assert "1: a" in page_data(Path("a/scan.html"))
+    assert "1: a" in unpacked(Path("a/scan.html").read_text(encoding="utf-8"), "data")
 
 
 @pytest.mark.parametrize(
