@@ -35,7 +35,7 @@ class Page:
         figures: in the order in which they are read. `trace.meta` is the number of the view that a
             trace belongs to, None for all; `layout.meta[view]` changes the layout with the view.
         views: names of the views, of which one is shown.
-        shown: the number of the view that is shown first.
+        shown: the number of the view that is shown first, as the figures are given.
         steps: labels of the frames that all figures have, if they move.
         moving: what a step is.
         links: whether the last trace of the second figure marks where the first one is pointed at,
@@ -81,8 +81,7 @@ class Page:
 
     def _data(self) -> str:
         figures = [json.loads(figure.to_json()) for figure in self.figures]
-        data: dict[str, Any] = {"figures": figures, "shown": self.shown, "links": self.links}
-        return json.dumps(data, separators=(",", ":"))
+        return json.dumps({"figures": figures, "links": self.links}, separators=(",", ":"))
 
     def _controls(self) -> str:
         parts = []

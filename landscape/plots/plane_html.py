@@ -90,6 +90,7 @@ def _pointer() -> go.Scatter3d:
         marker={"size": 7, "color": "crimson", "line": OUTLINE},
         hoverinfo="skip",
         showlegend=False,
+        visible=True,
         name="pointed at",
     )
 
