@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -441,6 +442,13 @@ def test_interactive_rays_have_error_bars():
     np.testing.assert_array_equal(rays[6].error_y.array, info.test_loss.errors[2])
     assert not rays[0].error_y.visible  # the calibration loss has no sampling error
     assert right.layout.xaxis.title.text.startswith("Signed distance along a ray (RMS")
+
+
+def test_a_notebook_shows_a_page_in_a_frame_of_its_own():
+    page = interactive(synthetic_scans.plane())
+    frame = re.fullmatch(r'<iframe [^>]*srcdoc="([^"]*)"></iframe>', page._repr_html_())
+    assert frame is not None
+    assert unescape(frame.group(1)) == page.html()
 
 
 def test_html_needs_no_network_and_is_the_same_each_time(tmp_path):

@@ -74,10 +74,9 @@ class Page:
 
     def _repr_html_(self) -> str:
         """Return the page in a frame, for notebooks."""
+        title, page = escape(self.title), escape(self.html())
         style = "width: 100%; height: 720px; border: 0"
-        return (
-            f'<iframe title="{escape(self.title)}" style="{style}" srcdoc="{escape(self.html())}">'
-        )
+        return f'<iframe title="{title}" style="{style}" srcdoc="{page}"></iframe>'
 
     def _data(self) -> str:
         figures = [json.loads(figure.to_json()) for figure in self.figures]
