@@ -22,6 +22,9 @@ from pathlib import Path
 
 import typer
 
+from evolq.__main__ import STATE
+from landscape import compare, scan
+
 COMMON = ("--threads", "1", "--calibration-images", "20", "--test-images", "50", "--quiet")
 MODULES = {"scan": "landscape.scan", "compare": "landscape.compare", "search": "evolq"}
 OPTIONS = {
@@ -32,15 +35,16 @@ OPTIONS = {
     ),
     "search": ("--selection-images", "20", "--passes", "4"),
 }
+# What only an unfinished run has.
+LEDGER = {"scan": scan.UNFINISHED, "compare": compare.UNFINISHED, "search": STATE}
 # What stands in the folder while a piece is being written, and only then.
 WRITING = {
-    "scan": "scan.sqlite-journal",
-    "compare": "compare.sqlite-journal",
-    "search": ".search_state.safetensors.partial",
+    "scan": f"{scan.UNFINISHED}-journal",
+    "compare": f"{compare.UNFINISHED}-journal",
+    "search": f".{STATE}.partial",
 }
 # The last file that a run writes.
 LAST = {"scan": "scan.html", "compare": "compare.html", "search": "report.json"}
-LEDGER = {"scan": "scan.sqlite", "compare": "compare.sqlite", "search": "search_state.safetensors"}
 # Runs the command; a line in KILLS_LOG says what has just become durable.
 PROGRAM = """
 import os, runpy, sys
