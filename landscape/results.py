@@ -9,8 +9,8 @@ from rich.console import Console
 
 from evolq.command_line import CONFIG, print_json
 from landscape.analysis import analyze, with_analysis
+from landscape.findings import describe, describe_radius, table
 from landscape.plots import draw, interactive, save_figure, write_html
-from landscape.report import describe, describe_radius, table
 from landscape.store import save
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import synthetic_scans
 from evolq.errors import InputError
 from landscape import store
 from landscape.analysis import Analysis, analyze, bands, read_analysis, with_analysis
+from landscape.findings import describe
 from landscape.plots import draw
-from landscape.report import describe
 from landscape.statistics.minima import significant_minima
 from landscape.statistics.roughness import (
     split_half_reliability,

@@ -16,9 +16,9 @@ from evolq.points import role
 from evolq.starts.calibration import calibrate
 from landscape import store
 from landscape.analysis import analyze
+from landscape.findings import describe
 from landscape.plots import bits_info, draw, interactive
 from landscape.probes.bit_widths import sample_bits, sample_layers
-from landscape.report import describe
 
 MULTIPLIERS = np.array([0.5, 1.0, 1.5])
 

@@ -11,6 +11,7 @@ import synthetic_scans
 from test_comparison_plots import comparison
 
 from landscape.analysis import analyze
+from landscape.findings import describe
 from landscape.plots import (
     comparison_info,
     interactive,
@@ -18,7 +19,6 @@ from landscape.plots import (
     outcome_rows,
     write_html,
 )
-from landscape.report import describe
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

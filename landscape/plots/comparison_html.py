@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from xarray import Dataset
 
+from landscape.findings import Row
 from landscape.plots.comparison_info import (
     COST_WORDS,
     ComparisonInfo,
@@ -18,7 +19,6 @@ from landscape.plots.comparison_info import (
 )
 from landscape.plots.info import Quantity
 from landscape.plots.page import OUTLINE, Page, layout
-from landscape.report import Row
 
 FRAMES = 41
 

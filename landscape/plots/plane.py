@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from xarray import Dataset
 
 from landscape.analysis import Analysis, band_edges
+from landscape.findings import BAND_WORDS
 from landscape.plots.info import (
     NOT_COMPUTED_WORDS,
     NOT_FINITE_WORDS,
@@ -43,7 +44,6 @@ from landscape.plots.style import (
     START_STYLE,
     STYLE,
 )
-from landscape.report import BAND_WORDS
 from landscape.words import with_unit
 
 # The entries of a legend.

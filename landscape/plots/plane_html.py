@@ -12,6 +12,7 @@ from plotly.colors import sample_colorscale
 from xarray import Dataset
 
 from landscape.analysis import Analysis
+from landscape.findings import BAND_WORDS
 from landscape.plots.info import NOT_COMPUTED_WORDS, NOT_FINITE_WORDS, Quantity
 from landscape.plots.page import OUTLINE, Page, layout
 from landscape.plots.plane import (
@@ -23,7 +24,6 @@ from landscape.plots.plane import (
     Surface,
     plane_info,
 )
-from landscape.report import BAND_WORDS
 
 # A color is a value: no light and shade.
 UNLIT = {"ambient": 1, "diffuse": 0, "specular": 0, "fresnel": 0}

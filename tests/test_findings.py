@@ -8,7 +8,7 @@ from rich.console import Console
 from scipy import stats
 
 from landscape.analysis import analyze
-from landscape.report import describe, table
+from landscape.findings import describe, table
 from landscape.statistics.minima import Minima, Minimum
 from landscape.statistics.roughness import Reliability
 
