@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -12,30 +12,31 @@ from numpy.typing import ArrayLike, NDArray
 from xarray import DataArray, Dataset
 
 from evolq.errors import InputError
+from evolq.losses.paired import paired_standard_error
 from landscape.probes.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
+from landscape.statistics.image_losses import ImageLosses
 from landscape.statistics.intervals import IMAGES, Interval, mean_interval, proportion_interval
 from landscape.statistics.minima import Minima, find_minima, significant_minima
 from landscape.statistics.null_counts import NullCount, null_counts
 from landscape.statistics.numerical_noise import NoiseFloor, noise_floor
 from landscape.statistics.persistence import count_curve
-from landscape.statistics.resampling import FEWEST_IMAGES
+from landscape.statistics.resampling import FEWEST_IMAGES, upper_quantile
 from landscape.statistics.roughness import (
     Reliability,
-    paired_noise,
-    paired_standard_error,
     split_half_reliability,
     step_variance,
     total_variation,
 )
 from landscape.statistics.ruggedness import STATISTICS, estimate
 from landscape.statistics.ruggedness import Estimate as Ruggedness
-from landscape.statistics.simultaneous import simultaneous_bands
+from landscape.statistics.simultaneous import largest_deviations
 from landscape.statistics.surface import Surface
 
 # A difference of two test losses on the same images within 2 paired standard errors is not told
 # apart from nothing. Beyond 2 it is, if one looks at that point alone; of many points some are
 # beyond by noise. Clear is what is beyond the critical value of all points together.
 ALONE = 2.0
+LEVEL = 0.05
 NOT_TOLD_APART, PERHAPS_HIGHER, CLEARLY_HIGHER = 2, 3, 4  # bands between and beyond the edges
 
 # Of landscape.statistics.ruggedness, those in the table. Resamples of the images: the 2.5 %
@@ -201,7 +202,7 @@ def analyze(dataset: Dataset) -> Analysis:
         minima=minima,
         variation=total_variation(dataset["test_loss"]) if slice_of_space else None,
         reliability=(
-            split_half_reliability(dataset["test_loss_per_image"]) if slice_of_space else None
+            split_half_reliability(_per_image(dataset, "test_loss")) if slice_of_space else None
         ),
         numerical_share=(_numerical_share(dataset, test_loss_floor) if slice_of_space else None),
         counts=None if minima is None else _counts(dataset, minima),
@@ -266,12 +267,21 @@ def bands(changes: ArrayLike, standard_errors: ArrayLike, critical: float) -> ND
 
 
 def _without_garbage(dataset: Dataset) -> Dataset:
-    """Return a scan whose points that were not computed have no losses."""
+    """Return a scan whose points that were not computed have no mean losses."""
     computed = dataset["status"] != NOT_COMPUTED
-    names = ("loss", "test_loss", "loss_per_image", "test_loss_per_image")
-    if bool(computed.all()):
-        return dataset
-    return dataset.assign({name: dataset[name].where(computed) for name in names})
+    return dataset.assign({name: dataset[name].where(computed) for name in ("loss", "test_loss")})
+
+
+def _per_image(dataset: Dataset, name: str) -> ImageLosses:
+    """Return the losses of each image; NaN at points that were not computed."""
+    per_image = dataset[f"{name}_per_image"]
+    computed = (dataset.status != NOT_COMPUTED).transpose(*_points(dataset, name)).values
+    return ImageLosses.of(per_image).where(computed)
+
+
+def _points(dataset: Dataset, name: str) -> tuple[Hashable, ...]:
+    """Return the dimensions of the points, in the order in which losses of images have them."""
+    return tuple(dim for dim in dataset[f"{name}_per_image"].dims if dim in dataset.status.dims)
 
 
 def _floor(dataset: Dataset, name: str) -> NoiseFloor | None:
@@ -283,11 +293,8 @@ def _floor(dataset: Dataset, name: str) -> NoiseFloor | None:
 def _critical(dataset: Dataset) -> Critical:
     if dataset.sizes["image"] < FEWEST_IMAGES:
         return Critical(np.inf, np.inf)
-    differences = _change(dataset, "test_loss_per_image").transpose(..., "image").values
-    found = {
-        side: simultaneous_bands(differences, np.random.default_rng(0), side=side).critical
-        for side in ("both", "lower")
-    }
+    largest = largest_deviations(_change(dataset, "test_loss"), np.random.default_rng(0))
+    found = {side: upper_quantile(drawn, LEVEL).value for side, drawn in largest.items()}
     # All equal: no noise, and nothing to tell apart.
     return Critical(max(found["both"], ALONE), found["lower"])
 
@@ -329,11 +336,11 @@ def _ruggedness(dataset: Dataset, floor: float) -> dict[str, Ruggedness]:
     if step is None or dataset.sizes["image"] < 2:
         return {}
     lines = "ray" if "ray" in dataset.dims else "y"
-    per_image = dataset["test_loss_per_image"].transpose(lines, axis, "image").values
+    per_image = _per_image(dataset.transpose(lines, axis, ...), "test_loss")
     rows = _step(dataset, "y") if lines == "y" else None
     square = rows is not None and np.isclose(rows, step)
     make = Surface.from_plane if square else Surface.from_lines
-    surface = make(per_image.astype(np.float64), step, np.sqrt(2) * floor)
+    surface = make(per_image, step, np.sqrt(2) * floor)
     generator = np.random.default_rng(0)
     return {
         name: estimate(STATISTICS[name].function, surface, generator, resamples=RESAMPLES)
@@ -349,32 +356,49 @@ def _step(dataset: Dataset, axis: str) -> float | None:
 
 def _changes(dataset: Dataset, critical: Critical) -> Dataset:
     """Compare each point with the start, on the same images."""
-    per_image = _change(dataset, "test_loss_per_image")
-    change = per_image.mean("image", skipna=False)
-    error = paired_noise(dataset).transpose(*change.dims)
+    losses = _change(dataset, "test_loss")
+    change = _over_points(dataset, "test_loss", losses.means)
+    error = change.copy(data=losses.errors.reshape(change.shape))
     found = {
         "test_loss_change": change,
         "test_loss_change_error": error,
         "test_loss_band": change.copy(data=bands(change, error, critical.both)),
     }
     if "ray" in dataset.dims:
-        loss = _change(dataset, "loss_per_image").mean("calibration_image", skipna=False)
+        loss = _over_points(dataset, "loss", _change(dataset, "loss").means)
         # The rays share their images: the error of their mean is that of each image's mean change.
-        mean = per_image.mean("ray", skipna=False).transpose("distance", "image")
+        mean, mean_error = _of_all_rays(dataset)
         found |= {
             "loss_change": loss,
             "mean_loss_change": loss.mean("ray", skipna=False),
-            "mean_test_loss_change": mean.mean("image", skipna=False),
-            "mean_test_loss_change_error": ("distance", paired_standard_error(mean.values)),
+            "mean_test_loss_change": ("distance", mean),
+            "mean_test_loss_change_error": ("distance", mean_error),
         }
     return Dataset(found)
 
 
-def _change(dataset: Dataset, name: str) -> DataArray:
-    """Return each image's change from the start, NaN if not finite; 0 at the start itself."""
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        change = dataset[name].astype(np.float64) - dataset[f"start_{name}"]
-    return change.where(np.isfinite(change) & (dataset.status != NOT_COMPUTED))
+def _change(dataset: Dataset, name: str) -> ImageLosses:
+    """Return each image's change from the start; 0 at the start itself."""
+    return _per_image(dataset, name).minus(dataset[f"start_{name}_per_image"])
+
+
+def _over_points(dataset: Dataset, name: str, values: NDArray[np.float64]) -> DataArray:
+    """Return values (points,) over the points of a scan."""
+    template = dataset[name].transpose(*_points(dataset, name)).drop_attrs()
+    return template.copy(data=values.reshape(template.shape))
+
+
+def _of_all_rays(dataset: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean over the rays of the change of the test loss, and its error, by distance."""
+    means, errors = [], []
+    for number in range(dataset.sizes["distance"]):
+        at = dataset.isel(distance=[number]).transpose("ray", "distance", ...)
+        ((_, block),) = _change(at, "test_loss").by_points(at.sizes["ray"])
+        block = np.where(np.isfinite(block), block, np.nan)
+        mean = block.mean(axis=0)
+        means.append(mean.mean())
+        errors.append(paired_standard_error(mean))
+    return np.array(means), np.array(errors)
 
 
 def _interval(per_image: DataArray, of: Callable[[NDArray[Any]], Interval]) -> Interval:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from evolq.errors import InputError
 from evolq.files.saved import weight_nodes
+from evolq.losses.paired import paired_standard_error
 from evolq.network.layers import matches_moments
 from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
@@ -24,7 +25,6 @@ from evolq.tensor.quantizers import dequantize, quantize
 from landscape.probes.cliffs import Cliffs, find_cliffs
 from landscape.probes.sampling import CalibrationLoss
 from landscape.probes.slices import Line
-from landscape.statistics.roughness import paired_standard_error
 
 # Evaluations of an exact scan: on the bundled networks, 100 images, some minutes on one core.
 MOST_INTERVALS = 10_000

@@ -12,10 +12,10 @@ import xarray as xr
 from torch import Tensor
 
 from evolq.errors import InputError
+from evolq.losses.paired import paired_standard_error
 from evolq.points import Point
 from landscape.ledger import Arrays, Ledger, remember
 from landscape.probes.slices import Line, Place, Plane
-from landscape.statistics.roughness import paired_standard_error
 
 NOT_COMPUTED, FINITE, NOT_FINITE = 0, 1, 2
 

@@ -20,7 +20,7 @@ What the count depends on is explicit:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from evolq.errors import InputError
+from landscape.statistics.image_losses import ImageLosses
 from landscape.statistics.merge_tree import MergeTree, merge_tree
-from landscape.statistics.noise_threshold import NoiseThreshold, noise_threshold, paired_squares
+from landscape.statistics.noise_threshold import NoiseThreshold, noise_threshold
 from landscape.statistics.resampling import FEWEST_IMAGES
 
 
@@ -118,16 +119,15 @@ def significant_minima(
     """
     if sigmas is not None and not sigmas >= 0:
         raise InputError(f"the number of sigmas must be 0 or more, not {sigmas}")
-    surface, per_image = dataset["test_loss"], dataset["test_loss_per_image"]
-    bound = None
+    surface = dataset["test_loss"]
+    losses, bound = image_stack(surface, dataset["test_loss_per_image"]), None
     if sigmas is None:
         sigmas = np.inf
-        if per_image.sizes["image"] >= FEWEST_IMAGES:
-            stack = image_stack(surface, per_image)
+        if losses.images >= FEWEST_IMAGES:
             generator = np.random.default_rng(0) if generator is None else generator
-            bound = noise_threshold(stack, generator, connectivity, level, replicates)
+            bound = noise_threshold(losses, generator, connectivity, level, replicates)
             sigmas = bound.value
-    return _find(surface, per_image, connectivity, threshold=None, sigmas=sigmas, bound=bound)
+    return _find(surface, losses, connectivity, threshold=None, sigmas=sigmas, bound=bound)
 
 
 def ordered(surface: xr.DataArray) -> xr.DataArray:
@@ -149,27 +149,26 @@ def surface_stack(surface: xr.DataArray) -> NDArray[np.float64]:
     return values[None] if "x" in grid.dims else values
 
 
-def image_stack(surface: xr.DataArray, per_image: xr.DataArray) -> NDArray[np.floating]:
+def image_stack(surface: xr.DataArray, per_image: xr.DataArray) -> ImageLosses:
     """Return losses per image in the order of `surface_stack`, (surfaces, ..., images).
 
     NaN where the surface is not finite.
     """
     grid = ordered(surface)
-    values = per_image.transpose(*grid.dims, "image").values
-    walls = ~np.isfinite(grid.values)
-    if walls.any():
-        values = np.where(walls[..., None], np.nan, values)
-    return values[None] if "x" in grid.dims else values
+    losses = ImageLosses.of(per_image.transpose(*grid.dims, "image"))
+    if not np.isfinite(grid.values).all():
+        losses = losses.where(np.isfinite(grid.values))
+    return replace(losses, grid=(1, *losses.grid)) if "x" in grid.dims else losses
 
 
 def barriers(
-    values: NDArray[np.float64], per_image: NDArray[np.floating] | None, tree: MergeTree
+    values: NDArray[np.float64], losses: ImageLosses | None, tree: MergeTree
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the persistence of each minimum of a tree and its paired standard error.
 
     Args:
         values: see `surface_stack`.
-        per_image: see `image_stack`; all errors are NaN without it.
+        losses: see `image_stack`; all errors are NaN without it.
         tree: of `values`.
 
     Returns:
@@ -180,16 +179,15 @@ def barriers(
     persistences = np.full(len(joining), np.inf)
     persistences[joining] = values.ravel()[saddles] - values.ravel()[minima]
     noises = np.full(len(joining), np.nan)
-    if per_image is not None and per_image.shape[-1] > 1:
-        images = per_image.shape[-1]
-        squares = paired_squares(per_image.reshape(-1, images), saddles, minima)
-        noises[joining] = np.sqrt(squares / (images - 1) / images)
+    if losses is not None and losses.images > 1:
+        squares = losses.paired_squares(saddles, minima)
+        noises[joining] = np.sqrt(squares / (losses.images - 1) / losses.images)
     return persistences, noises
 
 
 def _find(
     surface: xr.DataArray,
-    per_image: xr.DataArray | None,
+    losses: ImageLosses | None,
     connectivity: int,
     threshold: float | None,
     sigmas: float,
@@ -198,8 +196,7 @@ def _find(
     """Collect the minima above `threshold`, or else above `sigmas` times their noise."""
     values = surface_stack(surface)
     tree = merge_tree(values, connectivity)
-    images = None if per_image is None else image_stack(surface, per_image)
-    persistences, noises = barriers(values, images, tree)
+    persistences, noises = barriers(values, losses, tree)
     bars = sigmas * noises if threshold is None else threshold
     if np.isposinf(sigmas):  # also times 0
         bars = np.full(len(persistences), np.inf)

@@ -16,19 +16,23 @@ persistence of noise stays below 2 to 2.5.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evolq.errors import InputError
+from landscape.statistics.image_losses import ImageLosses
 from landscape.statistics.merge_tree import merge_tree
-from landscape.statistics.resampling import check_images, contrasts, studentized, upper_quantile
+from landscape.statistics.resampling import (
+    check_images,
+    contrasted,
+    studentized,
+    upper_quantile,
+)
 
-# Points in one batch of surfaces, and values of images in one batch of pairs: some 100 MB each.
-_BATCH_POINTS = 1_000_000
-_BATCH_VALUES = 5_000_000
+# Points of surfaces whose merge tree is found at once: some 100 MB.
+_BATCH_POINTS = 250_000
 
 # Grid points over all replicates by default: a few seconds. At 5 % the replicates are 19, 39, ...
 # (one less than a multiple of 20, so that the quantile is one of them), 39 to 999.
@@ -61,7 +65,7 @@ class NoiseThreshold:
 
 
 def noise_threshold(
-    per_image: NDArray[np.floating],
+    losses: ImageLosses | NDArray[np.floating],
     generator: np.random.Generator,
     connectivity: int = 8,
     level: float = 0.05,
@@ -70,9 +74,9 @@ def noise_threshold(
     """Return the threshold for minima of the mean over images.
 
     Args:
-        per_image: losses, (surfaces, y, x, images) or (surfaces, distance, images); the minima of
-            all surfaces are tested together (rays of one scan). A point where an image's loss is
-            not finite is a wall.
+        losses: (surfaces, y, x, images) or (surfaces, distance, images); the minima of all
+            surfaces are tested together (rays of one scan). A point where an image's loss is not
+            finite is a wall.
         generator: draws the replicates.
         connectivity: 8 or 4, see `merge_tree`.
         level: family-wise error, over all minima of all surfaces.
@@ -82,64 +86,33 @@ def noise_threshold(
         InputError: for fewer than 10 images, another connectivity, or a level that the replicates
             are too few for.
     """
-    *shape, images = per_image.shape
+    losses = ImageLosses.of(losses)
+    shape, points, images = losses.grid, losses.points, losses.images
     check_images(images)
-    points = int(np.prod(shape))
     if replicates is None:
         replicates = 20 * int(np.clip(_POINTS // (20 * max(points, 1)), _LEAST, _MOST)) - 1
     if replicates < 1:
         raise InputError(f"1 replicate or more is needed, not {replicates}")
-    flat = per_image.reshape(points, images)
     largest = np.zeros(replicates)
-    drawn = contrasts(images, replicates, generator)
     each = max(1, _BATCH_POINTS // max(points, 1))
-    for first in range(0, replicates, each):
-        batch = slice(first, min(first + each, replicates))
-        surfaces = contrasted(flat, drawn[batch])
-        tree = merge_tree(surfaces.reshape(-1, *shape[1:]), connectivity)
-        joining = tree.saddles >= 0
-        minima, saddles = tree.minima[joining], tree.saddles[joining]
-        heights = surfaces.ravel()[saddles] - surfaces.ravel()[minima]
-        replicate = first + minima // points
-        squares = paired_squares(flat, saddles % points, minima % points)
+    for first, surfaces in contrasted(losses, replicates, generator):
+        found = []
+        for begin in range(0, len(surfaces), each):
+            batch = surfaces[begin : begin + each]
+            tree = merge_tree(batch.reshape(-1, *shape[1:]), connectivity)
+            joining = tree.saddles >= 0
+            minima, saddles = tree.minima[joining], tree.saddles[joining]
+            heights = batch.ravel()[saddles] - batch.ravel()[minima]
+            found.append((first + begin + minima // points, minima, saddles, heights))
+        replicate, minima, saddles, heights = (
+            np.concatenate(parts) for parts in zip(*found, strict=True)
+        )
+        ends, starts = saddles % points, minima % points
+        squares = losses.paired_squares(ends, starts)
         # A barrier that is the same for all images is no noise: what is left is rounding.
-        size = np.abs(flat[minima % points]).max(initial=0.0)
+        size = np.maximum(losses.largest[ends], losses.largest[starts])
         noisy = squares > images * (_ROUNDING * size) ** 2
         explained = np.divide(heights**2, squares, out=np.zeros_like(heights), where=noisy)
         np.maximum.at(largest, replicate, explained)
     largest = studentized(largest, images)
     return NoiseThreshold(*upper_quantile(largest, level), level, images, largest)
-
-
-def paired_squares(
-    per_image: NDArray[np.floating], ends: NDArray[np.int64], starts: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the sum over images of (d_i - mean d)^2 with d the difference of two points' losses.
-
-    Args:
-        per_image: (points, images).
-        ends: indices of the points from which is subtracted, (pairs,).
-        starts: indices of those that are subtracted, (pairs,).
-    """
-    squares = np.empty(len(ends))
-    for batch in _batches(len(ends), per_image.shape[1]):
-        differences = per_image[ends[batch]].astype(np.float64) - per_image[starts[batch]]
-        squares[batch] = differences.var(axis=1) * per_image.shape[1]
-    return squares
-
-
-def contrasted(per_image: NDArray[np.floating], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the surfaces of contrasts, (replicates, points): float64, in batches of points.
-
-    Points whose losses are equal image by image must stay equal, but for the last digit.
-    """
-    surfaces = np.empty((len(drawn), len(per_image)))
-    for batch in _batches(*per_image.shape):
-        with np.errstate(invalid="ignore"):  # walls
-            surfaces[:, batch] = drawn @ per_image[batch].T.astype(np.float64)
-    return surfaces
-
-
-def _batches(number: int, images: int) -> Iterator[slice]:
-    size = max(1, _BATCH_VALUES // images)
-    return (slice(first, first + size) for first in range(0, number, size))

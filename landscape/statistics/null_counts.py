@@ -7,19 +7,21 @@ that is rugged has more minima than these, or fewer and deeper ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
+from landscape.statistics.image_losses import ImageLosses
 from landscape.statistics.merge_tree import merge_tree
-from landscape.statistics.minima import barriers, surface_stack
-from landscape.statistics.nulls import sampling_noise, smooth_with_noise
+from landscape.statistics.minima import barriers, image_stack, ordered, surface_stack
+from landscape.statistics.nulls import sampling_noise, smooth_fit
 from landscape.statistics.resampling import FEWEST_IMAGES
 
-# Replicates of each null: 99, fewer where points times images exceed 2 million, some seconds each.
-_MOST, _LEAST, _VALUES = 99, 9, 200_000_000
+# Replicates of each null: 99, fewer on grids of more than 40,000 points, some seconds each.
+_MOST, _LEAST, _POINTS = 99, 9, 4_000_000
 
 # A quadratic of one or two coordinates has 3 or 6 terms.
 _TERMS = {"ray": 3, "y": 6}
@@ -42,8 +44,8 @@ def null_counts(
 ) -> Mapping[str, NullCount]:
     """Return the number of minima of each null, by its kind.
 
-    - `sampling`: `nulls.sampling_noise`, a flat surface with the noise of the images.
-    - `smooth`: `nulls.smooth_with_noise`, a quadratic fit with that noise.
+    - `sampling`: a flat surface with the noise of the images, `nulls.sampling_noise`.
+    - `smooth`: a quadratic fit (`nulls.smooth_fit`) with that noise.
     - `numerical`: that fit with normal numbers as large as the floor, anew at each point.
 
     Args:
@@ -55,34 +57,39 @@ def null_counts(
     Returns:
         Empty below 10 images, or where a surface has too few finite points for its fit.
     """
-    surface, per_image = dataset["test_loss"], dataset["test_loss_per_image"].astype(np.float64)
+    surface = ordered(dataset["test_loss"])
+    losses = image_stack(surface, dataset["test_loss_per_image"])
     pieces = "ray" if "ray" in surface.dims else "y"
-    known = np.isfinite(per_image).all("image")
-    finite = known.sum([name for name in surface.dims if name != "ray"])
-    if per_image.sizes["image"] < FEWEST_IMAGES or int(finite.min()) < _TERMS[pieces]:
+    mean = surface.copy(data=losses.means.reshape(surface.shape))
+    finite = np.isfinite(mean).sum([name for name in surface.dims if name != "ray"])
+    if losses.images < FEWEST_IMAGES or int(finite.min()) < _TERMS[pieces]:
         return {}
-    replicates = int(np.clip(_VALUES // per_image.size, _LEAST, _MOST))
-    nulls: dict[str, Callable[[], xr.DataArray]] = {
-        "sampling": lambda: _mean(sampling_noise(per_image, generator)),
-        "smooth": lambda: _mean(smooth_with_noise(per_image, generator)),
+    replicates = int(np.clip(_POINTS // losses.points, _LEAST, _MOST))
+    flat, smooth = float(mean.mean()), smooth_fit(mean).values
+    nulls = {
+        "sampling": (flat + noise for noise in _noise(losses, generator, replicates)),
+        "smooth": (smooth + noise for noise in _noise(losses, generator, replicates)),
     }
     if floor is not None:
-        # The mean in place of two images: there is no noise of images, and the fit remains.
-        twice = surface.where(known).expand_dims(image=2)
-        fit = _mean(smooth_with_noise(twice, generator))
-        nulls["numerical"] = lambda: fit + floor * generator.standard_normal(fit.shape)
-    return {kind: _count(null, replicates, connectivity) for kind, null in nulls.items()}
+        normal = (generator.standard_normal(smooth.shape) for _ in range(replicates))
+        nulls["numerical"] = (smooth + floor * own for own in normal)
+    return {
+        kind: _count((surface.copy(data=values) for values in own), connectivity)
+        for kind, own in nulls.items()
+    }
 
 
-def _mean(per_image: xr.DataArray) -> xr.DataArray:
-    with np.errstate(invalid="ignore"):  # infinities of both signs
-        return per_image.mean("image", skipna=False)
+def _noise(
+    losses: ImageLosses, generator: np.random.Generator, replicates: int
+) -> Iterator[NDArray[np.float64]]:
+    shape = losses.source.shape[:-1]
+    return (noise.reshape(shape) for noise in sampling_noise(losses, generator, replicates))
 
 
-def _count(null: Callable[[], xr.DataArray], replicates: int, connectivity: int) -> NullCount:
+def _count(surfaces: Iterable[xr.DataArray], connectivity: int) -> NullCount:
     counts = []
-    for _ in range(replicates):
-        values = surface_stack(null())
+    for surface in surfaces:
+        values = surface_stack(surface)
         persistences, _ = barriers(values, None, merge_tree(values, connectivity))
         counts.append(int((persistences > 0).sum()))  # others are steps within a plateau
     low, high = np.quantile(counts, [0.025, 0.975])

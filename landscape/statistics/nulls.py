@@ -1,10 +1,12 @@
 """Surfaces that have nothing of the network's own ruggedness, to compare a scan with.
 
-Each takes the losses per image of a scan and returns as many, on the same grid: what the same
-statistics say of them is what they would say if there were nothing to find.
+A smooth fit or none, and noise as the images of the scan have it: what statistics say of them is
+what they would say if there were nothing to find.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 
 from evolq.errors import InputError
+from landscape.statistics.image_losses import ImageLosses
 
 FITS = ("quadratic", "thin_plate")
 
@@ -19,39 +22,46 @@ FITS = ("quadratic", "thin_plate")
 _NEIGHBORS = 120
 
 
-def sampling_noise(per_image: xr.DataArray, generator: np.random.Generator) -> xr.DataArray:
-    """Return a flat surface with the noise of the images alone.
+def sampling_noise(
+    losses: ImageLosses, generator: np.random.Generator, replicates: int
+) -> Iterator[NDArray[np.float64]]:
+    """Yield flat surfaces, of mean 0 in expectation, with the noise of the mean of the images.
 
     Each image's deviations from the mean surface, drawn with replacement and with a random sign
     (a wild bootstrap: Wu 1986, section 7), so that the points covary as they do in the scan; made
-    larger by sqrt(n / (n - 1)), since deviations from their own mean are too small. On average over
-    points the surface has the loss of the scan.
+    larger by sqrt(n / (n - 1)), since deviations from their own mean are too small.
 
     Args:
-        per_image: losses, with the dimension `image`.
+        losses: of n images.
         generator: draws images and signs.
+        replicates: how many surfaces.
+
+    Returns:
+        The surfaces one after the other, (points,); NaN where a loss is not finite.
 
     Raises:
-        InputError: without a dimension `image` or with fewer than 2 images.
+        InputError: for fewer than 2 images.
     """
-    values = _images_last(per_image)
-    drawn = _drawn_residuals(values, generator)
-    finite = np.asarray(np.isfinite(values).all(axis=-1))
-    level = values[finite].mean() if finite.any() else np.nan
-    return _like(per_image, np.where(finite[..., None], level + drawn, values))
+    images = losses.images
+    if images < 2:
+        raise InputError(f"residuals need 2 images or more, not {images}")
+    for first in range(0, replicates, losses.sums_at_once):
+        weights = np.empty((min(losses.sums_at_once, replicates - first), images))
+        for own in weights:
+            signs = generator.choice((-1.0, 1.0), images) * np.sqrt(images / (images - 1))
+            drawn = generator.integers(images, size=images)
+            own[:] = np.bincount(drawn, signs, minlength=images) / images
+        sums, totals = losses.weighted(weights), weights.sum(axis=1)
+        yield from (own - total * losses.means for own, total in zip(sums, totals, strict=True))
 
 
-def smooth_with_noise(
-    per_image: xr.DataArray,
-    generator: np.random.Generator,
-    fit: str = "quadratic",
-    smoothing: float = 1.0,
+def smooth_fit(
+    surface: xr.DataArray, fit: str = "quadratic", smoothing: float = 1.0
 ) -> xr.DataArray:
-    """Return a smooth fit of the mean surface with the noise of the images.
+    """Return a smooth fit of a surface; points that are not finite are not fitted, and stay NaN.
 
     Args:
-        per_image: losses over `y, x, image` or `ray, distance, image`; each ray is fitted alone.
-        generator: draws images and signs, as in `sampling_noise`.
+        surface: over `y, x` or `ray, distance`; each ray is fitted alone.
         fit: `quadratic` by least squares, or `thin_plate`, a smoothing spline (of the nearest 120
             points; Duchon 1977). Coordinates are scaled to -1 to 1 along each axis.
         smoothing: of the spline; 0 goes through all points.
@@ -62,30 +72,26 @@ def smooth_with_noise(
     if fit not in FITS:
         raise InputError(f"unknown fit {fit!r}; choose from {', '.join(FITS)}")
     for axes in (("y", "x"), ("distance",)):
-        if set(axes) <= set(per_image.dims):
+        if set(axes) <= set(surface.dims):
             break
     else:
-        raise InputError(f"a surface has dimensions y, x or ray, distance, not {per_image.dims}")
-    pieces = ("ray",) if "ray" in per_image.dims else ()
-    ordered = per_image.transpose(*pieces, *axes, "image")
-    values = _images_last(ordered)
+        raise InputError(f"a surface has dimensions y, x or ray, distance, not {surface.dims}")
+    pieces = ("ray",) if "ray" in surface.dims else ()
+    ordered = surface.transpose(*pieces, *axes)
     grid = np.stack(
         np.meshgrid(*(_scaled(ordered[axis].values) for axis in axes), indexing="ij"), axis=-1
     ).reshape(-1, len(axes))
-    stack = values.reshape(-1, len(grid), values.shape[-1])
+    stack = ordered.values.reshape(-1, len(grid))
     smooth = np.stack([_fitted(grid, piece, fit, smoothing) for piece in stack])
-    drawn = _drawn_residuals(values, generator)
-    finite = np.asarray(np.isfinite(values).all(axis=-1))[..., None]
-    found = np.where(finite, smooth.reshape(values.shape[:-1])[..., None] + drawn, values)
-    return _like(ordered, found).transpose(*per_image.dims)
+    found = np.where(np.isfinite(stack), smooth, np.nan).reshape(ordered.shape)
+    return ordered.copy(data=found).transpose(*surface.dims)
 
 
 def _fitted(
-    grid: NDArray[np.float64], per_image: NDArray[np.float64], fit: str, smoothing: float
+    grid: NDArray[np.float64], values: NDArray[np.float64], fit: str, smoothing: float
 ) -> NDArray[np.float64]:
-    """Fit the mean over images at all points of one surface, (points,)."""
-    finite = np.isfinite(per_image).all(axis=-1)
-    mean = per_image[finite].mean(axis=-1)
+    """Fit one surface at all points, (points,)."""
+    finite = np.isfinite(values)
     axes = grid.shape[1]
     powers = [grid[:, i] * grid[:, j] for i in range(axes) for j in range(i, axes)]
     columns = np.stack([np.ones(len(grid)), *grid.T, *powers], axis=1)
@@ -94,42 +100,16 @@ def _fitted(
             f"a {fit} fit needs {columns.shape[1]} finite points or more, not {finite.sum()}"
         )
     if fit == "quadratic":
-        coefficients, *_ = np.linalg.lstsq(columns[finite], mean, rcond=None)
+        coefficients, *_ = np.linalg.lstsq(columns[finite], values[finite], rcond=None)
         return columns @ coefficients
     spline = RBFInterpolator(
         grid[finite],
-        mean,
+        values[finite],
         neighbors=min(_NEIGHBORS, int(finite.sum())),
         smoothing=smoothing,
         kernel="thin_plate_spline",
     )
     return spline(grid)
-
-
-def _drawn_residuals(
-    values: NDArray[np.float64], generator: np.random.Generator
-) -> NDArray[np.float64]:
-    images = values.shape[-1]
-    if images < 2:
-        raise InputError(f"residuals need 2 images or more, not {images}")
-    with np.errstate(invalid="ignore"):  # points that are not finite stay so
-        residuals = values - values.mean(axis=-1, keepdims=True)
-    signs = generator.choice((-1.0, 1.0), images) * np.sqrt(images / (images - 1))
-    return residuals[..., generator.integers(images, size=images)] * signs
-
-
-def _images_last(per_image: xr.DataArray) -> NDArray[np.float64]:
-    if "image" not in per_image.dims:
-        raise InputError(
-            f"losses per test image (dimension 'image') were expected, not {per_image.dims}"
-        )
-    return per_image.transpose(..., "image").values.astype(np.float64)
-
-
-def _like(per_image: xr.DataArray, values: NDArray[np.float64]) -> xr.DataArray:
-    """Return the values, images last, as an array like `per_image`."""
-    template = per_image.transpose(..., "image")
-    return template.copy(data=values).transpose(*per_image.dims)
 
 
 def _scaled(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,8 +23,7 @@ from landscape.statistics.minima import (
     ordered,
     surface_stack,
 )
-from landscape.statistics.noise_threshold import contrasted, paired_squares
-from landscape.statistics.resampling import check_images, contrasts, upper_quantile
+from landscape.statistics.resampling import check_images, contrasted, upper_quantile
 
 
 def persistence_diagram(
@@ -138,22 +137,21 @@ def count_curve(
     levels = np.asarray(thresholds, dtype=np.float64)
     surface = ordered(dataset["test_loss"])
     values = surface_stack(surface)
-    stack = image_stack(surface, dataset["test_loss_per_image"])
-    images = stack.shape[-1]
-    check_images(images)
+    losses = image_stack(surface, dataset["test_loss_per_image"])
+    check_images(losses.images)
     tree = merge_tree(values, connectivity)
     persistences, _ = barriers(values, None, tree)
     real = persistences > 0
     own = described(surface, values, tree.minima[real], connectivity)
     inner = np.array([not one["boundary"] for one in own], dtype=bool)
-    flat = stack.reshape(-1, images)
     ranges, noise = np.zeros(replicates), np.zeros((replicates, len(levels)))
-    for number, drawn in enumerate(contrasts(images, replicates, generator)):
-        heights = contrasted(flat, drawn[None]).reshape(values.shape) / np.sqrt(images)
-        finite = heights[np.isfinite(heights)]
-        ranges[number] = np.ptp(finite) if finite.size else 0.0
-        own_tree = merge_tree(heights, connectivity)
-        noise[number] = _counts(barriers(heights, None, own_tree)[0], levels)
+    for first, surfaces in contrasted(losses, replicates, generator):
+        for number, flat in enumerate(surfaces, first):
+            heights = flat.reshape(values.shape) / np.sqrt(losses.images)
+            finite = heights[np.isfinite(heights)]
+            ranges[number] = np.ptp(finite) if finite.size else 0.0
+            own_tree = merge_tree(heights, connectivity)
+            noise[number] = _counts(barriers(heights, None, own_tree)[0], levels)
     span = upper_quantile(ranges, level).value
     high = np.where(levels > span, _counts(persistences, levels - span), np.inf)
     return xr.Dataset(
@@ -218,28 +216,26 @@ def survival(
         InputError: for fewer than 4 images or 2 splits.
     """
     surface = ordered(dataset["test_loss"])
-    stack = image_stack(surface, dataset["test_loss_per_image"])
-    shape, images = stack.shape[:-1], stack.shape[-1]
+    losses = image_stack(surface, dataset["test_loss_per_image"])
+    images = losses.images
     if images < 4 or splits < 2:
         raise InputError(
             f"halves need 4 images or more and 2 splits or more, not {images} and {splits}"
         )
-    flat = stack.reshape(-1, images)
     found, passed, before, after = [], 0, 0.0, 0.0
     for _ in range(splits):
         order = generator.permutation(images)
-        one, other = flat[:, order[: images // 2]], flat[:, order[images // 2 :]]
-        with np.errstate(invalid="ignore"):
-            heights = one.mean(axis=1, dtype=np.float64).reshape(shape)
+        one, other = (
+            losses.of_images(half) for half in (order[: images // 2], order[images // 2 :])
+        )
+        heights = one.means.reshape(losses.grid)
         tree = merge_tree(heights, connectivity)
-        persistences, noises = barriers(heights, one.reshape(*shape, -1), tree)
+        persistences, noises = barriers(heights, one, tree)
         chosen = np.isfinite(persistences) & (persistences > 0) & (persistences > sigmas * noises)
         ends, starts = tree.saddles[chosen], tree.minima[chosen]
-        number = other.shape[1]
-        barrier = other[ends].mean(axis=1, dtype=np.float64) - other[starts].mean(
-            axis=1, dtype=np.float64
-        )
-        error = np.sqrt(paired_squares(other, ends, starts) / (number - 1) / number)
+        number = other.images
+        barrier = other.means[ends] - other.means[starts]
+        error = np.sqrt(other.paired_squares(ends, starts) / (number - 1) / number)
         found.append(len(ends))
         passed += int((barrier > stats.t.ppf(0.95, number - 1) * error).sum())
         before += float(persistences[chosen].sum())

@@ -14,6 +14,7 @@ multipliers gave the same thresholds for normal images, and higher ones for heav
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from evolq.errors import InputError
+from landscape.statistics.image_losses import BLOCK_VALUES, ImageLosses
 
 # With 5 images, 15 contrasts are all there is: in simulations of 8 rays of 101 points noise alone
 # exceeded its threshold in 15 % of scans instead of 5 %; with 10 images in 1 %.
@@ -64,7 +66,27 @@ def contrasts(images: int, replicates: int, generator: np.random.Generator) -> N
     equal = np.abs(drawn.sum(axis=1)) == images
     drawn[equal, generator.integers(images, size=equal.sum())] *= -1
     drawn -= drawn.mean(axis=1, keepdims=True)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    return drawn
+
+
+def contrasted(
+    losses: ImageLosses, replicates: int, generator: np.random.Generator
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield surfaces of noise, (some, points), and the number of those before; see the module.
+
+    Points whose losses are equal image by image stay equal, but for the last digit.
+
+    Args:
+        losses: of the images; what is not finite is a wall.
+        replicates: how many surfaces.
+        generator: draws their contrasts.
+    """
+    at_once = max(1, 4 * BLOCK_VALUES // losses.images)  # of few images all, whatever the points
+    for first in range(0, replicates, at_once):
+        drawn = contrasts(losses.images, min(at_once, replicates - first), generator)
+        for begin in range(0, len(drawn), losses.sums_at_once):
+            yield first + begin, losses.weighted(drawn[begin : begin + losses.sums_at_once])
 
 
 def studentized(explained: NDArray[np.float64], images: int) -> NDArray[np.float64]:

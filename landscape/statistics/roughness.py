@@ -6,14 +6,16 @@ of a plane, the distance along rays. Points that are not finite are left out, ne
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy import stats
 
 from evolq.errors import InputError
-from evolq.losses.paired import paired_standard_error
+from landscape.statistics.image_losses import ImageLosses
 
 AXES = ("y", "x", "distance")
 
@@ -108,10 +110,12 @@ def paired_noise(dataset: xr.Dataset) -> xr.DataArray:
     The start is measured on the same images, so this is the error bar of how far a point lies
     above or below the start, not of its absolute loss. It is 0 where no image's loss changed.
     """
-    with np.errstate(invalid="ignore"):
-        differences = dataset["test_loss_per_image"] - dataset["start_test_loss_per_image"]
-    noise = xr.apply_ufunc(paired_standard_error, differences, input_core_dims=[["image"]])
-    return noise.rename("paired_noise")
+    per_image = dataset["test_loss_per_image"]
+    differences = ImageLosses.of(per_image).minus(dataset["start_test_loss_per_image"])
+    points = [name for name in per_image.dims if name != "image"]
+    errors = differences.errors.reshape(differences.grid)
+    coordinates = {name: per_image[name] for name in points if name in per_image.coords}
+    return xr.DataArray(errors, coordinates, points, "paired_noise")
 
 
 def total_variation(surface: xr.DataArray) -> float:
@@ -123,14 +127,16 @@ def total_variation(surface: xr.DataArray) -> float:
     are left out, and NaN is returned if none remains.
     """
     means = []
-    for axis in _axes(surface):
+    for axis in _axes(surface.dims):
         lines = np.moveaxis(surface.values, surface.get_axis_num(axis), -1)
         ratios = [_variation(line) for line in lines.reshape(-1, lines.shape[-1])]
         means.append(_mean_of_numbers(ratios))
     return _mean_of_numbers(means)
 
 
-def split_half_reliability(per_image: xr.DataArray, of: str = "increments") -> Reliability:
+def split_half_reliability(
+    per_image: xr.DataArray | ImageLosses, of: str = "increments"
+) -> Reliability:
     """Correlate a surface between disjoint halves of the test images.
 
     `per_image` has a dimension `image`: the loss of each test image at each point. With d_i the
@@ -154,19 +160,32 @@ def split_half_reliability(per_image: xr.DataArray, of: str = "increments") -> R
     """
     if of not in QUANTITIES:
         raise InputError(f"unknown quantity {of!r}; choose from {', '.join(QUANTITIES)}")
-    if "image" not in per_image.dims:
+    losses = ImageLosses.of(per_image)
+    *dims, last = losses.source.dims
+    if last != "image":
         raise InputError(
             f"split-half reliability needs losses per test image (dimension 'image'), this array "
-            f"has {per_image.dims}; use test_loss_per_image"
+            f"has {(*dims, last)}; use test_loss_per_image"
         )
-    increments = _increments(per_image) if of == "increments" else _levels(per_image)
-    points, images = increments.shape
-    if points < 2 or images < 4:
+    images = losses.images
+    ends, starts = _neighbors(dims, losses.grid, losses.finite)
+    if of == "levels":
+        ends = np.flatnonzero(losses.finite)
+    if len(ends) < 2 or images < 4:
         return Reliability(np.nan, np.nan, np.nan, np.nan, images)
-    increments = increments - increments.mean(axis=0)
-    total = increments.sum(axis=1)
-    own = (increments**2).sum(axis=0)  # <d_i, d_i>
-    with_total = total @ increments  # <d_i, sum of all d>
+
+    def deviations() -> Iterator[NDArray[np.float64]]:
+        """Yield the d_i of some images after the other, (increments, images)."""
+        for block in losses.by_images():
+            found = block[ends] if of == "levels" else block[ends] - block[starts]
+            yield found - found.mean(axis=0)
+
+    total, own_parts = np.zeros(len(ends)), []
+    for found in deviations():
+        total += found.sum(axis=1)
+        own_parts.append((found**2).sum(axis=0))  # <d_i, d_i>
+    own = np.concatenate(own_parts)
+    with_total = np.concatenate([total @ found for found in deviations()])  # <d_i, sum of all d>
     squared_total, sum_own = total @ total, own.sum()
 
     half = images // 2
@@ -193,7 +212,9 @@ def step_variance(surface: xr.DataArray) -> float:
 
     NaN for fewer than 2 steps.
     """
-    steps = _increments(surface.expand_dims("image", axis=-1))[:, 0]
+    values = surface.values.ravel()
+    ends, starts = _neighbors(surface.dims, surface.shape, np.isfinite(values))
+    steps = values[ends] - values[starts]
     return float(steps.var()) if len(steps) > 1 else np.nan
 
 
@@ -207,33 +228,33 @@ def _correlation(
         return np.divide(covariance, variance)  # NaN where nothing varies
 
 
-def _axes(array: xr.DataArray) -> list[str]:
-    axes = [axis for axis in AXES if axis in array.dims]
+def _axes(dims: Sequence[Hashable]) -> list[str]:
+    axes = [axis for axis in AXES if axis in dims]
     if not axes:
         raise InputError(
-            f"an array of a scan has the dimensions y, x or distance, not {array.dims}"
+            f"an array of a scan has the dimensions y, x or distance, not {tuple(dims)}"
         )
     return axes
 
 
-def _increments(per_image: xr.DataArray) -> np.ndarray:
-    """Return all increments between neighbors that are finite, (increments, images) float64."""
-    parts = []
-    for axis in _axes(per_image):
-        order = (axis, ..., "image")
-        with np.errstate(invalid="ignore"):  # infinity minus infinity, dropped below
-            steps = np.diff(per_image.transpose(*order).values.astype(np.float64), axis=0)
-        parts.append(steps.reshape(-1, steps.shape[-1]))
-    steps = np.concatenate(parts)
-    return steps[np.isfinite(steps).all(axis=1)]
+def _neighbors(
+    dims: Sequence[Hashable], shape: tuple[int, ...], finite: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return indices of all points and of those one step before along an axis, if both are finite.
 
-
-def _levels(per_image: xr.DataArray) -> np.ndarray:
-    """Return the losses of all points that are finite, (points, images) float64."""
-    _axes(per_image)
-    order = per_image.transpose(..., "image").values.astype(np.float64)
-    levels = order.reshape(-1, order.shape[-1])
-    return levels[np.isfinite(levels).all(axis=1)]
+    Args:
+        dims: names of the dimensions of the points.
+        shape: of these.
+        finite: (points,).
+    """
+    ends, starts = [], []
+    for axis in _axes(dims):
+        index = np.moveaxis(np.arange(finite.size).reshape(shape), dims.index(axis), 0)
+        ends.append(index[1:].ravel())
+        starts.append(index[:-1].ravel())
+    end, start = np.concatenate(ends), np.concatenate(starts)
+    both = finite[end] & finite[start]
+    return end[both], start[both]
 
 
 def _variation(line: np.ndarray) -> float:

@@ -9,8 +9,9 @@ A new statistic is a function and a line of that table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
@@ -90,20 +91,29 @@ def estimate(
         if what in over and count < 2:
             raise InputError(f"an interval over {what} needs 2 or more, the surface has {count}")
     value = statistic(surface)
-    resampled = []
-    for _ in range(resamples):
-        drawn = surface
-        if "images" in over:
-            drawn = drawn.with_images(generator.integers(surface.images, size=surface.images))
-        if "lines" in over:
-            drawn = drawn.with_lines(generator.integers(surface.lines, size=surface.lines))
-        resampled.append(statistic(drawn))
-    values = np.array(resampled)
+    surfaces = _resampled(surface, generator, over, resamples)
+    values = np.array([statistic(drawn) for drawn in surfaces])
     values = values[np.isfinite(values)]
     if not np.isfinite(value) or len(values) < 0.9 * resamples:
         return Estimate(value, np.nan, np.nan, np.nan)
     low, high = 2 * value - np.quantile(values, [0.975, 0.025])
     return Estimate(value, float(2 * value - values.mean()), float(low), float(high))
+
+
+def _resampled(
+    surface: Surface, generator: np.random.Generator, over: Collection[str], resamples: int
+) -> Iterator[Surface]:
+    """Yield surfaces of images, lines or both that are drawn with replacement."""
+    at_once = resamples if surface.per_image is None else surface.per_image.sums_at_once
+    for first in range(0, resamples, at_once):
+        images, lines = [], []
+        for _ in range(min(at_once, resamples - first)):
+            if "images" in over:
+                images.append(generator.integers(surface.images, size=surface.images))
+            if "lines" in over:
+                lines.append(generator.integers(surface.lines, size=surface.lines))
+        drawn = surface.resampled(images) if images else repeat(surface, len(lines))
+        yield from map(Surface.with_lines, drawn, lines) if lines else drawn
 
 
 # A statistic of another kind is a function of its file and a line here.

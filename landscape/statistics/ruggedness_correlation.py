@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import nnls
 
-from landscape.statistics.roughness import paired_standard_error, total_variation
+from landscape.statistics.roughness import total_variation
 from landscape.statistics.surface import Surface
 
 # Lags of the fit: a quarter of a line's steps, since beyond half of it a variogram rests on the
@@ -131,14 +131,14 @@ def image_noise(surface: Surface) -> float:
     that all points share, as an image that is hard everywhere, cancels. Less than the nugget means
     that there is more: numerical noise, or structure finer than the step. NaN for one image.
     """
-    parts = []
-    for axis in surface.axes:
-        with np.errstate(invalid="ignore"):
-            differences = surface.per_image[axis[:, 1:]] - surface.per_image[axis[:, :-1]]
-        parts.append(paired_standard_error(differences.astype(np.float64)).ravel())
-    errors = np.concatenate(parts)
-    errors = errors[np.isfinite(errors)]
-    return float((errors**2).mean() / 2) if len(errors) else np.nan
+    losses = surface.per_image
+    if losses is None or losses.images < 2:
+        return np.nan
+    starts = np.concatenate([axis[:, :-1].ravel() for axis in surface.axes])
+    ends = np.concatenate([axis[:, 1:].ravel() for axis in surface.axes])
+    both = losses.finite[ends] & losses.finite[starts]
+    squares = losses.paired_squares(ends[both], starts[both])  # of (images - 1) images x error^2
+    return float(squares.mean() / 2 / (losses.images - 1) / losses.images) if both.any() else np.nan
 
 
 def variation(surface: Surface) -> float:

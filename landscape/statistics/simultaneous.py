@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evolq.errors import InputError
+from landscape.statistics.image_losses import BLOCK_VALUES, ImageLosses
 from landscape.statistics.resampling import check_images, upper_quantile
 
-# Points times images of one batch: some 40 MB.
-_BATCH_VALUES = 5_000_000
+# Replicates of all images at once: the counts are kept as integers of few bits.
+_REPLICATES = 100
 
 # Of the variance of a point, in samples in which it should be 0.
 _ROUNDING = 1e-9
@@ -54,7 +55,7 @@ class SimultaneousBands:
 
 
 def simultaneous_bands(
-    differences: NDArray[np.floating],
+    differences: ImageLosses | NDArray[np.floating],
     generator: np.random.Generator,
     level: float = 0.05,
     side: str = "lower",
@@ -81,33 +82,63 @@ def simultaneous_bands(
     Raises:
         InputError: for fewer than 10 images, another side, or too few replicates for the level.
     """
-    *shape, images = differences.shape
-    check_images(images)
     if side not in SIDES:
         raise InputError(f"unknown side {side!r}; choose from {', '.join(SIDES)}")
-    flat = differences.reshape(-1, images)
-    drawn = generator.multinomial(images, np.full(images, 1 / images), replicates) / images
-    largest = np.zeros(replicates)
-    change, error = np.full(len(flat), np.nan), np.full(len(flat), np.nan)
-    size = max(1, _BATCH_VALUES // max(images, replicates))
-    for first in range(0, len(flat), size):
-        part = flat[first : first + size].astype(np.float64)
-        finite = np.isfinite(part).all(axis=1)
-        part = part[finite]
-        mean, variance = part.mean(axis=1), part.var(axis=1)
-        change[first : first + size][finite] = mean
-        error[first : first + size][finite] = np.sqrt(variance / (images - 1))
-        moving = variance > 0
-        deviations = part[moving] - mean[moving, None]
-        means = drawn @ deviations.T
-        variances = drawn @ (deviations**2).T - means**2
-        # A sample without any of the few images that change at a point says nothing about it.
-        known = variances > _ROUNDING * variance[moving]
-        t = np.where(known, -means / np.sqrt(np.where(known, variances, 1) / (images - 1)), 0)
-        if side == "both":
-            t = np.abs(t)
-        largest = np.maximum(largest, t.max(axis=1, initial=0.0))
-    critical = upper_quantile(largest, level)
+    losses = ImageLosses.of(differences)
+    largest = largest_deviations(losses, generator, replicates)[side]
     return SimultaneousBands(
-        change.reshape(shape), error.reshape(shape), *critical, level=level, side=side
+        losses.means.reshape(losses.grid),
+        losses.errors.reshape(losses.grid),
+        *upper_quantile(largest, level),
+        level=level,
+        side=side,
     )
+
+
+def largest_deviations(
+    differences: ImageLosses, generator: np.random.Generator, replicates: int = 999
+) -> dict[str, NDArray[np.float64]]:
+    """Return the largest studentized deviation over all points, (replicates,), by side.
+
+    Args:
+        differences: losses minus the start's.
+        generator: draws the images of each replicate.
+        replicates: how many.
+
+    Raises:
+        InputError: for fewer than 10 images.
+    """
+    images = differences.images
+    check_images(images)
+    drawn = _drawn_counts(images, replicates, generator)
+    largest = {side: np.zeros(replicates) for side in SIDES}
+    points = max(1, BLOCK_VALUES // max(images, replicates))
+    for _, block in differences.by_points(points):
+        block = block[np.isfinite(block).all(axis=1)]
+        variance = block.var(axis=1)
+        moving = variance > 0
+        deviations = block[moving] - block[moving].mean(axis=1, keepdims=True)
+        squares = deviations**2
+        for first in range(0, replicates, _REPLICATES):
+            part = slice(first, first + _REPLICATES)
+            shares = drawn[part] / images
+            means = shares @ deviations.T
+            variances = shares @ squares.T - means**2
+            # A sample without any of the few images that change at a point says nothing about it.
+            known = variances > _ROUNDING * variance[moving]
+            t = np.where(known, -means / np.sqrt(np.where(known, variances, 1) / (images - 1)), 0)
+            for side, values in (("lower", t), ("both", np.abs(t))):
+                largest[side][part] = np.maximum(largest[side][part], values.max(1, initial=0.0))
+    return largest
+
+
+def _drawn_counts(
+    images: int, replicates: int, generator: np.random.Generator
+) -> NDArray[np.unsignedinteger]:
+    """Return how often each image is drawn, (replicates, images), in as few bytes as do."""
+    equal = np.full(images, 1 / images)
+    batches = []
+    for first in range(0, replicates, _REPLICATES):
+        counts = generator.multinomial(images, equal, min(_REPLICATES, replicates - first))
+        batches.append(counts.astype(np.min_scalar_type(counts.max())))
+    return np.concatenate(batches)

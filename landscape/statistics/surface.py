@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
 from evolq.errors import InputError
+from landscape.statistics.image_losses import ImageLosses
 
 # Statistics of all pairs look at this many points, two million pairs.
 _MOST_POINTS = 2000
@@ -42,7 +44,8 @@ class Surface:
     by every statistic, never replaced.
 
     Attributes:
-        per_image: (points, images) losses; one column where losses are known as means only.
+        losses: mean loss of each point, (points,) float64; NaN where it is not finite.
+        per_image: of each image, at the same points; None where means are all that is known.
         axes: arrays (lines, points of a line) of indices into the points, neighbors one step apart;
             one array, or two for a plane (its rows and its columns).
         places: where the points lie.
@@ -50,7 +53,8 @@ class Surface:
         floor: changes of the mean loss up to here mean nothing: the numerical noise.
     """
 
-    per_image: np.ndarray
+    losses: np.ndarray
+    per_image: ImageLosses | None
     axes: tuple[np.ndarray, ...]
     places: Places
     step: float
@@ -66,34 +70,43 @@ class Surface:
             raise InputError("a line has a single point; ruggedness needs 2 or more")
 
     @classmethod
-    def from_lines(cls, losses: np.ndarray, step: float, floor: float = 0.0) -> Surface:
+    def from_lines(
+        cls, losses: np.ndarray | ImageLosses, step: float, floor: float = 0.0
+    ) -> Surface:
         """Return the surface of losses (lines, points) or (lines, points, images) along lines.
 
         The lines are taken to be orthogonal to each other and to meet in their middles, as rays in
         random directions nearly do in a space of many dimensions.
         """
-        flat = _flat(losses)
-        lines, points = losses.shape[:2]
+        per_image = _of_lines(losses)
+        lines, points = per_image.grid
         positions = np.zeros((lines, points, lines))
         along = (np.arange(points) - (points - 1) / 2) * step
         positions[np.arange(lines), :, np.arange(lines)] = along
         index = np.arange(lines * points).reshape(lines, points)
-        return cls(flat, (index,), Places(positions.reshape(-1, lines)), step, floor)
+        places = Places(positions.reshape(-1, lines))
+        return cls(per_image.means, per_image, (index,), places, step, floor)
 
     @classmethod
-    def from_plane(cls, losses: np.ndarray, step: float, floor: float = 0.0) -> Surface:
+    def from_plane(
+        cls, losses: np.ndarray | ImageLosses, step: float, floor: float = 0.0
+    ) -> Surface:
         """Return the surface of losses (y, x) or (y, x, images), with the same step on both axes.
 
         The axes of a plane are taken to be orthogonal and of equal unit.
         """
-        flat = _flat(losses)
-        index = np.arange(len(flat)).reshape(losses.shape[:2])
-        positions = np.stack(np.unravel_index(index.ravel(), index.shape), axis=1) * step
-        return cls(flat, (index, index.T), Places(positions), step, floor)
+        per_image = _of_lines(losses)
+        index = np.arange(per_image.points).reshape(per_image.grid)
+        places = Places(np.stack(np.unravel_index(index.ravel(), index.shape), axis=1) * step)
+        return cls(per_image.means, per_image, (index, index.T), places, step, floor)
 
     @classmethod
     def from_walks(
-        cls, losses: np.ndarray, positions: np.ndarray, step: float, floor: float = 0.0
+        cls,
+        losses: np.ndarray | ImageLosses,
+        positions: np.ndarray,
+        step: float,
+        floor: float = 0.0,
     ) -> Surface:
         """Return the surface of losses (walks, steps) or (walks, steps, images) along walks.
 
@@ -109,34 +122,28 @@ class Surface:
         placed[np.arange(walks), :, np.arange(walks)] = positions
         index = np.arange(walks * steps).reshape(walks, steps)
         places = Places(placed.reshape(walks * steps, walks * components))
-        return cls(_flat(losses), (index,), places, step, floor)
+        per_image = _of_lines(losses)
+        return cls(per_image.means, per_image, (index,), places, step, floor)
 
     @property
     def images(self) -> int:
-        """How many images there are."""
-        return self.per_image.shape[1]
+        """How many images there are; 1 where only means are known."""
+        return 1 if self.per_image is None else self.per_image.images
 
     @property
     def lines(self) -> int:
         """How many lines there are."""
         return sum(len(axis) for axis in self.axes)
 
-    @cached_property
-    def losses(self) -> np.ndarray:
-        """Mean loss of each point, (points,) float64; NaN where it is not finite."""
-        with np.errstate(invalid="ignore"):  # infinities of both signs
-            means = self.per_image.mean(axis=1, dtype=np.float64)
-        return np.where(np.isfinite(means), means, np.nan)
-
-    def with_images(self, drawn: np.ndarray) -> Surface:
-        """Return the mean surface of some images, given by index; they may repeat."""
-        # a product with counts takes a fraction of the time of gathering columns
-        shares = np.bincount(drawn, minlength=self.images) / len(drawn)
-        with np.errstate(invalid="ignore"):  # infinities, whose points are left out
-            return replace(self, per_image=(self.per_image @ shares)[:, None])
+    def resampled(self, drawn: Sequence[np.ndarray]) -> Iterator[Surface]:
+        """Yield the mean surfaces of some images, given by index (images,); they may repeat."""
+        assert self.per_image is not None  # which has the images to draw from
+        counts = (np.bincount(one, minlength=self.images) / len(one) for one in drawn)
+        for means in self.per_image.weighted(np.stack(list(counts))):
+            yield replace(self, losses=np.where(np.isfinite(means), means, np.nan), per_image=None)
 
     def with_lines(self, drawn: np.ndarray) -> Surface:
-        """Return the surface of some lines, given by index; they may repeat.
+        """Return the mean surface of some lines, given by index; they may repeat.
 
         Raises:
             InputError: for a plane, whose lines cross each other and are no independent draws.
@@ -149,7 +156,8 @@ class Surface:
         points = self.axes[0][drawn]
         return replace(
             self,
-            per_image=self.per_image[points.ravel()],
+            losses=self.losses[points.ravel()],
+            per_image=None,
             axes=(np.arange(points.size).reshape(points.shape),),
             places=Places(self.places.positions[points.ravel()]),
         )
@@ -167,11 +175,14 @@ class Surface:
         return first[finite], second[finite]
 
 
-def _flat(losses: np.ndarray) -> np.ndarray:
-    """Return (points, images) of losses on a grid of two dimensions, with or without images."""
-    if losses.ndim not in (2, 3):
+def _of_lines(losses: np.ndarray | ImageLosses) -> ImageLosses:
+    """Return losses on a grid of two dimensions as such; means are those of one image."""
+    if isinstance(losses, np.ndarray) and losses.ndim == 2:
+        losses = losses[..., None]
+    found = ImageLosses.of(losses)
+    if len(found.grid) != 2:
         raise InputError(
-            f"losses have the shape {losses.shape}; wanted two dimensions of points, and a third "
-            "of images or none"
+            f"losses have the shape {found.source.shape}; wanted two dimensions of points, and a "
+            "third of images or none"
         )
-    return losses.reshape(losses.shape[0] * losses.shape[1], -1)
+    return found
