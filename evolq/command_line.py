@@ -55,7 +55,7 @@ PANELS = {
     ],
     "Quantization": [entry.name for entry in fields(Quantization)],
     "Loss": ["criterion", "temperature"],
-    "Running": ["execution", "batch_size", "threads", "seed", "device"],
+    "Running": ["execution", "batch_size", "threads", "workers", "seed", "device"],
 }
 FIRST_PANEL, LAST_PANEL = "What is done", "Output, and runs again"
 

@@ -39,7 +39,8 @@ class Settings:
         selection_images: Number of images set apart to choose among results.
         test_images: Number of test images.
         batch_size: Images per forward pass; part of what a result depends on.
-        threads: Threads; by default all cores.
+        threads: Threads of one evaluation; sums of floats depend on it in their last bits. All
+            cores where no default stands here.
         skip_unreadable: Leave out images that cannot be read.
         seed: Seed of everything that is drawn.
         device: cpu, cuda, ...

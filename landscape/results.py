@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 RESULTS = ("scan.nc", "scan.png", "scan.html")
 
 
-def measure(scan: Scan, problem: Problem, open_ledger: OpenLedger, progress: Progress) -> Dataset:
+def measure(
+    scan: Scan,
+    problem: Problem,
+    open_ledger: OpenLedger,
+    progress: Progress,
+    executor: Executor | None = None,
+) -> Dataset:
     """Sample and say how it goes; each point is kept when it is finished.
 
     Args:
@@ -32,6 +39,7 @@ def measure(scan: Scan, problem: Problem, open_ledger: OpenLedger, progress: Pro
         problem: around whose start.
         open_ledger: called once the scan is known to be possible.
         progress: where to say it.
+        executor: measures the points.
     """
 
     def on_point(dataset: Dataset, done: int, total: int) -> None:
@@ -41,7 +49,7 @@ def measure(scan: Scan, problem: Problem, open_ledger: OpenLedger, progress: Pro
         task.update(done, total, "Measuring")
 
     with progress.task("Choosing directions and radius") as task:
-        return scan.sample(problem, on_point, open_ledger)
+        return scan.sample(problem, on_point, open_ledger, executor)
 
 
 def write(dataset: Dataset, folder: Path, as_json: bool = False) -> None:

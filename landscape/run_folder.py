@@ -11,6 +11,7 @@ from typing import Any
 from evolq import command_line
 from evolq.command_line import Output
 from landscape.ledger import Ledger
+from landscape.work.shared import PREFIX
 
 
 @dataclass
@@ -44,6 +45,8 @@ class RunFolder:
         """
         folder = command_line.output_folder(self.output, self.name, self.results, self.unfinished)
         path = self._stack.enter_context(folder)
+        for left in path.glob(f"{PREFIX}*"):  # by a process that was killed
+            left.unlink()
         options = {name: identity[name] for name in self.options}
         command_line.write_configuration(path, options)
         self._ledger = Ledger(path / self.unfinished, identity)

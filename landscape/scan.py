@@ -5,18 +5,27 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 from evolq import command_line
 from evolq.command_line import Command, Output
 from evolq.settings import Settings, configuration
 from landscape.scans import SCANS, Scan, scan_options
+from landscape.work.resources import Resources
 
 # What only an unfinished scan has: the ledger of its points.
 UNFINISHED = "scan.sqlite"
 
 
-def scan(settings: Settings, probe: Scan, output: Output, given: frozenset[str]) -> None:
+def scan(
+    settings: Settings,
+    probe: Scan,
+    resources: Resources,
+    output: Output,
+    given: frozenset[str],
+) -> None:
     """Map the loss surface around a quantized network, and say how far its bumps can be believed.
 
     Writes scan.nc (all numbers), scan.png and scan.html (interactive).
@@ -33,13 +42,22 @@ def scan(settings: Settings, probe: Scan, output: Output, given: frozenset[str])
     problem = command_line.prepare(settings, given, progress)
     name = f"scan-{Path(settings.model).name}"
     options = configuration(settings) | scan_options(probe)
-    with RunFolder(output, name, RESULTS, UNFINISHED, options) as folder:
-        dataset = measure(probe, problem, folder.open_ledger, progress)
+    with (
+        RunFolder(output, name, RESULTS, UNFINISHED, options) as folder,
+        resources.executor(settings, progress.say) as executor,
+    ):
+        dataset = measure(probe, problem, folder.open_ledger, progress, executor)
         write(dataset, folder.path, output.json)
+        failed = json.loads(dataset.attrs.get("failed", "{}"))
+        if failed:
+            key, error = next(iter(failed.items()))
+            words = f"failed: {len(failed):,} of {dataset.status.size:,} points, {key}: {error}"
+            print(f"{words}; --resume --out {folder.path} tries again", file=sys.stderr)
+            sys.exit(1)
         folder.finish()
 
 
-COMMAND = Command("landscape scan", scan, {}, choices={"probe": SCANS})
+COMMAND = Command("landscape scan", scan, {"threads": 1}, choices={"probe": SCANS})
 
 if __name__ == "__main__":
     command_line.run(COMMAND)

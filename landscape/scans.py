@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,7 @@ class _SliceScan:
         problem: Problem,
         on_point: OnPoint | None = None,
         open_ledger: OpenLedger | None = None,
+        executor: Executor | None = None,
     ) -> xr.Dataset:
         """Measure the losses around a problem's start.
 
@@ -135,6 +137,7 @@ class _SliceScan:
             on_point: see `landscape.sample_plane`.
             open_ledger: given all that the points depend on, returns the ledger that keeps them;
                 called before the first evaluation.
+            executor: see `landscape.sample_plane`.
 
         Returns:
             What `landscape.sample_plane` or `landscape.sample_rays` returns, with title, names,
@@ -153,7 +156,7 @@ class _SliceScan:
         radius, chosen = _choose_radius(self, problem, lines, ends, ledger)
         measured = {**scan_options(self), "normalize": _normalization(self), **chosen}
         sampler = self._sampler(problem, lines, radius, ends)
-        return _complete(sampler, problem, self, measured, on_point, ledger)
+        return _complete(sampler, problem, self, measured, on_point, ledger, executor)
 
     def _sampler(
         self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
@@ -253,6 +256,7 @@ class _WidthScan:
         problem: Problem,
         on_point: OnPoint | None = None,
         open_ledger: OpenLedger | None = None,
+        executor: Executor | None = None,
     ) -> xr.Dataset:
         """Measure the losses of other bits; see `PlaneScan.sample`."""
         self.check(problem.settings)
@@ -262,7 +266,8 @@ class _WidthScan:
         leads = (entries for widths in table.values() for entries in widths.values())
         ledger = begin(open_ledger, problem, scan_options(self), leads)
         sampler = self._sampler(problem, table)
-        return _complete(sampler, problem, self, scan_options(self), on_point, ledger)
+        measured = scan_options(self)
+        return _complete(sampler, problem, self, measured, on_point, ledger, executor)
 
     def _sampler(self, problem: Problem, table: Table) -> Sampler:
         """Return what samples the entries of a table, given what is told and a ledger."""
@@ -465,16 +470,18 @@ def _complete(
     measured: Mapping[str, Any],
     on_point: OnPoint | None,
     ledger: Ledger | None,
+    executor: Executor | None,
 ) -> xr.Dataset:
     """Sample; names, units and provenance are in the Dataset before the first point is measured.
 
     Args:
-        sample: what measures, given `on_point`, called after each point, and `ledger`.
+        sample: what measures, given `on_point`, called after each point, `ledger` and `executor`.
         problem: what is measured.
         scan: as it was declared.
         measured: the same with what became of it, such as its radius.
         on_point: of the user.
         ledger: keeps the points, and the repeats of the start.
+        executor: measures the points.
     """
     import torch
 
@@ -505,4 +512,4 @@ def _complete(
         if on_point:
             on_point(dataset, done, total)
 
-    return sample(on_point=told, ledger=ledger)
+    return sample(on_point=told, ledger=ledger, executor=executor)

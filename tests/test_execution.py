@@ -1,6 +1,7 @@
 """Compiled and integer execution against the simulated graph."""
 
 import json
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,9 +17,10 @@ from torch.nn import functional
 from evolq.data.images import LabeledImages
 from evolq.errors import InputError
 from evolq.losses.criteria import CRITERIA
-from evolq.losses.objective import Objective, predict
+from evolq.losses.objective import Forward, Objective, predict
 from evolq.network import integer_ops, lowering
 from evolq.network import regions as regions_module
+from evolq.network.blocks import find_blocks
 from evolq.network.graph import dependents
 from evolq.network.integer_ops import (
     WeightCodes,
@@ -322,6 +324,29 @@ def test_partial_evaluation_equals_the_whole(execution: str, kind: str) -> None:
         with torch.no_grad():
             whole = torch.cat([network({**start, **moved}, batch) for batch in images(7).split(3)])
             assert torch.equal(part(moved), whole)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(("kind", "scheme"), [("transformer", "full"), ("residual", "linear")])
+def test_another_process_gets_the_same_network(execution: str, kind: str, scheme: str) -> None:
+    network, point = build(kind, scheme)
+    network = network.executed(execution)
+    copy = pickle.loads(pickle.dumps(network))
+    assert torch.equal(copy(point, images()), network(point, images()))
+    for one, other in ((copy.graph, network.graph), (copy._executed, network._executed)):
+        assert [node.name for node in one.nodes] == [node.name for node in other.nodes]
+    names = list(select(point, {"scale"}))
+    part, same = (each.vary(names, point, images(), 4) for each in (network, copy))
+    assert torch.equal(part(point), same(point))
+    assert part.share == same.share
+    assert find_blocks(copy) == find_blocks(network), "module paths came along"
+    assert copy.executed(execution) is copy
+    other = next(name for name in EXECUTIONS if name != execution)
+    with pytest.raises(InputError, match=f"runs as it did there, {execution}; choose {other}"):
+        copy.executed(other)
+    with pytest.raises(TypeError, match="pickle the whole"):
+        pickle.dumps(Forward.whole(network, images()).vary(names, point))
 
 
 @pytest.mark.usefixtures("uncompiled")

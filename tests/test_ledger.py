@@ -174,25 +174,6 @@ def test_a_sample_goes_on_where_it_stopped_and_measures_nothing_twice(path):
     second.close()
 
 
-def test_a_point_that_fails_is_named_and_tried_again(path):
-    class Fails(Toy):
-        def losses(self, point):
-            if point["w"][0] == 3:
-                raise RuntimeError("no memory")
-            return super().losses(point)
-
-    ledger = Ledger(path, {})
-    with pytest.raises(RuntimeError, match="no memory"):
-        sample_plane(PLANE, XS, YS, Fails(), ToyTest(), ledger=ledger)
-    with sqlite3.connect(path) as reader:
-        assert list(reader.execute("SELECT key FROM piece WHERE state = 'failed'")) == [
-            ("y=0 x=2",)
-        ]
-    resumed = sample_plane(PLANE, XS, YS, Toy(), ToyTest(), ledger=ledger)
-    assert resumed.identical(sample_plane(PLANE, XS, YS, Toy(), ToyTest()))
-    ledger.close()
-
-
 def test_a_search_is_kept_as_it_was():
     from evolq.optimizers.evolve import Iterate
     from landscape.paths.comparison import Run, _as_arrays, _from_arrays

@@ -32,6 +32,7 @@ from evolq.starts.calibration import calibrate
 from evolq.tensor import observers
 from landscape import PlaneScan, analyze, results, scans, store, with_analysis
 from landscape.probes import directions
+from landscape.probes.evaluation import Evaluation
 
 QUICK = ("--calibration-images", "20", "--selection-images", "0", "--test-images", "20")
 
@@ -489,3 +490,27 @@ def test_a_real_vision_transformer(scan, evolq_data) -> None:
     # full precision has 86.7 % on all 1,000 images; W4A8 with MSE scales loses a few points
     assert 0.6 < float(dataset.test_accuracy.sel(x=0, y=0)) < 0.95
     assert "Local minima" in out
+
+
+@pytest.mark.slow
+def test_a_scan_with_points_that_fail_ends_and_says_so(scan, monkeypatch) -> None:
+    measure, out = Evaluation.at, Path("out")
+    arguments = (*QUICK, "--points", "2", "--repeats", "0", "--radius", "0.1", "--quiet", "--out")
+    assert scan(*arguments, "whole")[0] == 0
+
+    def fails(evaluation, names, *coordinates):
+        if coordinates == (-0.1, 0.1):
+            raise RuntimeError("no memory")
+        return measure(evaluation, names, *coordinates)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "at", fails)
+        code, _, err = scan(*arguments, str(out))
+    assert code == 1
+    assert err == (
+        "failed: 1 of 4 points, y=1 x=0: RuntimeError: no memory; --resume --out out tries again\n"
+    )
+    assert store.load(out / "scan.nc").status.values.tolist() == [[1, 1], [0, 1]]
+    assert scan("--resume", "--quiet", "--out", str(out))[0] == 0
+    assert (out / "scan.nc").read_bytes() == Path("whole/scan.nc").read_bytes()
+    assert not list(out.glob("*.sqlite"))

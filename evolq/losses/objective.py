@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,16 @@ class Forward:
         """Return the function of all entries."""
         function = network.vary(network.names, {}, images, batch_size)
         return cls(network, images, batch_size, function, Spent())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the function of all entries; its cost is counted anew.
+
+        Raises:
+            TypeError: for a function of some entries alone.
+        """
+        if self.function.entries.keys() != set(self.network.names):
+            raise TypeError("a part of an evaluation is made where it runs: pickle the whole")
+        return Forward.whole, (self.network, self.images, self.batch_size)
 
     def vary(self, names: Collection[str], at: Point) -> Forward:
         """Return the function of `names` alone; preparing it costs the part that it leaves out."""

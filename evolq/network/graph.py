@@ -28,6 +28,7 @@ from evolq.network.operators import (
     multiply_accumulates,
     weight_matrices,
 )
+from evolq.network.records import pack, unpack
 from evolq.points import entry_name
 
 
@@ -73,6 +74,12 @@ class Graph:
             module, entries, nodes[self.images.name], dict(self.weights), dict(self.operations)
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle nodes as they are; shapes of the trace are left out."""
+        entries = {name: node.name for name, node in self.entries.items()}
+        rest = (entries, self.images.name, self.weights, self.operations)
+        return _unpickled, (pack(self.module), *rest)
+
     def name_of(self, node: fx.Node) -> str | None:
         """Return the name of the Point's entry that `node` holds, None for any other node."""
         return next((name for name, entry in self.entries.items() if entry is node), None)
@@ -94,6 +101,19 @@ class Graph:
         self.module.delete_all_unused_submodules()
         self.module.graph.lint()
         self.module.recompile()
+
+
+def _unpickled(
+    packed: tuple[Any, ...],
+    entries: dict[str, str],
+    images: str,
+    weights: dict[str, Tensor],
+    operations: dict[str, float],
+) -> Graph:
+    module = unpack(packed)
+    nodes = {node.name: node for node in module.graph.nodes}
+    found = {name: nodes[node] for name, node in entries.items()}
+    return Graph(module, found, nodes[images], weights, operations)
 
 
 def placeholder_name(name: str) -> str:

@@ -27,6 +27,7 @@ from evolq.network.graph import (
 from evolq.network.lowering import lower
 from evolq.network.modules import logits_of, plain_copy
 from evolq.network.placement import Site, place
+from evolq.network.records import pack, unpack
 from evolq.network.regions import fuse
 from evolq.points import Point
 from evolq.quantization import Quantization
@@ -78,24 +79,39 @@ class QuantizedNetwork:
         sites: Mapping[str, Site],
         quantization: Quantization,
         execution: str = "simulated",
+        executed: Graph | None = None,
     ) -> None:
         if execution not in EXECUTIONS:
             raise InputError(
                 f"unknown execution {execution!r}; choose from {', '.join(EXECUTIONS)}"
             )
         self.graph = graph
-        self._executed = EXECUTIONS[execution](graph)
+        self._executed = executed or EXECUTIONS[execution](graph)
         self._full_precision = full_precision
         self._sites = dict(sites)
         self.quantization = quantization
         self.execution = execution
+        self._came_pickled = executed is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the network with the graph that runs; where it is unpickled, it runs like this."""
+        rest = (self._sites, self.quantization, self.execution, self._executed)
+        return _unpickled, (self.graph, pack(self._full_precision), *rest)
 
     def executed(self, execution: str) -> QuantizedNetwork:
         """Return this network, run another way: a name in `EXECUTIONS`.
 
         Raises:
-            InputError: for an unknown name.
+            InputError: for an unknown name, or a network that came from another process: shapes,
+                which rewriting needs, stayed there.
         """
+        if execution == self.execution:
+            return self
+        if self._came_pickled:
+            raise InputError(
+                f"a network from another process runs as it did there, {self.execution}; choose "
+                f"{execution} before it is sent"
+            )
         return QuantizedNetwork(
             self.graph, self._full_precision, self._sites, self.quantization, execution
         )
@@ -279,6 +295,18 @@ class QuantizedNetwork:
                     break
                 function.cuts.append(kept)
         return function
+
+
+def _unpickled(
+    graph: Graph,
+    full_precision: tuple[Any, ...],
+    sites: Mapping[str, Site],
+    quantization: Quantization,
+    execution: str,
+    executed: Graph,
+) -> QuantizedNetwork:
+    module = unpack(full_precision)
+    return QuantizedNetwork(graph, module, sites, quantization, execution, executed)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from evolq.network.graph import Graph, dependents, source
 from evolq.network.integer_ops import decode, integer_product, row_sums
 from evolq.network.operators import aten, is_matrix_product, is_product
+from evolq.network.records import pack, unpack
 
 
 class Region(nn.Module):
@@ -26,11 +28,20 @@ class Region(nn.Module):
     def __init__(self, part: fx.GraphModule) -> None:
         """Compile `part`, when it is first called."""
         super().__init__()
+        self.part = part
         self.compiled = torch.compile(part)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what is compiled; it is compiled anew where it is unpickled."""
+        return _unpickled, (pack(self.part),)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Return the values that leave the region."""
         return self.compiled(*values)
+
+
+def _unpickled(packed: tuple[Any, ...]) -> Region:
+    return Region(unpack(packed))
 
 
 @cache

@@ -19,7 +19,7 @@ from evolq.errors import InputError
 from evolq.optimizers.evolve import Iterate
 from evolq.points import Direction, Point, combine, displacement, inner, norm
 from landscape.probes.directions import principal_directions
-from landscape.probes.sampling import HeldOutLoss
+from landscape.probes.evaluation import HeldOutLoss
 from landscape.probes.slices import Place, Plane
 
 # Below this share of the largest singular value, a second direction is rounding of the first.

@@ -6,6 +6,9 @@ keep the old error.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+from functools import partial
+
 import numpy as np
 import xarray as xr
 
@@ -13,7 +16,8 @@ from evolq.errors import InputError
 from evolq.optimizers.mixed_precision import Table, entries_at
 from evolq.points import Point, displace, role
 from landscape.ledger import Ledger
-from landscape.probes.sampling import CalibrationLoss, HeldOutLoss, OnPoint, sample_cells
+from landscape.probes.evaluation import CalibrationLoss, Evaluation, HeldOutLoss
+from landscape.probes.sampling import Cells, OnPoint, sample_cells
 
 
 def sample_bits(
@@ -24,6 +28,7 @@ def sample_bits(
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
     ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Measure the losses with all weights in `table` at the same bits and all their scales scaled.
 
@@ -35,6 +40,7 @@ def sample_bits(
         test: on test images.
         on_point: see `landscape.sample_plane`.
         ledger: likewise.
+        executor: likewise.
 
     Returns:
         A Dataset as `landscape.sample_plane` returns, with dimensions `bits, multiplier`.
@@ -45,22 +51,24 @@ def sample_bits(
     bits = _bits(table, "Bits of all weights")
     if not (len(multipliers) and multipliers[0] > 0 and (np.diff(multipliers) > 0).all()):
         raise InputError(f"multipliers must be positive and ascending, not {multipliers}")
-
-    def at(width: int, multiplier: float) -> Point:
-        point = {**origin, **entries_at(dict.fromkeys(table, width), table)}
-        scales = {name: point[name].new_ones(()) for name in names if role(name) == "scale"}
-        return displace(point, scales, float(np.log(multiplier)))
-
     names = tuple(entries_at(dict.fromkeys(table, int(bits.values[0])), table))
     cells = (
-        ({"bits": row, "multiplier": column}, at(int(width), float(multiplier)))
+        ({"bits": row, "multiplier": column}, (int(width), float(multiplier)))
         for row, width in enumerate(bits.values)
         for column, multiplier in enumerate(multipliers)
     )
     words = {"long_name": "Factor on all weight scales", "units": "1"}
     coordinates = {"bits": bits, "multiplier": xr.Variable("multiplier", multipliers, words)}
+    evaluation = Evaluation(objective, test, origin, partial(_scaled, table))
     groups = [(names, cells)]
-    return sample_cells(origin, coordinates, groups, objective, test, on_point, ledger=ledger)
+    return sample_cells(evaluation, coordinates, groups, on_point, None, ledger, executor)
+
+
+def _scaled(table: Table, width: int, multiplier: float) -> Point:
+    """Return the entries of all weights at some bits, the calibrated scales multiplied."""
+    entries = entries_at(dict.fromkeys(table, width), table)
+    scales = {name: entries[name].new_ones(()) for name in entries if role(name) == "scale"}
+    return displace(entries, scales, float(np.log(multiplier)))
 
 
 def sample_layers(
@@ -70,6 +78,7 @@ def sample_layers(
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
     ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Measure the losses with one layer at each number of bits, all others as in the start.
 
@@ -78,9 +87,9 @@ def sample_layers(
     """
     bits = _bits(table, "Bits of this layer's weights")
 
-    def cells(layer: str, row: int) -> list[tuple[dict[str, int], Point]]:
+    def cells(layer: str, row: int) -> Cells:
         return [
-            ({"layer": row, "bits": column}, {**origin, **table[layer][int(width)]})
+            ({"layer": row, "bits": column}, (layer, int(width)))
             for column, width in enumerate(bits.values)
         ]
 
@@ -90,7 +99,12 @@ def sample_layers(
     )
     layers = xr.Variable("layer", list(table), {"long_name": "Layer, from input to output"})
     coordinates = {"layer": layers, "bits": bits}
-    return sample_cells(origin, coordinates, groups, objective, test, on_point, ledger=ledger)
+    evaluation = Evaluation(objective, test, origin, partial(_layer_at, table))
+    return sample_cells(evaluation, coordinates, groups, on_point, None, ledger, executor)
+
+
+def _layer_at(table: Table, layer: str, width: int) -> Point:
+    return table[layer][width]
 
 
 def _bits(table: Table, words: str) -> xr.Variable:

@@ -23,7 +23,7 @@ from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
 from evolq.tensor.quantizers import dequantize, quantize
 from landscape.probes.cliffs import Cliffs, find_cliffs
-from landscape.probes.sampling import CalibrationLoss
+from landscape.probes.evaluation import CalibrationLoss
 from landscape.probes.slices import Line
 
 # Evaluations of an exact scan: on the bundled networks, 100 images, some minutes on one core.

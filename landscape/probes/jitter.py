@@ -13,7 +13,8 @@ from evolq.losses.jitter import RELATIVE, jittered
 from evolq.losses.objective import Objective, TestEvaluation
 from evolq.points import Point, displace, role
 from landscape.ledger import Arrays, Ledger, remember
-from landscape.probes.sampling import CalibrationLoss, HeldOutLoss, OnPoint, sample_cells
+from landscape.probes.evaluation import CalibrationLoss, Evaluation, HeldOutLoss
+from landscape.probes.sampling import OnPoint, sample_cells
 
 
 def repeats(
@@ -68,17 +69,12 @@ def repeats(
             value = point[name]
             normal = torch.randn(value.shape, generator=generator).to(value)
             direction[name] = normal if role(name) == "scale" else normal * value
-        return displace(point, direction, relative)
+        return displace({name: point[name] for name in names}, direction, relative)
 
-    cells = (({"repeat": number}, drawn()) for number in range(count))
-    return sample_cells(
-        point,
-        {"repeat": xr.Variable("repeat", np.arange(count))},
-        [(names, cells)],
-        objective,
-        test,
-        on_point,
-    )
+    cells = (({"repeat": number}, (drawn(),)) for number in range(count))
+    coordinates = {"repeat": xr.Variable("repeat", np.arange(count))}
+    evaluation = Evaluation(objective, test, point, dict)
+    return sample_cells(evaluation, coordinates, [(names, cells)], on_point)
 
 
 def add_repeats(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -15,7 +17,10 @@ from evolq.errors import InputError
 from evolq.losses.paired import paired_standard_error
 from evolq.points import Point
 from landscape.ledger import Arrays, Ledger, remember
+from landscape.probes.evaluation import CalibrationLoss, Evaluation, HeldOutLoss, evaluate
 from landscape.probes.slices import Line, Place, Plane
+from landscape.work.pieces import Failed, Piece, finish
+from landscape.work.shared import Shared
 
 NOT_COMPUTED, FINITE, NOT_FINITE = 0, 1, 2
 
@@ -32,27 +37,10 @@ _LARGEST_RADIUS = 2.0**3
 _RADIUS_RATIO = 2.0**0.25
 
 
-class CalibrationLoss(Protocol):
-    """What sampling needs of an objective: `evolq.losses.objective.Objective` has it."""
-
-    def per_image(self, point: Point) -> Tensor:
-        """Return the values of each calibration image, shape (calibration_image,)."""
-
-    def vary(self, names: tuple[str, ...], at: Point) -> CalibrationLoss:
-        """Return the same loss as a function of a Point of these names alone."""
-
-
-class HeldOutLoss(Protocol):
-    """What sampling needs of a test: `evolq.losses.objective.TestEvaluation` has it."""
-
-    def per_image(self, point: Point) -> tuple[Tensor, Tensor]:
-        """Return cross entropy and correctness of each test image, both of shape (image,)."""
-
-    def vary(self, names: tuple[str, ...], at: Point) -> HeldOutLoss:
-        """Return the same measurement as a function of a Point of these names alone."""
-
-
 OnPoint = Callable[[xr.Dataset, int, int], None]
+
+Cells = Iterable[tuple[dict[str, int], tuple[Any, ...]]]
+"""Of each cell, its index along each dimension and the coordinates that lead to its Point."""
 
 
 class Shift(NamedTuple):
@@ -102,13 +90,14 @@ def sample_plane(
     on_point: OnPoint | None = None,
     checkpoints: Mapping[str, Point] | None = None,
     ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Measure the losses at all `plane.at(a, b)` with a in `x` and b in `y`, row by row.
 
     Returns:
         A Dataset with dimensions `y, x`, laid out as docs/design.md says. Losses that are not
         finite are kept as they are, with `status` 2; `status` 0 marks points not computed, whose
-        values mean nothing.
+        values mean nothing. If points failed, the attribute `failed` (JSON) has the error of each.
 
     `on_point(dataset, done, total)` is called before the first point, when the start has been
     measured, and after each one, with the Dataset that is being filled: whoever keeps it keeps
@@ -117,6 +106,10 @@ def sample_plane(
     `checkpoint_distance_from_start`, see `slices.Place`; nothing is measured there.
 
     Each point is kept in `ledger` when it is finished; those that are there are not measured again.
+
+    Points are independent: `executor` (any of `concurrent.futures`; by default none) measures them
+    in any order, in threads, other processes or on other machines. The result is the same bit for
+    bit.
 
     Raises:
         InputError: before any work, if a coordinate array is not ascending, finite and of 2 or
@@ -127,15 +120,15 @@ def sample_plane(
         "x": _ascending("x", x, "Step along x"),
     }
     cells = (
-        ({"y": row, "x": column}, plane.at(float(a), float(b)))
+        ({"y": row, "x": column}, (float(a), float(b)))
         for row, b in enumerate(coordinates["y"].values)
         for column, a in enumerate(coordinates["x"].values)
     )
     names = tuple(sorted(plane.x.keys() | plane.y.keys()))
     places = _places(plane, checkpoints) if checkpoints else None
-    return sample_cells(
-        plane.origin, coordinates, [(names, cells)], objective, test, on_point, places, ledger
-    )
+    evaluation = Evaluation(objective, test, plane.origin, plane.at)
+    groups = [(names, cells)]
+    return sample_cells(evaluation, coordinates, groups, on_point, places, ledger, executor)
 
 
 def _places(plane: Plane, checkpoints: Mapping[str, Point]) -> xr.Dataset:
@@ -153,6 +146,7 @@ def sample_rays(
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
     ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Measure the losses at all `ray.at(t)` with t in `distances` (signed), ray by ray.
 
@@ -171,15 +165,18 @@ def sample_rays(
         "distance": _ascending("distance", distances, "Signed distance along a ray"),
     }
     cells = (
-        ({"ray": number, "distance": column}, ray.at(float(t)))
-        for number, ray in enumerate(rays)
+        ({"ray": number, "distance": column}, (number, float(t)))
+        for number in range(len(rays))
         for column, t in enumerate(coordinates["distance"].values)
     )
     names = tuple(sorted(set().union(*(ray.direction.keys() for ray in rays))))
+    evaluation = Evaluation(objective, test, rays[0].origin, partial(_on_ray, tuple(rays)))
     groups = [(names, cells)]
-    return sample_cells(
-        rays[0].origin, coordinates, groups, objective, test, on_point, ledger=ledger
-    )
+    return sample_cells(evaluation, coordinates, groups, on_point, None, ledger, executor)
+
+
+def _on_ray(rays: Sequence[Line], number: int, distance: float) -> Point:
+    return rays[number].at(distance)
 
 
 def auto_radius(
@@ -269,67 +266,54 @@ def _numbers(values: Tensor) -> np.ndarray:
 
 
 def sample_cells(
-    origin: Point,
+    evaluation: Evaluation,
     coordinates: dict[str, xr.Variable],
-    groups: Iterable[tuple[tuple[str, ...], Iterable[tuple[dict[str, int], Point]]]],
-    objective: CalibrationLoss,
-    test: HeldOutLoss,
+    groups: Iterable[tuple[tuple[str, ...], Cells]],
     on_point: OnPoint | None,
     also: xr.Dataset | None = None,
     ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
-    """Fill a Dataset over `coordinates`, one labeled cell after the other.
+    """Fill a Dataset over `coordinates` with what is measured in labeled cells.
 
     Args:
-        origin: the start.
+        evaluation: measures a Point, given the coordinates that lead there.
         coordinates: along each dimension, with a name (`long_name`) and `units` for figures.
-        groups: names that vary, and cells in which nothing else varies: the index of each along
-            each dimension, and its Point. Names that vary in a group alone make it cheaper.
-        objective: on calibration images.
-        test: on test images.
+        groups: names that vary, and cells in which nothing else varies. Names that vary in a group
+            alone make it cheaper.
         on_point: see `sample_plane`.
         also: what the Dataset holds besides, from the first `on_point` on.
         ledger: see `sample_plane`.
+        executor: likewise.
     """
-    dataset = None
-    done = 0
-    for names, cells in groups:
-        measure = _measurement(objective, test, names, origin)
-        if dataset is None:
-            start = remember(ledger, "start", partial(measure, origin))
-            dataset = _empty(coordinates, start).assign(also or {})
-            if on_point:
-                on_point(dataset, 0, dataset["status"].size)
-        for cell, point in cells:
-            key = " ".join(f"{name}={index}" for name, index in cell.items())
-            _record(dataset, cell, remember(ledger, key, partial(measure, point)))
-            done += 1
-            if on_point:
-                on_point(dataset, done, dataset["status"].size)
-    assert dataset is not None  # callers have checked that there is something to vary
+    groups = iter(groups)
+    first = next(groups)
+    start = remember(ledger, "start", partial(evaluation.measure, first[0], evaluation.origin))
+    dataset = _empty(coordinates, start).assign(also or {})
+    total = dataset["status"].size
+    if on_point:
+        on_point(dataset, 0, total)
+    shared = Shared(evaluation, ledger.path.parent if ledger else None)
+    cell_of: dict[str, dict[str, int]] = {}
+
+    def pieces() -> Iterator[Piece]:
+        for names, cells in (first, *groups):
+            for cell, leads in cells:
+                key = " ".join(f"{name}={index}" for name, index in cell.items())
+                cell_of[key] = cell
+                yield Piece(key, evaluate, (shared, names, *leads))
+
+    failed = {}
+    for done, (key, found) in enumerate(finish(pieces(), ledger, executor), start=1):
+        if isinstance(found, Failed):
+            failed[key] = found.error
+        else:
+            _record(dataset, cell_of.pop(key), found)
+        if on_point:
+            on_point(dataset, done, total)
+    if failed:
+        dataset.attrs["failed"] = json.dumps(failed)
     return dataset
-
-
-def _measurement(
-    objective: CalibrationLoss, test: HeldOutLoss, names: tuple[str, ...], origin: Point
-) -> Callable[[Point], Arrays]:
-    """Return what measures a Point image by image, as a function of the entries `names` alone."""
-
-    @cache  # when the first Point is measured: all may be in a ledger
-    def losses() -> tuple[CalibrationLoss, HeldOutLoss]:
-        return objective.vary(names, at=origin), test.vary(names, at=origin)
-
-    def measure(point: Point) -> Arrays:
-        varied = {name: point[name] for name in names}
-        calibration, tested = losses()
-        cross_entropy, correct = tested.per_image(varied)
-        return {
-            "loss": calibration.per_image(varied).detach().cpu().numpy(),
-            "test_loss": cross_entropy.detach().cpu().numpy(),
-            "test_correct": correct.cpu().numpy(),
-        }
-
-    return measure
 
 
 def _empty(coordinates: dict[str, xr.Variable], start: Arrays) -> xr.Dataset:

@@ -17,7 +17,8 @@ import xarray as xr
 from evolq.errors import InputError
 from evolq.points import Point, displace, displacement
 from landscape.probes.directions import gaussian, normalize
-from landscape.probes.sampling import CalibrationLoss, HeldOutLoss, OnPoint, sample_cells
+from landscape.probes.evaluation import CalibrationLoss, Evaluation, HeldOutLoss
+from landscape.probes.sampling import OnPoint, sample_cells
 
 Walk = Sequence[Point]
 
@@ -101,11 +102,12 @@ def sample_walks(
         "step": xr.Variable("step", np.arange(lengths[0])),
     }
     cells = (
-        ({"walk": number, "step": step}, point)
+        ({"walk": number, "step": step}, ({name: point[name] for name in names},))
         for number, walk in enumerate(walks)
         for step, point in enumerate(walk)
     )
-    return sample_cells(origin, coordinates, [(names, cells)], objective, test, on_point, also)
+    evaluation = Evaluation(objective, test, origin, dict)
+    return sample_cells(evaluation, coordinates, [(names, cells)], on_point, also)
 
 
 def _positions(walk: Walk, names: tuple[str, ...]) -> np.ndarray:

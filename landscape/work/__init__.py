@@ -1,0 +1,1 @@
+"""Work that is done piece by piece: in this process, in others, on other machines."""

@@ -1,0 +1,68 @@
+"""A value that every process of a machine reads from one file, which is mapped into memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+PREFIX, SUFFIX = ".shared-", ".pt"
+
+
+class Shared(Generic[T]):
+    """What calls have in common, such as weights and images: written once, when it is first sent.
+
+    Where it was made `get` returns the value itself. Pickled, it is the name of a file; processes
+    map its tensors, so that one machine has them in memory once. The file goes with this object.
+    """
+
+    def __init__(self, value: T, folder: Path | None = None) -> None:
+        """Keep `value`; the file will be in `folder`, which all workers see, or a temporary one."""
+        self._value = value
+        self._folder = folder
+        self._path: Path | None = None
+        self._lock = Lock()  # executors pickle in threads of theirs
+
+    def get(self) -> T:
+        """Return the value."""
+        return self._value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Write the file, unless it is there; return what finds it."""
+        with self._lock:
+            if self._path is None:
+                descriptor, name = tempfile.mkstemp(SUFFIX, PREFIX, self._folder)
+                weakref.finalize(self, Path(name).unlink, missing_ok=True)
+                with os.fdopen(descriptor, "wb") as file:
+                    torch.save(self._value, file)
+                self._path = Path(name).absolute()
+        return Received, (str(self._path),)
+
+
+class Received:
+    """A `Shared` in another process."""
+
+    def __init__(self, path: str) -> None:
+        """Keep the name of the file."""
+        self._path = path
+
+    def get(self) -> Any:
+        """Return the value; it is read once and kept until another one is asked for."""
+        return _read(self._path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the name."""
+        return Received, (self._path,)
+
+
+@lru_cache(maxsize=1)
+def _read(path: str) -> Any:
+    return torch.load(path, mmap=True, weights_only=False)

@@ -1,0 +1,320 @@
+"""Pieces of work in any order, in other processes, on processes that die."""
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from test_sampling import ORIGIN, PLANE, XS, YS, Toy, ToyTest, X, Y
+
+from evolq.errors import InputError
+from evolq.settings import Settings
+from landscape.ledger import Ledger
+from landscape.probes.evaluation import Evaluation
+from landscape.probes.sampling import sample_plane, sample_rays
+from landscape.probes.slices import Line
+from landscape.work import workers as workers_module
+from landscape.work.pieces import HOPELESS, TRIES, Failed, Here, Piece, finish
+from landscape.work.resources import Resources
+from landscape.work.shared import PREFIX, Shared
+from landscape.work.workers import Automatic, Workers
+
+POINTS = XS.size * YS.size
+WHOLE = sample_plane(PLANE, XS, YS, Toy(), ToyTest())
+
+
+class Shuffled(Executor):
+    """Runs all calls in random order once there are `in_flight`."""
+
+    def __init__(self, in_flight, seed):
+        self.in_flight = in_flight
+        self.random = random.Random(seed)
+        self.held = []
+
+    def submit(self, function, /, *arguments):
+        self.held.append((Future(), function, arguments))
+        future = self.held[-1][0]
+        if len(self.held) == self.in_flight:
+            self.random.shuffle(self.held)
+            for each, called, given in self.held:
+                each.set_result(called(*given))
+        return future
+
+
+def square(number):
+    return {"value": np.array(number * number)}
+
+
+def squares(function=square, count=20):
+    return [Piece(f"x={number}", function, (number,)) for number in range(count)]
+
+
+def found(pieces, *rest):
+    return {
+        key: value if isinstance(value, Failed) else int(value["value"])
+        for key, value in finish(pieces, *rest)
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_results_depend_on_no_order(seed):
+    executor = Shuffled(POINTS, seed)
+    shuffled = sample_plane(PLANE, XS, YS, Toy(), ToyTest(), executor=executor)
+    assert shuffled.identical(WHOLE)
+
+
+def test_any_executor_does():
+    rays = [Line(ORIGIN, X), Line(ORIGIN, Y)]
+    with ThreadPoolExecutor(3) as executor:
+        threads = sample_rays(rays, XS, Toy(), ToyTest(), executor=executor)
+    assert threads.identical(sample_rays(rays, XS, Toy(), ToyTest()))
+
+
+@pytest.mark.parametrize("how_often", range(TRIES + 1))
+def test_a_piece_is_tried_three_times(tmp_path, how_often):
+    tried = []
+
+    def fails(number):
+        tried.append(number)
+        if number == 0 and tried.count(0) <= how_often:
+            raise RuntimeError("no memory")
+        return square(number)
+
+    ledger = Ledger(tmp_path / "a", {})
+    results = found(squares(fails), ledger)
+    assert tried[:20] == [*range(20)], "the others come first"
+    assert len(tried) == 20 + min(how_often, TRIES - 1)
+    wanted = {f"x={number}": number * number for number in range(20)}
+    if how_often == TRIES:
+        wanted["x=0"] = Failed("RuntimeError: no memory")
+        with sqlite3.connect(tmp_path / "a") as reader:
+            rows = list(reader.execute("SELECT key, error FROM piece WHERE state = 'failed'"))
+        assert rows == [("x=0", "RuntimeError: no memory")]
+    assert results == wanted
+    assert found(squares(), ledger) == {**wanted, "x=0": 0}, "the next run tries again"
+    assert found(squares(pytest.fail), ledger) == {**wanted, "x=0": 0}, "nothing is computed twice"
+    ledger.close()
+
+
+@pytest.mark.parametrize(("count", "tries"), [(100, HOPELESS), (2, 2 * TRIES)])
+def test_if_everything_fails_the_error_is_raised(count, tries):
+    tried = []
+
+    def fails(number):
+        tried.append(number)
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        found(squares(fails, count))
+    assert len(tried) in (tries, tries - 1)
+
+
+def test_what_is_no_failure_is_not_tried_again():
+    def stopped(number):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        found(squares(stopped))
+    cancelled = []
+
+    class Held(Executor):
+        def submit(self, function, /, *arguments):
+            future = Future()
+            future.add_done_callback(lambda done: cancelled.append(done.cancelled()))
+            if not arguments[0]:
+                future.set_exception(KeyboardInterrupt())
+            return future
+
+    with pytest.raises(KeyboardInterrupt):
+        found(squares(), None, Held())
+    assert cancelled.count(True) in (19, 0)  # those that were submitted before it ended
+
+
+def test_a_sample_with_failures_says_so():
+    class Fails(Toy):
+        def losses(self, point):
+            if point["w"][0] == 3:
+                raise RuntimeError("no memory")
+            return super().losses(point)
+
+    partial_ = sample_plane(PLANE, XS, YS, Fails(), ToyTest())
+    failed = json.loads(partial_.attrs["failed"])
+    assert failed == {f"y={row} x=2": "RuntimeError: no memory" for row in range(YS.size)}
+    assert (partial_.status.sel(x=2) == 0).all()
+    others = partial_.drop_sel(x=2)
+    assert others.drop_attrs().identical(WHOLE.drop_sel(x=2).drop_attrs())
+
+
+class Product(Toy):
+    """A loss whose float32 sums are rounded in another order by another number of threads."""
+
+    def losses(self, point):
+        drawn = torch.randn(80, 4608, generator=torch.Generator().manual_seed(0))
+        return torch.nn.functional.linear(drawn[:10], drawn * point["w"][0]).sum(1)
+
+
+def test_an_evaluation_has_the_threads_of_the_process_that_made_it():
+    names = ("w",)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            results.append(Evaluation(Product(), ToyTest(), ORIGIN, dict).at(names, ORIGIN))
+        one, _, again = (result["loss"].tobytes() for result in results)
+        assert one == again
+        made = Evaluation(Product(), ToyTest(), ORIGIN, dict)
+        torch.set_num_threads(2)
+        assert made.at(names, ORIGIN)["loss"].tobytes() == one
+        copy = made.__reduce__()
+        torch.set_num_threads(2)
+        assert copy[0](*copy[1]).at(names, ORIGIN)["loss"].tobytes() == one
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_shared_value_is_one_file_that_goes_with_it(tmp_path):
+    shared = Shared({"weights": torch.arange(5.0)}, tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing is written before it is sent"
+    made, arguments = shared.__reduce__()
+    assert shared.__reduce__() == (made, arguments)
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith(PREFIX)
+    received = made(*arguments)
+    assert torch.equal(received.get()["weights"], shared.get()["weights"])
+    assert received.get() is made(*arguments).get(), "read once"
+    del shared
+    assert not list(tmp_path.iterdir())
+
+
+class Instant(Executor):
+    """What stands in for processes: so many times as fast."""
+
+    def __init__(self, count, factor):
+        self.in_flight = workers_module.QUEUED * count
+        self.factor = factor
+        self.calls = 0
+
+    def submit(self, function, /, *arguments):
+        self.calls += 1
+        CLOCK[0] += 1 / self.factor
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+CLOCK = [0.0]
+
+
+@pytest.mark.parametrize(("factor", "words"), [(1.6, "1.6 times"), (0.5, "0.5 times")])
+def test_workers_take_over_if_they_are_faster(monkeypatch, factor, words):
+    def slow(number):
+        if not made:
+            CLOCK[0] += 1.0
+        return square(number)
+
+    def start(count):
+        made.append(Instant(count, factor))
+        return made[-1]
+
+    made, said = [], []
+    monkeypatch.setattr(workers_module, "Workers", start)
+    monkeypatch.setattr(workers_module.time, "perf_counter", lambda: CLOCK[0])
+    monkeypatch.setattr(workers_module, "_memory_available", lambda: 1e12)
+    executor = Automatic(2, said.append)
+    assert found(squares(slow, 100), None, executor) == found(squares(count=100))
+    (workers,) = made
+    assert len(said) == 1
+    assert words in said[0]
+    assert (workers.calls > 90) == (factor > 1)
+    assert ("going on with one" in said[0]) == (factor < 1)
+
+
+def test_workers_are_not_started_for_little_work_or_without_memory(monkeypatch):
+    monkeypatch.setattr(workers_module, "Workers", lambda count: pytest.fail("started"))
+    assert found(squares(), None, Automatic(2, pytest.fail)) == found(squares())
+    monkeypatch.setattr(workers_module, "ALONE", 0)
+    monkeypatch.setattr(workers_module, "_memory_available", lambda: 0)
+    said = []
+    assert found(squares(), None, Automatic(2, said.append)) == found(squares())
+    assert len(said) == 1
+    assert "One process: another one would need" in said[0]
+
+
+def test_a_number_of_workers_out_of_range_is_refused():
+    with pytest.raises(InputError, match="`workers` is 0; give 1 or more, or auto"):
+        Resources(workers=0)
+    assert isinstance(Resources(workers=1).executor(Settings(), print), Here)
+
+
+# In processes -------------------------------------------------------------------------------------
+
+
+def die_once(path, number):
+    """Kill the process that takes piece 3, the first time; and always that which takes piece 5."""
+    if number == 5 or (number == 3 and not path.exists()):
+        path.touch()
+        os._exit(1)
+    return square(number)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_its_own_piece(tmp_path):
+    pieces = squares(partial(die_once, tmp_path / "died"))
+    with Workers(2) as executor:
+        results = found(pieces, None, executor)
+    assert results.pop("x=5").error.startswith("BrokenProcessPool: ")
+    assert results == {f"x={n}": n * n for n in range(20) if n != 5}
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_bits(tmp_path):
+    ledger = Ledger(tmp_path / "a", {})
+    with Workers(2) as executor:
+        sampled = sample_plane(PLANE, XS, YS, Toy(), ToyTest(), None, None, ledger, executor)
+    assert sampled.identical(WHOLE)
+    ledger.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"], "no shared file is left"
+
+
+def process(number):
+    """Return the number of the process, after some time that is long for nobody else."""
+    if number:
+        time.sleep(1000)
+    return {"value": np.array(os.getpid())}
+
+
+PARENT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_work import finish, process, squares, Workers
+if __name__ == "__main__":
+    for _, value in finish(squares(process, 2), None, Workers(1)):
+        print(int(value["value"]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    program = tmp_path / "parent.py"
+    program.write_text(PARENT.format(tests=os.path.dirname(__file__)))  # noqa: PTH120
+    parent = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE)
+    worker = int(parent.stdout.readline())
+    os.kill(worker, 0)
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker is still there")
