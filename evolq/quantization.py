@@ -14,7 +14,7 @@ MIN_BITS, MAX_BITS = 2, 8
 
 Scheme = Literal["none", "weights", "linear", "full", "published"]
 ObserverName = Literal["minmax", "ema", "percentile", "omse", "mse"]
-SoftmaxCodes = Literal["log2", "uniform"]
+SoftmaxCodes = Literal["log2", "log_sqrt2", "uniform"]
 RoundingName = Literal["nearest", "gptq", "adaround"]
 WeightGranularity = Literal["channel", "group", "tensor"]
 
@@ -44,8 +44,13 @@ class Quantization:
             takes hundreds).
         integer_layer_norm: In schemes full and published, compute LayerNorms in integers as the
             published code does; no gradients there. By default in scheme published.
-        softmax: Codes of attention maps in schemes full and published: log2 (4 bits, as FQ-ViT has
-            them; the default of full) or uniform (as many bits as other activations).
+        softmax: Codes of attention maps: uniform and log_sqrt2 (two codes for a factor of two, as
+            RepQ-ViT has them) have as many bits as other activations, log2 has 4 (as FQ-ViT has
+            them; the default of full). By default log_sqrt2 in linear with activations below 8
+            bits, where uniform codes round most of a map to 0; else uniform.
+        fold_layer_norms: Give all channels that a LayerNorm makes one range, folded into its
+            parameters and the next layer's (RepQ-ViT; full precision stays the same); by default
+            with activations below 8 bits.
         weight_granularity: Weights that share a scale: an output channel, a group of `group_size`
             inputs, or the tensor.
         group_size: Weights in a group, with `weight_granularity` group.
@@ -66,6 +71,7 @@ class Quantization:
     rounding: RoundingName = "nearest"
     integer_layer_norm: bool | None = None
     softmax: SoftmaxCodes | None = None
+    fold_layer_norms: bool | None = None
     weight_granularity: WeightGranularity = "channel"
     group_size: int = 32
     weight_symmetric: bool = False
@@ -97,12 +103,14 @@ class Quantization:
         # min-max has the lower test loss on DeiT-Tiny and EfficientNet-Lite0, by 0.01 nats; below,
         # MSE scales and matched moments win by up to 4.
         eight = min(self.weight_bits, self.activation_bits) == MAX_BITS
+        softmax = "uniform" if self.activation_bits == MAX_BITS else "log_sqrt2"
         rule: dict[str, Any] = {
             "weight_observer": "minmax" if eight else "mse",
             "activation_observer": "minmax" if eight else "mse",
             "moment_matching": self.weight_bits < MAX_BITS,
             "integer_layer_norm": False,
-            "softmax": "log2",
+            "softmax": "log2" if self.scheme == "full" else softmax,
+            "fold_layer_norms": self.activation_bits < MAX_BITS,
         }
         if self.scheme == "published":
             # Whatever the bits: what the published Evol-Q code has (Frumkin et al. 2023).
@@ -112,6 +120,7 @@ class Quantization:
                 "moment_matching": True,
                 "integer_layer_norm": True,
                 "softmax": "uniform",
+                "fold_layer_norms": False,
             }
         return replace(
             self, **{name: value for name, value in rule.items() if getattr(self, name) is None}

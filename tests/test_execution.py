@@ -301,6 +301,17 @@ def test_lowering_does_not_change_the_network() -> None:
         assert torch.equal(network(point, images()), before)
 
 
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_attention_maps_in_log_sqrt_2_stay_floats(execution: str) -> None:
+    network, start = build("transformer", "linear", activation_bits=4)
+    with torch.no_grad():
+        found = network.executed(execution)(start, images(9))
+        torch.testing.assert_close(found, network(start, images(9)), **CLOSE)
+    lowered = [node.target for node in lower(network.graph).nodes]
+    assert lowered.count(integer_ops.times_scales) == 1  # queries with keys
+
+
 def test_weights_in_groups_stay_simulated() -> None:
     groups = plain(weight_granularity="group", group_size=4)
     network = quantize(randomized(TinyTransformer()), images(), groups)

@@ -227,6 +227,13 @@ def test_symmetric_specs_and_groups(tmp_path: Path) -> None:
         export_onnx(network, point, tmp_path / "old.onnx", images(), opset=20)
 
 
+def test_attention_maps_in_log_sqrt_2(tmp_path: Path) -> None:
+    network, point = build("transformer", "linear", activation_bits=4)
+    assert network.quantization.softmax == "log_sqrt2"
+    model = check_equal(tmp_path / "model.onnx", network, point)["compact"]
+    assert operators(model)["Log"] == 1
+
+
 def test_zero_points_beyond_the_codes(tmp_path: Path) -> None:
     network, point = build("residual", "linear", weight_bits=4)
     for name, by in (

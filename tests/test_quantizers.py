@@ -201,6 +201,19 @@ def test_log2_rounds_the_exponent(bits: int) -> None:
     assert torch.equal(fake_quantize(exact * 8, torch.tensor(8.0), None, bits, spec), exact * 8)
 
 
+def test_log_sqrt_2_has_two_codes_for_a_factor_of_two() -> None:
+    spec = QuantSpec(4, kind="log2", octave_codes=2)
+    codes = torch.arange(0.0, 16)
+    values = 0.7 * 2 ** (-codes / 2)
+    scale = torch.tensor(0.7)
+    torch.testing.assert_close(fake_quantize(values, scale, None, 4, spec), values)
+    for factor in (2**0.24, 2**-0.24):  # less than half a code away
+        assert torch.equal(quantize(values * factor, scale, None, 4, spec), codes)
+    assert fake_quantize(0.7 * 2 ** torch.tensor(-7.8), scale, None, 4, spec) == 0  # code 16
+    with pytest.raises(InputError, match="`octave_codes` is 3"):
+        QuantSpec(4, kind="log2", octave_codes=3)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_log2_sets_to_zero_what_has_no_code(bits: int) -> None:
     spec = QuantSpec(bits, kind="log2")
@@ -213,10 +226,11 @@ def test_log2_sets_to_zero_what_has_no_code(bits: int) -> None:
         assert not gradient.any()
 
 
-def test_log2_gradients() -> None:
+@pytest.mark.parametrize("octave_codes", [1, 2])
+def test_log2_gradients(octave_codes: int) -> None:
     value = torch.tensor([0.3, 0.09, 5.0], requires_grad=True)  # the last one above the scale
     scale = torch.tensor([0.8, 0.8, 0.8], requires_grad=True)
-    spec = QuantSpec(4, kind="log2", granularity=PerChannel(0))
+    spec = QuantSpec(4, kind="log2", octave_codes=octave_codes, granularity=PerChannel(0))
     output = fake_quantize(value, scale, None, 4, spec)
     by_value, by_scale = torch.autograd.grad(output.sum(), (value, scale))
     torch.testing.assert_close(by_value, (output / value).detach() * torch.tensor([1.0, 1, 0]))
@@ -230,6 +244,7 @@ def test_log2_gradients() -> None:
         QuantSpec(3, True, True, granularity=PerChannel(0)),
         QuantSpec(3, True, granularity=PerGroup(1, 4)),
         QuantSpec(3, kind="log2"),
+        QuantSpec(3, kind="log2", octave_codes=2),
     ],
     ids=repr,
 )

@@ -255,7 +255,8 @@ def test_a_point_of_another_scheme_is_refused(linear: Case, tmp_path: Path) -> N
 
 def test_a_network_of_other_bits_takes_the_point(linear: Case, tmp_path: Path) -> None:
     path = linear.save(tmp_path / "model.safetensors")
-    network = quantize(linear.model, images(), plain("linear", weight_bits=8, activation_bits=4))
+    other = plain(weight_bits=8, activation_bits=4, softmax="uniform", fold_layer_norms=False)
+    network = quantize(linear.model, images(), other)
     point = load_point(path, network, linear.model)
     with torch.no_grad():
         assert torch.equal(network(point, images()), linear.network(linear.point, images()))
@@ -362,7 +363,11 @@ def test_a_file_of_format_1_still_loads() -> None:
     path = Path(__file__).parent / "golden" / "format_1.safetensors"
     header, _ = read(path)
     assert header.quantization == Quantization(
-        "linear", 3, 6, moment_matching=True, integer_layer_norm=False, softmax="log2"
+        *("linear", 3, 6),
+        moment_matching=True,
+        integer_layer_norm=False,
+        softmax="uniform",
+        fold_layer_norms=False,
     )
     model = randomized(TinyTransformer())
     network = quantize(model, images(), header.quantization)

@@ -229,7 +229,7 @@ def activation(
     scale = scale.reshape(())
     top = 2.0 ** float(bits) - 1
     if spec.kind == "log2":
-        return _log2(onnx, x, scale, top + 1)
+        return _log2(onnx, x, scale, top + 1, math.log(2) / spec.octave_codes)
     zero = _unsigned(zero_point, scale, float(bits), spec)
     one = zero.numel() == 1
     axis: dict[str, Any] = {} if one else {"axis": -zero.ndim}
@@ -256,13 +256,12 @@ def activation(
     return onnx("Mul", onnx("Sub", codes, zero_name), scale_name)
 
 
-def _log2(onnx: OnnxGraph, x: str, scale: Tensor, highest: float) -> str:
+def _log2(onnx: OnnxGraph, x: str, scale: Tensor, highest: float, step: float) -> str:
     """Write `quantizers.quantize` and `dequantize` of kind log2; `highest` stands for zero.
 
-    The codes are those of a uniform quantizer of the logarithm, with sign.
+    The codes are those of a uniform quantizer of the natural logarithm, of this `step`, with sign.
     """
-    step = math.log(2)
-    lowest = max(2.0**-highest, torch.finfo(torch.float32).tiny)
+    lowest = max(math.exp(-highest * step), torch.finfo(torch.float32).tiny)
     scale_name, step_name = onnx.constant(scale), onnx.constant(step)
     ratio = onnx("Clip", onnx("Div", x, scale_name), onnx.constant(lowest), onnx.constant(1.0))
     zero = onnx.constant(torch.tensor(0, dtype=torch.int8))

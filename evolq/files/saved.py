@@ -31,6 +31,7 @@ from evolq.errors import InputError
 from evolq.files.checksum import checksum
 from evolq.files.codes import IntegerWeight, integer_weights, pack, unpack
 from evolq.network.deployed import deployed, deployed_nodes, weight_nodes
+from evolq.network.layer_norms import folded_like
 from evolq.network.layers import grid_of, move_into_cells
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
@@ -92,7 +93,7 @@ class Header:
         if content["format"] == FORMAT:
             if written != checksum(content, tensors):
                 raise InputError("its checksum does not fit its content")
-            content["quantization"] = Quantization(**content["quantization"])
+            content["quantization"] = Quantization(**_now(content["quantization"]))
         elif content["format"] == FORMAT_1:
             content["quantization"] = _quantization_1(**content["quantization"])
         else:
@@ -101,6 +102,17 @@ class Header:
         content["image_shape"] = tuple(content["image_shape"])
         content["weight_shapes"] = {k: tuple(v) for k, v in content["weight_shapes"].items()}
         return cls(**content)
+
+
+def _now(quantization: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a quantization, those of a file from before LayerNorms were folded, too.
+
+    Attention maps had codes of their own in schemes full and published only.
+    """
+    if "fold_layer_norms" in quantization:
+        return quantization
+    uniform = {"softmax": "uniform"} if quantization["scheme"] == "linear" else {}
+    return quantization | uniform | {"fold_layer_norms": False}
 
 
 def _quantization_1(
@@ -126,7 +138,8 @@ def _quantization_1(
         scheme=scheme,
         moment_matching=moment_matching,
         integer_layer_norm=integers_in_layer_norm,
-        softmax="log2",
+        softmax="uniform" if scheme == "linear" else "log2",
+        fold_layer_norms=False,
         **found,
     )
 
@@ -279,7 +292,8 @@ def _restored(
     network: QuantizedNetwork, kept: Point, codes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the Point of kept entries and the network's own weights, moved to have these codes."""
-    made = {name: kept[name] if name in kept else network.weights[name] for name in network.names}
+    own = folded_like(network, kept) if network.quantization.fold_layer_norms else network.weights
+    made = {name: kept[name] if name in kept else own[name] for name in network.names}
     for name, site in network.sites.items():
         if site.folded is not None:
             made[site.folded] = made[site.folded] * made[f"{name}.factor"]

@@ -18,7 +18,8 @@ so that these sums are computed exactly, whatever the order of their terms:
 - The operands of other products stay floats that hold the integers q - z. Sums of at most 258
   products of two 8-bit codes stay below 2^24, where every integer is a float32.
 - A softmax whose output has a log2 quantizer is computed in logarithms: the code is a rounded
-  log2, so that no probability is needed.
+  log2, so that no probability is needed. With two codes for a factor of two (log sqrt 2) it is left
+  as it is, and so is the product: its terms are no integers.
 
 What remains between the products is elementwise, in float32, as in the simulated path. The codes
 equal that path's but where float32 rounding decides a tie. The operators on codes are in
@@ -372,6 +373,7 @@ class _Lowering:
         return (
             quantizer is not None
             and quantizer.spec.kind == "log2"
+            and quantizer.spec.octave_codes == 1  # powers of two, whose sums are exact
             and isinstance(quantizer.spec.granularity, PerTensor)
             and node.args[0].target is aten.softmax.int  # type: ignore[union-attr]
         )

@@ -97,7 +97,7 @@ def weight_spec(quantization: Quantization) -> QuantSpec:
 
 
 def activation_spec(quantization: Quantization) -> QuantSpec:
-    """Return the constants of the quantizers of activations, but for log2 softmax outputs."""
+    """Return the constants of the quantizers of activations, but for attention maps."""
     symmetric = quantization.activation_symmetric
     return QuantSpec(
         quantization.activation_bits,
@@ -105,6 +105,15 @@ def activation_spec(quantization: Quantization) -> QuantSpec:
         symmetric=symmetric,
         published=quantization.scheme == "published",
     )
+
+
+def softmax_spec(quantization: Quantization) -> QuantSpec:
+    """Return the constants of the quantizers of attention maps that have their own."""
+    if quantization.softmax == "log2":
+        return QuantSpec(SOFTMAX_BITS, kind="log2")
+    if quantization.softmax == "log_sqrt2":
+        return QuantSpec(quantization.activation_bits, kind="log2", octave_codes=2)
+    return activation_spec(quantization)
 
 
 def place(graph: Graph, quantization: Quantization) -> dict[str, Site]:
@@ -136,10 +145,12 @@ class _Placement:
     def __init__(self, graph: Graph, quantization: Quantization) -> None:
         self.graph = graph
         self.kinds = SCHEMES[quantization.scheme]
+        if "product" in self.kinds and quantization.softmax != "uniform":
+            self.kinds |= {"softmax"}
         self.weight_spec = weight_spec(quantization)
         self.activation_spec = activation_spec(quantization)
         self.moment_matching = bool(quantization.moment_matching)  # resolved
-        self.log2_softmax = quantization.softmax == "log2"
+        self.softmax_spec = softmax_spec(quantization)
         self.on_images = dependents(graph.module.graph, [graph.images])
         self.names = _Names(graph)
         self.sites: dict[str, Site] = {}
@@ -237,9 +248,7 @@ class _Placement:
         readers = [OPERATORS.get(user.target) for user in node.users]
         if kind == "output" and all(r is not None and r.kind == "activation" for r in readers):
             return
-        spec = self.activation_spec
-        if kind == "softmax" and self.log2_softmax:
-            spec = QuantSpec(bits=SOFTMAX_BITS, kind="log2")
+        spec = self.softmax_spec if kind == "softmax" else self.activation_spec
         name = self.names.of(node, rule.label, "output")
         folded = (
             self.only_weight(node) if kind == "activation" and "output" not in self.kinds else None
@@ -416,11 +425,11 @@ def _channel_axes(node: fx.Node) -> set[int | None]:
         if user.target is aten.layer_norm.default:
             found.add(-1 if len(user.args[1]) == 1 else None)  # type: ignore[arg-type]
         elif user.target in VIEWS:
-            found |= {None if a is None else _axis_before(user, a) for a in _channel_axes(user)}
+            found |= {None if a is None else axis_before(user, a) for a in _channel_axes(user)}
     return found
 
 
-def _axis_before(view: fx.Node, axis: int) -> int | None:
+def axis_before(view: fx.Node, axis: int) -> int | None:
     """Return the axis that a view makes its `axis` of, both counted from the last (-1)."""
     arguments: Any = view.args
     before, after = arguments[0].meta["val"].shape, view.meta["val"].shape

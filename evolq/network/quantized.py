@@ -116,6 +116,13 @@ class QuantizedNetwork:
             self.graph, self._full_precision, self._sites, self.quantization, execution
         )
 
+    def with_weights(self, weights: Point) -> QuantizedNetwork:
+        """Return this network with other weights of its own, by the same names."""
+        graph = replace(self.graph, weights={name: weights[name] for name in self.weights})
+        return QuantizedNetwork(
+            graph, self._full_precision, self._sites, self.quantization, self.execution
+        )
+
     def full_precision(self) -> QuantizedNetwork:
         """Return this network without its quantizers: scheme `none`, batch norms stay folded."""
         module = self._full_precision

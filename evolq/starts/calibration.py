@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evolq.errors import InputError
+from evolq.network.layer_norms import fold_layer_norms
 from evolq.network.placement import Site
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
 from evolq.starts.rounding import COSTS, ROUNDINGS, OnRounded
@@ -39,7 +40,8 @@ def calibrate(
 
     The network's `quantization` names the observers and the rounding. Activations are observed in
     the full-precision network, LayerNorm inputs by their power-of-two factors whatever the observer
-    is. Weights whose inputs have channels far out are multiplied by the factors of these. All
+    is. Weights whose inputs have channels far out are multiplied by the factors of these, and those
+    behind LayerNorms by what `fold_layer_norms` takes out of the latter. All
     weights are then rounded on what the layers see in the quantized network.
 
     Args:
@@ -65,6 +67,8 @@ def calibrate(
         raise InputError(f"unknown `rounding` {rounding!r}; choose from {', '.join(ROUNDINGS)}")
     if network.quantization.scheme == "published":
         batch_size = PUBLISHED_BATCH
+    if network.quantization.fold_layer_norms:
+        network = fold_layer_norms(network, images, batch_size)
     point = dict(network.weights)
     folded: dict[str, Tensor] = {}  # factors of a weight's input columns
     for group in _groups(network, images):

@@ -5,8 +5,9 @@ Two kinds share one interface. With scale s, zero point z and codes q from `lowe
 - uniform: `q = clamp(round(x / s + round(z)), lower, upper)`, value `(q - round(z)) * s`
   (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
   Integer-Arithmetic-Only Inference", eq. 1). Rounding is half to even.
-- log2: `q = clamp(round(-log2(x / s)), 0, 2^bits)`, value `s * 2^-q`, and zero for the last code
-  (Lin et al. 2022, "FQ-ViT", Log-Int-Softmax).
+- log2: `q = clamp(round(-n log2(x / s)), 0, 2^bits)`, value `s * 2^(-q / n)`, and zero for the last
+  code. With n = 1 code for each factor of two it is that of FQ-ViT (Lin et al. 2022,
+  Log-Int-Softmax), with n = 2 log sqrt 2 of RepQ-ViT (Li et al. 2023, section 3.3).
 
 Scale, zero point and bit-width are entries of a Point; everything that cannot vary is a
 `QuantSpec`. The functions check nothing, so that they trace and compile: `check_parameters` checks
@@ -150,6 +151,7 @@ class QuantSpec:
         signed: codes from -2^(bits-1) to 2^(bits-1) - 1 instead of 0 to 2^bits - 1.
         symmetric: the zero point is 0 and not an entry of a Point (its tensor is None).
         kind: "uniform" or "log2"; log2 is unsigned and has no zero point.
+        octave_codes: of log2, codes for each factor of two: 1, or 2 for log sqrt 2.
         granularity: which values share one scale.
         published: the scale starts as in the published FQ-ViT code: ranges are not widened to
             contain zero, and power-of-two factors are those of the raw range, up to 2^3.
@@ -159,13 +161,15 @@ class QuantSpec:
     the lowest code: at 2 bits that would waste a quarter of them.
 
     Raises:
-        InputError: if the bits are outside 2 to 8, or a log2 quantizer is to be signed.
+        InputError: if the bits are outside 2 to 8, a log2 quantizer is to be signed, or its codes
+            for a factor of two are not 1 or 2.
     """
 
     bits: int = 8
     signed: bool = False
     symmetric: bool = False
     kind: Literal["uniform", "log2"] = "uniform"
+    octave_codes: int = 1
     granularity: Granularity = PerTensor()
     published: bool = False
 
@@ -179,6 +183,8 @@ class QuantSpec:
             raise InputError(f"unknown kind of quantizer {self.kind!r}; choose uniform or log2")
         if self.kind == "log2" and self.signed:
             raise InputError("a log2 quantizer has no code for negative values; use signed=False")
+        if self.octave_codes not in (1, 2):
+            raise InputError(f"`octave_codes` is {self.octave_codes}; give 1, or 2 for log sqrt 2")
 
     @property
     def has_zero_point(self) -> bool:
@@ -231,6 +237,7 @@ def quantize(
         # Values that are not positive are set apart: the gradient of log2 is infinite at zero.
         positive = value > 0
         exponent = torch.log2(scale) - torch.log2(torch.where(positive, value, 1.0))
+        exponent = exponent * spec.octave_codes
         codes = round_straight_through(torch.clamp(exponent, lower, upper))  # type: ignore[arg-type]
         return torch.where(positive, codes, upper)
     codes = value / scale
@@ -252,7 +259,8 @@ def dequantize(
     """Return the values that `codes` stand for; arguments as for `quantize`."""
     scale = spec.granularity.align(scale, codes)
     if spec.kind == "log2":
-        return torch.where(codes < codes_range(bits, spec)[1], torch.exp2(-codes) * scale, 0.0)
+        powers = torch.exp2(-codes / spec.octave_codes)
+        return torch.where(codes < codes_range(bits, spec)[1], powers * scale, 0.0)
     if spec.has_zero_point:
         assert zero_point is not None
         codes = codes - round_straight_through(spec.granularity.align(zero_point, codes))
@@ -284,12 +292,13 @@ def fake_quantize(
     if spec.kind == "uniform" and not torch.is_grad_enabled():
         return _fake_quantize_in_one_buffer(value, scale, zero_point, bits, spec)
     if spec.kind == "log2" and torch.is_grad_enabled():
-        return _Log2.apply(value, spec.granularity.align(scale, value), bits)
+        return _Log2.apply(value, spec.granularity.align(scale, value), bits, spec.octave_codes)
     codes = quantize(value, scale, zero_point, bits, spec)
     return dequantize(codes, scale, zero_point, bits, spec)
 
 
-_LOG2 = QuantSpec(kind="log2")
+# by codes for a factor of two; compiled code can look one up and not make one
+_LOG2 = {octave_codes: QuantSpec(kind="log2", octave_codes=octave_codes) for octave_codes in (1, 2)}
 
 
 class _Log2(torch.autograd.Function):
@@ -300,23 +309,24 @@ class _Log2(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(value: Tensor, scale: Tensor, bits: Tensor | float) -> Tensor:
-        return dequantize(quantize(value, scale, None, bits, _LOG2), scale, None, bits, _LOG2)
+    def forward(value: Tensor, scale: Tensor, bits: Tensor | float, octave_codes: int) -> Tensor:
+        spec = _LOG2[octave_codes]
+        return dequantize(quantize(value, scale, None, bits, spec), scale, None, bits, spec)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        value, scale, _ = inputs
+        value, scale, *_ = inputs
         ctx.save_for_backward(value, scale, output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         value, scale, output = ctx.saved_tensors
         above = value > scale
         inside = (output > 0) & ~above
         ratio = output / torch.where(inside, value, 1.0)  # no 0 / 0, whose own gradient is NaN
         of_value = torch.where(inside, gradients[0] * ratio, 0.0)
         of_scale = torch.where(above, gradients[0], 0.0).sum_to_size(scale.shape)
-        return of_value, of_scale, None
+        return of_value, of_scale, None, None
 
 
 def _fake_quantize_in_one_buffer(
@@ -363,7 +373,8 @@ class Quantizer(nn.Module):
         """Return the constants in words, as in `4 bits, unsigned, PerChannel(axis=0)`."""
         spec = self.spec
         words = [f"{spec.bits} bits"]
-        words += ["log2"] if spec.kind == "log2" else ["signed" if spec.signed else "unsigned"]
+        log2 = "log2" if spec.octave_codes == 1 else f"log2, {spec.octave_codes} codes an octave"
+        words += [log2] if spec.kind == "log2" else ["signed" if spec.signed else "unsigned"]
         words += ["symmetric"] if spec.symmetric else []
         return ", ".join([*words, repr(spec.granularity)])
 
