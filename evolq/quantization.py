@@ -46,8 +46,8 @@ class Quantization:
             published code does; no gradients there. By default in scheme published.
         softmax: Codes of attention maps: uniform and log_sqrt2 (two codes for a factor of two, as
             RepQ-ViT has them) have as many bits as other activations, log2 has 4 (as FQ-ViT has
-            them; the default of full). By default log_sqrt2 in linear with activations below 8
-            bits, where uniform codes round most of a map to 0; else uniform.
+            them). By default uniform; log_sqrt2 with activations below 8 bits, where uniform codes
+            round most of a map to 0.
         fold_layer_norms: Give all channels that a LayerNorm makes one range, folded into its
             parameters and the next layer's (RepQ-ViT; full precision stays the same); by default
             with activations below 8 bits.
@@ -103,13 +103,12 @@ class Quantization:
         # min-max has the lower test loss on DeiT-Tiny and EfficientNet-Lite0, by 0.01 nats; below,
         # MSE scales and matched moments win by up to 4.
         eight = min(self.weight_bits, self.activation_bits) == MAX_BITS
-        softmax = "uniform" if self.activation_bits == MAX_BITS else "log_sqrt2"
         rule: dict[str, Any] = {
             "weight_observer": "minmax" if eight else "mse",
             "activation_observer": "minmax" if eight else "mse",
             "moment_matching": self.weight_bits < MAX_BITS,
             "integer_layer_norm": False,
-            "softmax": "log2" if self.scheme == "full" else softmax,
+            "softmax": "uniform" if self.activation_bits == MAX_BITS else "log_sqrt2",
             "fold_layer_norms": self.activation_bits < MAX_BITS,
         }
         if self.scheme == "published":

@@ -274,11 +274,11 @@ def test_lowering_leaves_no_linear_layer_and_no_float_product(scheme: str) -> No
     assert not [node for node in graph.nodes if node.op == "call_module" and node in on_images]
 
 
-@pytest.mark.parametrize(("scheme", "products"), [("linear", 2), ("full", 1)])
+@pytest.mark.parametrize(("softmax", "products"), [("uniform", 2), ("log2", 1)])
 def test_large_products_of_attention_run_on_codes(
-    scheme: str, products: int, monkeypatch: pytest.MonkeyPatch
+    softmax: str, products: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, _ = build("transformer", scheme)
+    network, _ = build("transformer", "full", softmax=softmax)
 
     def integer_products() -> int:
         return [node.target for node in lower(network.graph).nodes].count(integer_product)
