@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -55,7 +55,7 @@ PANELS = {
     ],
     "Quantization": [entry.name for entry in fields(Quantization)],
     "Loss": ["criterion", "temperature"],
-    "Running": ["execution", "batch_size", "threads", "workers", "seed", "device"],
+    "Running": ["execution", "batch_size", "threads", "workers", "part", "seed", "device"],
 }
 FIRST_PANEL, LAST_PANEL = "What is done", "Output, and runs again"
 
@@ -94,7 +94,7 @@ class Option:
 
     Attributes:
         hint: its type.
-        default: of the field, or of the command.
+        default: of the field, or of the command; `MISSING` where a value must be given.
         help: one sentence.
     """
 
@@ -113,6 +113,7 @@ class Command:
             `frozenset[str]` gets the names of the options that were given.
         defaults: of options whose field has another one.
         left_out: fields that are no options of this command.
+        positional: fields that are arguments in this order, without a name.
         choices: of parameters that are one of several dataclasses: the option of the parameter's
             name chooses, and options that go with another choice are refused.
     """
@@ -121,6 +122,7 @@ class Command:
     function: Callable[..., None]
     defaults: Mapping[str, Any]
     left_out: Collection[str] = ()
+    positional: Collection[str] = ()
     choices: Mapping[str, Mapping[str, type]] = field(default_factory=dict)
 
     @property
@@ -158,25 +160,30 @@ class Command:
         groups = {title: cyclopts.Group(title, sort_key=index) for index, title in enumerate(order)}
         panel_of = {name: title for title, names in PANELS.items() for name in names}
         parameters = []
+        optional = [name for name in options if name not in self.positional]
         for name in [
-            *(n for n in options if n not in panels),
-            *(n for n in panels if n in options),
+            *self.positional,
+            *(n for n in optional if n not in panels),
+            *(n for n in panels if n in optional),
         ]:
             option = options[name]
+            required = option.default is MISSING
             parameter = cyclopts.Parameter(
                 help=_as_options(option.help, options),
                 group=groups[panel_of.get(name, FIRST_PANEL)],
                 # a flag that is off needs no --no-flag
                 negative="" if option.default is False or option.default == () else None,
                 consume_multiple=True,  # of values of a tuple
-                show_default=not (option.default is None or option.default is False)
+                show_default=not required
+                and not (option.default is None or option.default is False)
                 and option.default != (),
             )
+            kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_ONLY)
             parameters.append(
                 inspect.Parameter(
                     name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=option.default,
+                    kinds[name in self.positional],
+                    default=inspect.Parameter.empty if required else option.default,
                     annotation=Annotated[option.hint, parameter],
                 )
             )
@@ -190,7 +197,7 @@ class Command:
             name=self.name,
             help=parse_docstring(inspect.getdoc(self.function) or "").description,
             help_format="plaintext",
-            usage=f"Usage: {self.name} [OPTIONS]",
+            usage=" ".join(["Usage:", self.name, *map(str.upper, self.positional), "[OPTIONS]"]),
             version=version_words,
         )
         app["--help"].group = app["--version"].group = groups[LAST_PANEL]

@@ -14,6 +14,7 @@ from evolq.errors import InputError
 COMMANDS = {
     "scan": "Map the loss surface around a quantized network.",
     "compare": "Compare optimizers of scales from the same start, at equal cost.",
+    "merge": "Make one scan of its parts, measured with `scan --part`.",
 }
 
 

@@ -43,14 +43,22 @@ class Ledger:
 
     Args:
         path: the file; made if there is none.
-        identity: everything that the pieces depend on, by name, ready for JSON.
+        identity: everything that the pieces depend on, by name, ready for JSON; None for that of
+            the file.
+
+    Attributes:
+        identity: likewise.
+        part: number and count: of all pieces of a sample, this process does every count-th one,
+            beginning with that number (from 1); None for all.
 
     Raises:
         InputError: if the file cannot be read or written, is damaged, or was begun with another
             identity; the message names the difference.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    part: tuple[int, int] | None = None
+
+    def __init__(self, path: Path, identity: Mapping[str, Any] | None) -> None:
         self.path = path
         self._damaged = (
             f"{path} is damaged, and what it holds cannot be trusted; remove it to measure again"
@@ -59,18 +67,20 @@ class Ledger:
             self._database = sqlite3.connect(path, isolation_level=None)
         try:
             with self._explained():
-                self._begin(identity)
+                self.identity = self._begin(identity)
         except BaseException:
             self._database.close()
             raise
 
-    def _begin(self, identity: Mapping[str, Any]) -> None:
-        """Make the tables and write the identity, in one transaction, or compare it."""
+    def _begin(self, identity: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Make the tables and write the identity, in one transaction, or compare it; return it."""
         self._database.text_factory = lambda text: text.decode(errors="replace")  # damage differs
         self._database.execute("PRAGMA synchronous = EXTRA")  # outlasts a power cut, too
         self._database.executescript(_TABLES)
-        given = {name: json.dumps(value) for name, value in identity.items()}
         found = dict(self._database.execute("SELECT name, value FROM run"))
+        if identity is None:
+            identity = {name: json.loads(value) for name, value in found.items()}
+        given = {name: json.dumps(value) for name, value in identity.items()}
         if not found:
             self._database.executemany("INSERT INTO run VALUES (?, ?)", given.items())
         self._database.execute("COMMIT")
@@ -85,6 +95,13 @@ class Ledger:
                 f"{self.path} was begun with something else: {different[0]}{more}; go on with the "
                 "same, or choose another folder"
             )
+        return identity
+
+    def states(self) -> dict[str, tuple[str, str | None, str | None]]:
+        """Return of each piece that is not pending: its state, checksum and error."""
+        with self._explained():
+            rows = self._database.execute("SELECT key, state, checksum, error FROM piece")
+            return {key: (state, checksum, error) for key, state, checksum, error in rows}
 
     def find(self, key: str) -> Arrays | None:
         """Return what was kept of a piece, None if it is pending or has failed.

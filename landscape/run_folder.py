@@ -24,6 +24,7 @@ class RunFolder:
         results: files that the run writes.
         unfinished: file name of the ledger.
         options: names of the options that repeat the run.
+        part: of the pieces; see `Ledger`.
     """
 
     output: Output
@@ -31,6 +32,7 @@ class RunFolder:
     results: Sequence[str]
     unfinished: str
     options: Collection[str]
+    part: tuple[int, int] | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _ledger: Ledger | None = None
 
@@ -50,6 +52,7 @@ class RunFolder:
         options = {name: identity[name] for name in self.options}
         command_line.write_configuration(path, options)
         self._ledger = Ledger(path / self.unfinished, identity)
+        self._ledger.part = self.part
         self._stack.callback(self._ledger.close)
         return self._ledger
 

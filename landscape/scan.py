@@ -43,18 +43,27 @@ def scan(
     name = f"scan-{Path(settings.model).name}"
     options = configuration(settings) | scan_options(probe)
     with (
-        RunFolder(output, name, RESULTS, UNFINISHED, options) as folder,
+        RunFolder(output, name, RESULTS, UNFINISHED, options, resources.own_part) as folder,
         resources.executor(settings, progress.say) as executor,
     ):
         dataset = measure(probe, problem, folder.open_ledger, progress, executor)
-        write(dataset, folder.path, output.json)
+        if resources.part is None:
+            write(dataset, folder.path, output.json)
         failed = json.loads(dataset.attrs.get("failed", "{}"))
         if failed:
             key, error = next(iter(failed.items()))
             words = f"failed: {len(failed):,} of {dataset.status.size:,} points, {key}: {error}"
-            print(f"{words}; --resume --out {folder.path} tries again", file=sys.stderr)
+            print(
+                f"{words}; the same command with `out` {folder.path} tries again", file=sys.stderr
+            )
             sys.exit(1)
-        folder.finish()
+        if resources.part is None:
+            folder.finish()
+        else:
+            words = (
+                f"Part {resources.part} is in {folder.path}; python -m landscape.merge OUT PART..."
+            )
+            progress.say(f"{words} makes one scan of all parts")
 
 
 COMMAND = Command("landscape scan", scan, {"threads": 1}, choices={"probe": SCANS})

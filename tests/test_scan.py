@@ -31,6 +31,7 @@ from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate
 from evolq.tensor import observers
 from landscape import PlaneScan, analyze, results, scans, store, with_analysis
+from landscape.merge import COMMAND as MERGE
 from landscape.probes import directions
 from landscape.probes.evaluation import Evaluation
 
@@ -514,3 +515,20 @@ def test_a_scan_with_points_that_fail_ends_and_says_so(scan, monkeypatch) -> Non
     assert scan("--resume", "--quiet", "--out", str(out))[0] == 0
     assert (out / "scan.nc").read_bytes() == Path("whole/scan.nc").read_bytes()
     assert not list(out.glob("*.sqlite"))
+
+
+@pytest.mark.slow
+def test_merged_parts_are_the_scan_of_one_process(scan, command_line_of) -> None:
+    arguments = (*QUICK, "--points", "3", "--quiet", "--out")
+    assert scan(*arguments, "whole")[0] == 0
+    for part in ("1/2", "2/2"):
+        assert scan("--part", part, *arguments, part[0])[0] == 0
+        assert {path.name for path in Path(part[0]).iterdir()} == {"config.yaml", "scan.sqlite"}
+    merge = command_line_of(MERGE)
+    code, _, err = merge("merged", "2")
+    assert code == 2
+    assert "5 of 9 points are missing; --part 1/2: y=0 x=0, y=0 x=2, y=1 x=1 and 2 more" in err
+    assert not Path("merged").exists()
+    assert merge("merged", "2", "1", "--quiet")[0] == 0
+    for path in Path("whole").iterdir():
+        assert (Path("merged") / path.name).read_bytes() == path.read_bytes()

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_sampling import ORIGIN, PLANE, XS, YS, Toy, ToyTest, X, Y
+from test_sampling import ORIGIN, PLANE, XS, YS, Never, Toy, ToyTest, X, Y
 
 from evolq.errors import InputError
 from evolq.settings import Settings
@@ -21,6 +21,7 @@ from landscape.ledger import Ledger
 from landscape.probes.evaluation import Evaluation
 from landscape.probes.sampling import sample_plane, sample_rays
 from landscape.probes.slices import Line
+from landscape.work import parts
 from landscape.work import workers as workers_module
 from landscape.work.pieces import HOPELESS, TRIES, Failed, Here, Piece, finish
 from landscape.work.resources import Resources
@@ -253,6 +254,81 @@ def test_a_number_of_workers_out_of_range_is_refused():
     with pytest.raises(InputError, match="`workers` is 0; give 1 or more, or auto"):
         Resources(workers=0)
     assert isinstance(Resources(workers=1).executor(Settings(), print), Here)
+
+
+# In parts -----------------------------------------------------------------------------------------
+
+
+def measured(folder, name, part, function=None):
+    (folder / name).mkdir()
+    ledger = Ledger(folder / name / "scan.sqlite", {"seed": 0})
+    ledger.part = part
+    seen = []
+
+    def on_point(dataset, done, total):
+        seen.append((done, total))
+
+    if function is None:
+        dataset = sample_plane(PLANE, XS, YS, Toy(), ToyTest(), on_point, None, ledger)
+    else:
+        dataset = found(squares(function), ledger)
+    ledger.close()
+    return dataset, seen
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, POINTS, POINTS + 3])
+def test_parts_make_the_whole(tmp_path, count):
+    for number in range(1, count + 1):
+        dataset, seen = measured(tmp_path, str(number), (number, count))
+        own = int((dataset.status == 1).sum())
+        assert own in (POINTS // count, -(-POINTS // count))
+        assert seen == [(done, own) for done in range(own + 1)]
+    folders = [tmp_path / str(number) for number in range(count, 0, -1)]
+    whole = Ledger(tmp_path / "whole", {"seed": 0})
+    parts.merge(parts.open_parts(folders, "scan.sqlite"), whole)
+    merged = sample_plane(PLANE, XS, YS, Never(), Never(), None, None, whole)
+    assert merged.identical(WHOLE)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    def fails(number):
+        if number == 7:
+            raise RuntimeError("no memory")
+        return square(number)
+
+    for number in (1, 2):
+        measured(tmp_path, str(number), (number, 4), fails)
+    measured(tmp_path, "4", (4, 4), fails)
+    with pytest.raises(InputError) as refused:
+        parts.open_parts([tmp_path / "1", tmp_path / "4"], "scan.sqlite")
+    assert str(refused.value).startswith(
+        "11 of 20 points are missing; --part 2/4: x=1, x=5, x=9 and 2 more; "
+        "--part 3/4: x=2, x=6, x=10 and 2 more; --part 4/4: x=7 (RuntimeError: no memory); "
+    )
+    with pytest.raises(InputError, match=r"nowhere holds no part: there is no scan.sqlite"):
+        parts.open_parts([tmp_path / "1", tmp_path / "nowhere"], "scan.sqlite")
+    Ledger(tmp_path / "scan.sqlite", {"seed": 1}).close()
+    with pytest.raises(InputError, match="is no part; parts are made with --part"):
+        parts.open_parts([tmp_path], "scan.sqlite")
+    with pytest.raises(InputError, match="seed 1 then, 0 now"):
+        parts.open_parts([tmp_path / "1", tmp_path], "scan.sqlite")
+
+
+def test_parts_that_disagree_are_refused(tmp_path):
+    measured(tmp_path, "1", (1, 2), square)
+    measured(tmp_path, "2", (2, 2), square)
+    ledger = Ledger(tmp_path / "2" / "scan.sqlite", None)
+    ledger.keep("x=0", {"value": np.array(1e-7)})
+    with pytest.raises(InputError, match=r"1 and .*2 disagree on 'x=0'"):
+        parts.open_parts([tmp_path / "1", tmp_path / "2"], "scan.sqlite")
+
+
+@pytest.mark.parametrize(
+    "part", ["0/4", "5/4", "4", "a/b", "1/0", "-1/4", "1/4/2", "9" * 5000 + "/1"]
+)
+def test_a_part_that_there_is_not_is_refused(part):
+    with pytest.raises(InputError, match=r"`part` is .*; give number/count"):
+        Resources(part=part)
 
 
 # In processes -------------------------------------------------------------------------------------

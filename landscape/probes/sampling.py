@@ -291,6 +291,9 @@ def sample_cells(
     start = remember(ledger, "start", partial(evaluation.measure, first[0], evaluation.origin))
     dataset = _empty(coordinates, start).assign(also or {})
     total = dataset["status"].size
+    if ledger and ledger.part:
+        number, count = ledger.part
+        total = len(range(number - 1, total, count))
     if on_point:
         on_point(dataset, 0, total)
     shared = Shared(evaluation, ledger.path.parent if ledger else None)

@@ -11,6 +11,8 @@ from concurrent.futures import CancelledError, Executor, Future
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from landscape.ledger import Arrays, Ledger
 
 # How often a piece is tried. One that fails goes to the end of the queue first: what kills each
@@ -21,6 +23,8 @@ HOPELESS = 4 * TRIES
 # Pieces that an executor holds at one time, unless it says itself how many (`in_flight`): more than
 # a cluster has workers, and few enough that results which wait to be written do not fill memory.
 IN_FLIGHT = 512
+# What a ledger of a part calls its note of all pieces.
+NOTE = "part {}/{}"
 
 
 class Piece(NamedTuple):
@@ -65,12 +69,15 @@ def finish(
 
     Args:
         pieces: taken from one after the other, when there is room for more.
-        ledger: keeps each piece when it is finished, and how it failed.
+        ledger: keeps each piece when it is finished, and how it failed; with a `part`, only its
+            pieces are done.
         executor: does the work, by default here; it stays open.
 
     Raises:
         Exception: of a piece, if the first `HOPELESS` tries all failed, or all pieces.
     """
+    if ledger is not None and ledger.part is not None:
+        pieces = own(list(pieces), ledger, ledger.part)
     executor = executor or Here()
     room = getattr(executor, "in_flight", IN_FLIGHT)
     waiting = iter(pieces)
@@ -119,6 +126,15 @@ def finish(
     finally:
         for future in flying:
             future.cancel()
+
+
+def own(pieces: list[Piece], ledger: Ledger, part: tuple[int, int]) -> list[Piece]:
+    """Return the pieces of a part; the ledger notes the keys of all, for those who merge parts."""
+    number, count = part
+    note = NOTE.format(number, count)
+    if ledger.find(note) is None:
+        ledger.keep(note, {"keys": np.array([piece.key for piece in pieces])})
+    return pieces[number - 1 :: count]
 
 
 def _error(future: Future[Arrays]) -> Exception | None:

@@ -5,6 +5,7 @@ Command lines read the fields, so nothing here imports torch before it is needed
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -21,17 +22,31 @@ class Resources:
     Attributes:
         workers: Processes that work side by side, of `threads` threads each. auto: one for each
             core, if a short measurement says that this is faster.
+        part: Such as 3/64: only every 64th point, from the third on; python -m landscape.merge
+            makes one scan of all parts.
 
     Raises:
-        InputError: for less than one worker.
+        InputError: for less than one worker, or a part that there is not.
     """
 
     workers: int | Literal["auto"] = "auto"
+    part: str | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.workers != "auto" and self.workers < 1:
             raise InputError(f"`workers` is {self.workers}; give 1 or more, or auto")
+        _ = self.own_part
+
+    @property
+    def own_part(self) -> tuple[int, int] | None:
+        """Number and count of the part, None for the whole."""
+        if self.part is None:
+            return None
+        match = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", self.part)
+        if match is None or int(match[1]) > int(match[2]):
+            raise InputError(f"`part` is {self.part}; give number/count, from 1/64 to 64/64")
+        return int(match[1]), int(match[2])
 
     def executor(self, settings: Settings, say: Callable[[str], None]) -> Executor:
         """Return what does the work; a context.
