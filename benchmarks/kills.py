@@ -1,6 +1,6 @@
 """Kill a command again and again, give the same command each time, and compare with one run.
 
-    python benchmarks/kills.py scan --kills 30
+    python benchmarks/kills.py scan --kills 30 --workers 2
 
 Kills come at random moments, every third one within the first write of a process. Fails if a
 final file differs from that of a run that nobody disturbed, in a single byte, or if anything was
@@ -67,9 +67,10 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
-def start(command: str, out: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(command: str, out: Path, log: Path, workers: int) -> subprocess.Popen[bytes]:
     """Start a command that writes to `out`, and to `log` what it has finished."""
-    arguments = (MODULES[command], *COMMON, *OPTIONS[command], "--out", str(out))
+    own = () if command == "search" else ("--workers", str(workers))
+    arguments = (MODULES[command], *COMMON, *OPTIONS[command], *own, "--out", str(out))
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         env={**os.environ, "KILLS_LOG": str(log)},
@@ -100,13 +101,13 @@ def results(folder: Path) -> dict[str, object]:
     return found
 
 
-def main(command: str, kills: int = 30, seed: int = 0) -> None:
-    """Kill `command` (scan, compare, search) so many times."""
+def main(command: str, kills: int = 30, seed: int = 0, workers: int = 1) -> None:
+    """Kill `command` (scan, compare, search) so many times; a search has no workers."""
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         began = time.monotonic()
-        whole = start(command, root / "whole", root / "whole.log")
+        whole = start(command, root / "whole", root / "whole.log", workers)
         _, err = whole.communicate()
         if whole.returncode:
             raise SystemExit(err.decode())
@@ -115,7 +116,7 @@ def main(command: str, kills: int = 30, seed: int = 0) -> None:
         while done < kills:  # of several runs, if one is too short for all
             finished += 1
             out, log = root / f"killed-{finished}", root / f"killed-{finished}.log"
-            process = start(command, out, log)
+            process = start(command, out, log, workers)
             while done < kills:
                 writing = out / WRITING[command] if done % 3 == 0 else None
                 # a process that goes on may be near its end: the first write there is, then
@@ -126,7 +127,7 @@ def main(command: str, kills: int = 30, seed: int = 0) -> None:
                 within += writing is not None and writing.exists()
                 if (out / LAST[command]).exists() and not (out / LEDGER[command]).exists():
                     break  # all was done, only the process was not over
-                process = start(command, out, log)
+                process = start(command, out, log, workers)
             _, err = process.communicate()
             if process.returncode not in (0, -signal.SIGKILL):
                 raise SystemExit(err.decode())

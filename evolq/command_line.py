@@ -55,7 +55,10 @@ PANELS = {
     ],
     "Quantization": [entry.name for entry in fields(Quantization)],
     "Loss": ["criterion", "temperature"],
-    "Running": ["execution", "batch_size", "threads", "workers", "part", "seed", "device"],
+    "Running": [
+        *("execution", "batch_size", "threads", "seed", "device"),
+        *("workers", "scheduler", "part"),
+    ],
 }
 FIRST_PANEL, LAST_PANEL = "What is done", "Output, and runs again"
 

@@ -14,6 +14,7 @@ from evolq import command_line
 from evolq.command_line import Command, Output
 from evolq.settings import Settings, configuration
 from landscape.comparisons import Comparison
+from landscape.work.resources import Resources
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,7 +25,11 @@ RESULTS = ("compare.nc", "compare.png", "compare.html", "transfer.nc", "transfer
 
 
 def compare(
-    settings: Settings, comparison: Comparison, output: Output, given: frozenset[str]
+    settings: Settings,
+    comparison: Comparison,
+    resources: Resources,
+    output: Output,
+    given: frozenset[str],
 ) -> None:
     """Compare optimizers of scales from the same start, at equal cost, on one map.
 
@@ -55,10 +60,13 @@ def compare(
     from landscape.run_folder import RunFolder
     from landscape.store import save
 
-    problem = None if comparison.criteria else command_line.prepare(settings, given, progress)
     name = f"compare-{Path(settings.model).name}"
     options = configuration(settings, comparison)
-    with RunFolder(output, name, RESULTS, UNFINISHED, options) as folder:
+    with (
+        resources.executor(settings, progress.say) as executor,
+        RunFolder(output, name, RESULTS, UNFINISHED, options) as folder,
+    ):
+        problem = None if comparison.criteria else command_line.prepare(settings, given, progress)
         with progress.task("Searching") as task:
 
             def on_run(words: str) -> None:
@@ -68,9 +76,9 @@ def compare(
                 task.update(done, total, "Measuring the map")
 
             if problem is None:
-                dataset = comparison.sample_transfer(settings, on_run, folder.open_ledger)
+                dataset = comparison.sample_transfer(settings, on_run, folder.open_ledger, executor)
             else:
-                dataset = comparison.sample(problem, on_run, on_point, folder.open_ledger)
+                dataset = comparison.sample(problem, on_run, on_point, folder.open_ledger, executor)
         path = folder.path
         if problem is None:
             save(dataset, path / "transfer.nc", "transfer")
@@ -86,7 +94,7 @@ def compare(
                 dataset.attrs["provenance"],
             )
             _print_outcomes(dataset, path, output.json)
-        folder.finish()
+        folder.finish(dataset)
 
 
 def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
@@ -160,8 +168,8 @@ def _print_transfer(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
 COMMAND = Command(
     "landscape compare",
     compare,
-    {"weight_bits": 3, "test_images": 500},
-    left_out=("selection_images",),
+    {"weight_bits": 3, "test_images": 500, "threads": 1},
+    left_out=("selection_images", "part"),
 )
 
 if __name__ == "__main__":

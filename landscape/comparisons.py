@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,6 +126,7 @@ class Comparison:
         on_run: OnRun | None = None,
         on_point: OnPoint | None = None,
         open_ledger: OpenLedger | None = None,
+        executor: Executor | None = None,
     ) -> xr.Dataset:
         """Run the optimizers, and measure the loss surface around their paths.
 
@@ -134,6 +136,7 @@ class Comparison:
             on_point: called with the map, the points done and their number, after each point.
             open_ledger: given all that the work depends on, returns the ledger that keeps each
                 search and each point of the map; called before the first search.
+            executor: runs searches and measures points side by side; see `landscape.sample_plane`.
 
         Returns:
             The Dataset of `landscape.paths.comparison.compare` with its map and provenance.
@@ -161,13 +164,21 @@ class Comparison:
             **self._search,
             on_run=lambda name, seed: say(f"Searching: {name}, seed {seed}"),
             ledger=ledger,
+            executor=executor,
         )
         say("Measuring the paths on test images")
         generator = torch.Generator().manual_seed(problem.settings.seed)
         common = common_plane(self.plane, problem.start, runs, names, generator)
         dataset = measure_runs(runs, common.plane, problem.test)
         surface = sample_surface(
-            dataset, common.plane, problem.objective, problem.test, self.points, on_point, ledger
+            dataset,
+            common.plane,
+            problem.objective,
+            problem.test,
+            self.points,
+            on_point,
+            ledger,
+            executor,
         )
         dataset = with_surface(dataset, surface, common)
         dataset.attrs["provenance"] = self._provenance(problem)
@@ -178,6 +189,7 @@ class Comparison:
         settings: Settings,
         on_run: OnRun | None = None,
         open_ledger: OpenLedger | None = None,
+        executor: Executor | None = None,
     ) -> xr.Dataset:
         """Search with each criterion on each number of calibration images.
 
@@ -185,6 +197,7 @@ class Comparison:
             settings: of the problems, one for each of `sizes`.
             on_run: called with words before each run.
             open_ledger: see `sample`.
+            executor: likewise.
 
         Returns:
             The Dataset of `landscape.paths.transfer.transfer` along `size`, with provenance.
@@ -218,6 +231,7 @@ class Comparison:
                     **self._search,
                     on_run=tell,
                     ledger=ledger,
+                    executor=executor,
                 )
             )
         dataset = xr.concat(parts[::-1], "size", join="exact").sortby("size")

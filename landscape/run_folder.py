@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evolq import command_line
 from evolq.command_line import Output
 from landscape.ledger import Ledger
 from landscape.work.shared import PREFIX
+
+if TYPE_CHECKING:
+    from xarray import Dataset
 
 
 @dataclass
@@ -62,10 +67,22 @@ class RunFolder:
         assert self._ledger is not None
         return self._ledger.path.parent
 
-    def finish(self) -> None:
-        """Remove the ledger: the results hold all of it."""
+    def finish(self, dataset: Dataset) -> None:
+        """Remove the ledger, unless it is of a part: the results hold all of it.
+
+        Raises:
+            SystemExit: with code 1, if points failed, which is said. The ledger stays, so that the
+                same command tries them again.
+        """
         assert self._ledger is not None
-        self._ledger.remove()
+        failed = json.loads(dataset.attrs.get("failed", "{}"))
+        if failed:
+            key, error = next(iter(failed.items()))
+            words = f"failed: {len(failed):,} points, {key}: {error}"
+            print(f"{words}; --resume --out {self.path} tries again", file=sys.stderr)
+            sys.exit(1)
+        if self.part is None:
+            self._ledger.remove()
 
     def __enter__(self) -> RunFolder:
         """Return the folder."""

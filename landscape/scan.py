@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 from evolq import command_line
@@ -39,31 +37,20 @@ def scan(
     from landscape.run_folder import RunFolder
 
     progress = Progress(output.quiet)
-    problem = command_line.prepare(settings, given, progress)
     name = f"scan-{Path(settings.model).name}"
     options = configuration(settings) | scan_options(probe)
     with (
-        RunFolder(output, name, RESULTS, UNFINISHED, options, resources.own_part) as folder,
         resources.executor(settings, progress.say) as executor,
+        RunFolder(output, name, RESULTS, UNFINISHED, options, resources.own_part) as folder,
     ):
+        problem = command_line.prepare(settings, given, progress)
         dataset = measure(probe, problem, folder.open_ledger, progress, executor)
         if resources.part is None:
             write(dataset, folder.path, output.json)
-        failed = json.loads(dataset.attrs.get("failed", "{}"))
-        if failed:
-            key, error = next(iter(failed.items()))
-            words = f"failed: {len(failed):,} of {dataset.status.size:,} points, {key}: {error}"
-            print(
-                f"{words}; the same command with `out` {folder.path} tries again", file=sys.stderr
-            )
-            sys.exit(1)
-        if resources.part is None:
-            folder.finish()
-        else:
-            words = (
-                f"Part {resources.part} is in {folder.path}; python -m landscape.merge OUT PART..."
-            )
-            progress.say(f"{words} makes one scan of all parts")
+        folder.finish(dataset)
+        if resources.part is not None:
+            words = f"Part {resources.part} is in {folder.path}"
+            progress.say(f"{words}; python -m landscape.merge OUT PART... makes one scan of all")
 
 
 COMMAND = Command("landscape scan", scan, {"threads": 1}, choices={"probe": SCANS})

@@ -67,6 +67,15 @@ def test_a_comparison(compare, plane) -> None:
 
 
 @pytest.mark.slow
+def test_searches_side_by_side_end_where_one_after_the_other_do(compare) -> None:
+    arguments = (*QUICK, "--calibration-images", "20", "--points", "2", "--quiet")
+    for workers in ("1", "2"):
+        assert compare(*arguments, "--workers", workers, "--out", workers)[0] == 0
+    for path in Path("1").iterdir():
+        assert (Path("2") / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
 def test_criteria_by_calibration_sets(compare) -> None:
     arguments = (*QUICK, "--criteria", "info_nce", "kl", "--sizes", "16", "8")
     code, out, err = compare(*arguments, "--optimizers", "evol-q", "adam", "--out", "out")

@@ -1,9 +1,12 @@
 """The command line as a user meets it: `python -m landscape.scan`."""
 
 import json
+import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -34,7 +37,9 @@ from landscape import PlaneScan, analyze, results, scans, store, with_analysis
 from landscape.merge import COMMAND as MERGE
 from landscape.probes import directions
 from landscape.probes.evaluation import Evaluation
+from landscape.work.shared import PREFIX
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 QUICK = ("--calibration-images", "20", "--selection-images", "0", "--test-images", "20")
 
 
@@ -442,11 +447,13 @@ def test_help_lists_every_choice_and_imports_no_torch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["scan", "compare", "search"])
-def test_killed_runs_go_on_and_end_bit_for_bit_as_others(command) -> None:
+@pytest.mark.parametrize(
+    ("command", "workers"), [("scan", 1), ("compare", 1), ("search", 1), ("scan", 2)]
+)
+def test_killed_runs_go_on_and_end_bit_for_bit_as_others(command, workers) -> None:
     program = Path(__file__).parents[1] / "benchmarks" / "kills.py"
     done = subprocess.run(
-        [sys.executable, program, command, "--kills", "5"],
+        [sys.executable, program, command, "--kills", "5", "--workers", str(workers)],
         capture_output=True,
         text=True,
         check=False,
@@ -457,20 +464,27 @@ def test_killed_runs_go_on_and_end_bit_for_bit_as_others(command) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    ("number", "workers"),
+    [
+        (signal.SIGINT, "1"),
+        *(pytest.param(number, "2", marks=pytest.mark.slow) for number in STOPS),
+    ],
 )
-def test_a_stopped_scan_says_how_it_goes_on(tmp_path, number) -> None:
+def test_a_stopped_scan_says_how_it_goes_on(tmp_path, number, workers) -> None:
     command = [sys.executable, "-m", "landscape.scan", *QUICK, "--radius", "0.1"]
     process = subprocess.Popen(
-        [*command, "--points", "40", "--out", "out"],
+        [*command, "--points", "40", "--workers", workers, "--out", "out"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    while not (tmp_path / "out" / "scan.sqlite").exists():
+    ledger = tmp_path / "out" / "scan.sqlite"
+    while not ledger.exists() or (workers == "2" and not list(ledger.parent.glob(f"{PREFIX}*"))):
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(number)
+    # a terminal sends Ctrl-C to all of its processes, a batch system SIGTERM to the first one
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     err = process.communicate()[1]
     assert process.returncode == 128 + number
     assert "--resume --out out goes on" in err
@@ -509,7 +523,7 @@ def test_a_scan_with_points_that_fail_ends_and_says_so(scan, monkeypatch) -> Non
         code, _, err = scan(*arguments, str(out))
     assert code == 1
     assert err == (
-        "failed: 1 of 4 points, y=1 x=0: RuntimeError: no memory; --resume --out out tries again\n"
+        "failed: 1 points, y=1 x=0: RuntimeError: no memory; --resume --out out tries again\n"
     )
     assert store.load(out / "scan.nc").status.values.tolist() == [[1, 1], [0, 1]]
     assert scan("--resume", "--quiet", "--out", str(out))[0] == 0
@@ -532,3 +546,47 @@ def test_merged_parts_are_the_scan_of_one_process(scan, command_line_of) -> None
     assert merge("merged", "2", "1", "--quiet")[0] == 0
     for path in Path("whole").iterdir():
         assert (Path("merged") / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_scan_on_a_dask_cluster_that_loses_a_worker(scan) -> None:
+    distributed = pytest.importorskip("distributed", reason="needs the extra cluster")
+    arguments = (*QUICK, "--points", "7", "--radius", "0.2", "--quiet", "--out")
+    assert scan(*arguments, "whole", "--workers", "1")[0] == 0
+    killed = []
+
+    def kill(ledger: Path, workers: list[int]) -> None:
+        while not killed:
+            time.sleep(0.05)
+            if ledger.exists():
+                with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as reader:
+                    found = [key for (key,) in reader.execute("SELECT key FROM piece")]
+                if len(found) > 10:
+                    os.kill(workers[0], signal.SIGKILL)
+                    killed.extend(found)
+
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        workers = list(client.run(os.getpid).values())
+        assert len(workers) == 2
+        thread = threading.Thread(target=kill, args=(Path("out/scan.sqlite").absolute(), workers))
+        thread.start()
+        assert scan(*arguments, "out", "--scheduler", cluster.scheduler_address)[0] == 0
+        thread.join()
+    assert len(killed) < 7 * 7, "in the middle"
+    for path in Path("whole").iterdir():
+        assert (Path("out") / path.name).read_bytes() == path.read_bytes()
+    assert len(list(Path("out").iterdir())) == len(list(Path("whole").iterdir()))
+
+
+def test_a_scheduler_that_does_not_answer_is_named(scan, monkeypatch) -> None:
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    monkeypatch.setattr("landscape.work.cluster.PATIENCE", 0.1)
+    code, _, err = scan(*QUICK, "--scheduler", "tcp://127.0.0.1:9", "--quiet")
+    assert code == 2
+    assert "error: no Dask scheduler answers at tcp://127.0.0.1:9" in err
+    code, _, err = scan(*QUICK, "--scheduler", "here", "--quiet")
+    assert code == 2
+    assert "error: no Dask scheduler answers at here" in err

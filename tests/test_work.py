@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ from test_sampling import ORIGIN, PLANE, XS, YS, Never, Toy, ToyTest, X, Y
 from evolq.errors import InputError
 from evolq.settings import Settings
 from landscape.ledger import Ledger
-from landscape.probes.evaluation import Evaluation
+from landscape.probes.evaluation import Evaluation, evaluate
 from landscape.probes.sampling import sample_plane, sample_rays
 from landscape.probes.slices import Line
 from landscape.work import parts
@@ -162,22 +163,21 @@ class Product(Toy):
         return torch.nn.functional.linear(drawn[:10], drawn * point["w"][0]).sum(1)
 
 
-def test_an_evaluation_has_the_threads_of_the_process_that_made_it():
-    names = ("w",)
+def test_work_has_the_threads_of_the_process_that_made_it(tmp_path):
     before = torch.get_num_threads()
+
+    def measured(shared):
+        return evaluate(shared, ("w",), ORIGIN)["loss"].tobytes()
+
     try:
-        results = []
-        for threads in (1, 2, 1):
-            torch.set_num_threads(threads)
-            results.append(Evaluation(Product(), ToyTest(), ORIGIN, dict).at(names, ORIGIN))
-        one, _, again = (result["loss"].tobytes() for result in results)
-        assert one == again
-        made = Evaluation(Product(), ToyTest(), ORIGIN, dict)
-        torch.set_num_threads(2)
-        assert made.at(names, ORIGIN)["loss"].tobytes() == one
-        copy = made.__reduce__()
-        torch.set_num_threads(2)
-        assert copy[0](*copy[1]).at(names, ORIGIN)["loss"].tobytes() == one
+        torch.set_num_threads(1)
+        shared = Shared(Evaluation(Product(), ToyTest(), ORIGIN, dict), tmp_path)
+        one = measured(shared)
+        made, arguments = shared.__reduce__()
+        for received in (shared, made(*arguments), pickle.loads(pickle.dumps(made(*arguments)))):
+            torch.set_num_threads(2)
+            assert measured(received) == one
+        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 

@@ -126,6 +126,13 @@ class Objective:
         """
         return self.forward.spent.forward_passes
 
+    def with_own_cost(self) -> Objective:
+        """Return the same objective with an account of its own, from 0.
+
+        Differences of a shared account are rounded by what was spent before.
+        """
+        return replace(self, forward=replace(self.forward, spent=Spent()))
+
     def __call__(self, point: Point) -> Tensor:
         """Return the loss, a 0-dim tensor."""
         return self.per_image(point).mean()

@@ -7,7 +7,8 @@ surface of that plane.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from evolq.optimizers.evolve import Iterate
 from evolq.optimizers.gradient import LEARNING_RATES, sweep_learning_rate
 from evolq.optimizers.registry import Optimizer, choose_optimizer
 from evolq.points import Point
-from landscape.ledger import Arrays, Ledger, remember
+from landscape.ledger import Arrays, Ledger
 from landscape.paths.trajectories import (
     measure_path,
     pca_plane,
@@ -32,6 +33,8 @@ from landscape.probes.directions import orthogonal_pair
 from landscape.probes.sampling import OnPoint, sample_plane
 from landscape.probes.slices import Plane
 from landscape.statistics.intervals import crossed_interval
+from landscape.work.pieces import Failed, Piece, finish
+from landscape.work.shared import Received, Shared
 
 PLANES = ("ends", "pca", "random")
 
@@ -67,6 +70,7 @@ def run_optimizers(
     on_run: Callable[[str, int], None] | None = None,
     ledger: Ledger | None = None,
     key: str = "search",
+    executor: Executor | None = None,
 ) -> dict[str, list[Run]]:
     """Return each optimizer's runs, one for each seed, from the same start and at equal budget.
 
@@ -84,33 +88,57 @@ def run_optimizers(
         on_run: called with the optimizer's name and the seed before each run.
         ledger: keeps each run when it is finished; those that are there are not searched again.
         key: of these runs in the ledger.
+        executor: runs searches side by side; see `landscape.sample_plane`.
+
+    Raises:
+        InputError: if a search failed each time that it was tried.
     """
+    chosen = {name: choose_optimizer(name) for name in optimizers}
+    seeds_of = {name: seeds[:1] if each.deterministic else seeds for name, each in chosen.items()}
+    searches = _Searches(objective, start, tuple(names), chosen, budget, tuple(learning_rates))
+    shared = Shared(searches, ledger.path.parent if ledger else None)
 
-    def search(optimizer: Optimizer, seed: int) -> Run:
-        generator = torch.Generator().manual_seed(seed)
-        how: dict[str, Any] = {"names": names, "budget": budget, "generator": generator}
-        if not optimizer.gradient:
-            return Run(list(optimizer(objective, start, **how)))
-        found = sweep_learning_rate(
-            optimizer.search, objective, start, learning_rates=learning_rates, **how
-        )
-        return Run(found.iterates, found.learning_rate, found.cost)
+    def pieces() -> Iterator[Piece]:
+        for name, own in seeds_of.items():
+            for seed in own:
+                if on_run:
+                    on_run(name, seed)
+                yield Piece(f"{key} {name} {seed}", _search, (shared, name, seed))
 
+    found = dict(finish(pieces(), ledger, executor))
+    for which, arrays in found.items():
+        if isinstance(arrays, Failed):
+            raise InputError(f"{which} failed: {arrays.error}; all other searches were made")
     runs: dict[str, list[Run]] = {}
-    for name in optimizers:
-        optimizer = choose_optimizer(name)
-        runs[name] = []
-        for seed in seeds[:1] if optimizer.deterministic else seeds:
-            if on_run:
-                on_run(name, seed)
-            arrays = remember(
-                ledger,
-                f"{key} {name} {seed}",
-                lambda: _as_arrays(search(optimizer, seed), start, names),  # noqa: B023, runs now
-            )
-            runs[name].append(_from_arrays(arrays, start))
-        runs[name] *= len(seeds) // len(runs[name])
+    for name, own in seeds_of.items():
+        runs[name] = [_from_arrays(found[f"{key} {name} {seed}"], start) for seed in own]  # type: ignore[arg-type]
+        runs[name] *= len(seeds) // len(own)
     return runs
+
+
+class _Searches(NamedTuple):
+    """What searches have in common; see `run_optimizers`."""
+
+    objective: Objective
+    start: Point
+    names: tuple[str, ...]
+    optimizers: Mapping[str, Optimizer]
+    budget: float
+    learning_rates: tuple[float, ...]
+
+
+def _search(shared: Shared[_Searches] | Received, name: str, seed: int) -> Arrays:
+    """Run an optimizer, wherever this is called."""
+    objective, start, names, optimizers, budget, learning_rates = shared.get()
+    objective, optimizer = objective.with_own_cost(), optimizers[name]
+    generator = torch.Generator().manual_seed(seed)
+    how: dict[str, Any] = {"names": names, "budget": budget, "generator": generator}
+    if not optimizer.gradient:
+        return _as_arrays(Run(list(optimizer(objective, start, **how))), start, names)
+    found = sweep_learning_rate(
+        optimizer.search, objective, start, learning_rates=learning_rates, **how
+    )
+    return _as_arrays(Run(found.iterates, found.learning_rate, found.cost), start, names)
 
 
 def _as_arrays(run: Run, start: Point, names: Collection[str]) -> Arrays:
@@ -282,12 +310,13 @@ def sample_surface(
     points: int,
     on_point: OnPoint | None = None,
     ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Return the losses on the plane around all paths, over `y` and `x`, as `sample_plane` does."""
-    x, y = _extent(dataset.path_x.values), _extent(dataset.path_y.values)
-    width = max(x[1] - x[0], y[1] - y[0])
-    axes = [np.linspace(*_widened(ends, NARROWEST * width), points) for ends in (x, y)]
-    return sample_plane(plane, axes[0], axes[1], objective, test, on_point, ledger=ledger)
+    extents = _extent(dataset.path_x.values), _extent(dataset.path_y.values)
+    width = max(high - low for low, high in extents)
+    x, y = (np.linspace(*_widened(ends, NARROWEST * width), points) for ends in extents)
+    return sample_plane(plane, x, y, objective, test, on_point, None, ledger, executor)
 
 
 def with_surface(dataset: xr.Dataset, surface: xr.Dataset, common: CommonPlane) -> xr.Dataset:
@@ -301,7 +330,7 @@ def with_surface(dataset: xr.Dataset, surface: xr.Dataset, common: CommonPlane) 
     kept = kept.drop_vars([name for name in kept.coords if name not in ("x", "y")])
     kept = kept.rename({name: f"surface_{name}" for name in kept.data_vars})
     words = {"plane": common.words, "x_name": common.x, "y_name": common.y}
-    return dataset.merge(kept).assign_attrs(words)
+    return dataset.merge(kept).assign_attrs(surface.attrs, **words)
 
 
 class Outcome(NamedTuple):

@@ -7,6 +7,7 @@ what that is worth shows on images that it does not see.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -36,6 +37,7 @@ def transfer(
     learning_rates: Sequence[float] = LEARNING_RATES,
     on_run: Callable[[str, str, int], None] | None = None,
     ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Return what optimizers reach with each criterion on one calibration set.
 
@@ -51,6 +53,7 @@ def transfer(
         learning_rates: swept for gradient methods, by the calibration loss.
         on_run: called with criterion, optimizer and seed before each run.
         ledger: keeps each run when it is finished; those that are there are not searched again.
+        executor: runs searches side by side; see `landscape.sample_plane`.
 
     Returns:
         A Dataset over `criterion`, `optimizer`, `seed`: `loss`, `cost`; with `image`:
@@ -73,6 +76,7 @@ def transfer(
             on_run=partial(on_run, name) if on_run else None,
             ledger=ledger,
             key=f"search {len(objective.labels)} {name}",
+            executor=executor,
         )
         tested: dict[int, np.ndarray] = {}
         for many in runs.values():

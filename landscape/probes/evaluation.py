@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from evolq.points import Point
@@ -34,11 +33,7 @@ class HeldOutLoss(Protocol):
 
 
 class Evaluation:
-    """Measures Points around an origin; workers get it once.
-
-    Results are those of one number of threads wherever it runs, since float32 sums are rounded in
-    another order by another number.
-    """
+    """Measures Points around an origin; workers get it once."""
 
     def __init__(
         self,
@@ -46,7 +41,6 @@ class Evaluation:
         test: HeldOutLoss,
         origin: Point,
         at: Callable[..., Point],
-        threads: int | None = None,
     ) -> None:
         """Keep what is needed.
 
@@ -55,16 +49,14 @@ class Evaluation:
             test: on test images.
             origin: the start.
             at: from coordinates, which are small, to a Point.
-            threads: by default those of this process.
         """
         self.origin = origin
         self._constant = (objective, test, origin, at)
-        self._threads = threads or torch.get_num_threads()
         self._varied: tuple[tuple[str, ...], CalibrationLoss, HeldOutLoss] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle all but what is made where it is needed."""
-        return Evaluation, (*self._constant, self._threads)
+        return Evaluation, self._constant
 
     def at(self, names: tuple[str, ...], *coordinates: Any) -> Arrays:
         """Measure the Point at coordinates; see `measure`."""
@@ -72,8 +64,6 @@ class Evaluation:
 
     def measure(self, names: tuple[str, ...], point: Point) -> Arrays:
         """Measure a Point that differs from the origin in the entries `names` alone."""
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
         made = self._varied
         if made is None or made[0] != names:
             made = self._varied = None  # of two, memory may hold one

@@ -22,6 +22,8 @@ class Resources:
     Attributes:
         workers: Processes that work side by side, of `threads` threads each. auto: one for each
             core, if a short measurement says that this is faster.
+        scheduler: Address of a Dask scheduler, tcp://HOST:PORT, whose workers do the work instead.
+            They need the output folder, by the same path.
         part: Such as 3/64: only every 64th point, from the third on; python -m landscape.merge
             makes one scan of all parts.
 
@@ -30,6 +32,7 @@ class Resources:
     """
 
     workers: int | Literal["auto"] = "auto"
+    scheduler: str | None = None
     part: str | None = None
 
     def __post_init__(self) -> None:
@@ -49,12 +52,19 @@ class Resources:
         return int(match[1]), int(match[2])
 
     def executor(self, settings: Settings, say: Callable[[str], None]) -> Executor:
-        """Return what does the work; a context.
+        """Return what does the work; a context, which is left when all is done.
 
         Args:
             settings: of the problem, with its threads.
             say: where automatic choices are said.
+
+        Raises:
+            InputError: if no scheduler answers.
         """
+        if self.scheduler is not None:
+            from landscape.work.cluster import Cluster
+
+            return Cluster(self.scheduler)
         from landscape.work.pieces import Here
         from landscape.work.workers import Automatic, Workers, cores
 

@@ -22,6 +22,9 @@ class Shared(Generic[T]):
 
     Where it was made `get` returns the value itself. Pickled, it is the name of a file; processes
     map its tensors, so that one machine has them in memory once. The file goes with this object.
+
+    Whoever gets it computes with as many threads as the process that made it, since float32 sums
+    are rounded in another order by another number.
     """
 
     def __init__(self, value: T, folder: Path | None = None) -> None:
@@ -29,10 +32,12 @@ class Shared(Generic[T]):
         self._value = value
         self._folder = folder
         self._path: Path | None = None
+        self._threads = torch.get_num_threads()
         self._lock = Lock()  # executors pickle in threads of theirs
 
     def get(self) -> T:
         """Return the value."""
+        _set_threads(self._threads)
         return self._value
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -44,23 +49,26 @@ class Shared(Generic[T]):
                 with os.fdopen(descriptor, "wb") as file:
                     torch.save(self._value, file)
                 self._path = Path(name).absolute()
-        return Received, (str(self._path),)
+        return Received, (str(self._path), self._threads)
 
 
 class Received:
     """A `Shared` in another process."""
 
-    def __init__(self, path: str) -> None:
-        """Keep the name of the file."""
+    def __init__(self, path: str, threads: int) -> None:
+        """Keep the name of the file, and the number of threads."""
         self._path = path
+        self._threads = threads
 
     def get(self) -> Any:
         """Return the value; it is read once and kept until another one is asked for."""
+        _set_threads(self._threads)
         return _read(self._path)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the name."""
-        return Received, (self._path,)
+
+def _set_threads(count: int) -> None:
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 @lru_cache(maxsize=1)

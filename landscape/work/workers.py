@@ -27,6 +27,8 @@ except ImportError:  # Windows
 QUEUED = 4
 # Seconds of work after which it is worth while to start workers: each takes that long to start.
 ALONE = 2.0
+# One call that takes so many seconds does not wait for a second one.
+LONG = 20.0
 # Seconds in which the results of workers are counted.
 TOGETHER = 4.0
 
@@ -41,7 +43,7 @@ class Workers(ThreadPoolExecutor):
 
     def __init__(self, count: int) -> None:
         """Start no process yet."""
-        super().__init__(count)
+        super().__init__(count, initializer=_block_interrupts)
         self.in_flight = QUEUED * count
         self._context = multiprocessing.get_context("spawn")
         self._line, self._held = self._context.Pipe(duplex=False)
@@ -72,12 +74,17 @@ class Workers(ThreadPoolExecutor):
         self._line.close()
 
 
-def _begin(line: Connection) -> None:
-    """Make a process a worker: it ends when the other end of the line is gone.
+def _block_interrupts() -> None:
+    """Let processes that this thread starts never see Ctrl-C, not even while they start.
 
-    Ctrl-C reaches every process of a terminal; what to do about it is the first one's business.
+    It reaches every process of a terminal; what to do about it is the first one's business.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def _begin(line: Connection) -> None:
+    """Make a process a worker: it ends when the other end of the line is gone."""
 
     def watch() -> None:
         line.poll(None)
@@ -100,6 +107,7 @@ class Automatic(Executor):
         self._say = say
         self._alone: list[float] = []
         self._ended: list[float] = []
+        self._function: Callable[..., Any] | None = None  # of the calls that are compared
         self._undecided = most > 1
         self._workers: Workers | None = None
         self._idle: Workers | None = None
@@ -116,13 +124,15 @@ class Automatic(Executor):
             future = Here().submit(function, *args, **kwargs)
             self._alone.append(time.perf_counter() - began)
             # the first one prepares more than the others
-            if self._undecided and sum(self._alone[1:]) >= ALONE:
+            if self._undecided and (sum(self._alone[1:]) >= ALONE or self._alone[0] >= LONG):
+                self._function = function
                 self._start()
             return future
-        if self._undecided:
+        if function is self._function and self._undecided and len(self._alone) > 1:
             self._compare(self._workers)
         future = (self._workers or Here()).submit(function, *args, **kwargs)
-        future.add_done_callback(lambda _: self._ended.append(time.perf_counter()))
+        if function is self._function:
+            future.add_done_callback(lambda _: self._ended.append(time.perf_counter()))
         return future
 
     def _start(self) -> None:
