@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.thread import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -80,6 +81,7 @@ def _block_interrupts() -> None:
     It reaches every process of a terminal; what to do about it is the first one's business.
     """
     if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # whoever starts it has its interrupts unblocked
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
