@@ -244,6 +244,13 @@ def read_analysis(dataset: Dataset) -> Analysis:
     return Analysis(**found, changes=changes)
 
 
+def analysis_of(dataset: Dataset) -> Analysis:
+    """Return the analysis that a scan was saved with; computed where this version has more."""
+    names = {field.name for field in fields(Analysis)} - {"changes"}
+    stored = json.loads(dataset.attrs.get("analysis", "{}"))
+    return read_analysis(dataset) if stored.keys() == names else analyze(dataset)
+
+
 def band_edges(critical: float) -> tuple[float, float, float, float]:
     """Return the limits between bands of changes, in paired standard errors.
 

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 # What only an unfinished comparison has: the ledger of its searches and its map.
 UNFINISHED = "compare.sqlite"
-RESULTS = ("compare.nc", "compare.png", "compare.html", "transfer.nc", "transfer.png")
+RESULTS = (
+    "compare.nc",
+    "compare.png",
+    "compare.html",
+    "transfer.nc",
+    "transfer.png",
+    "transfer.html",
+)
 
 
 def compare(
@@ -34,7 +41,7 @@ def compare(
     """Compare optimizers of scales from the same start, at equal cost, on one map.
 
     Writes compare.nc (all numbers), compare.png and compare.html (animated); with several criteria
-    transfer.nc and transfer.png. No optimizer sees a test image.
+    transfer.nc, transfer.png and transfer.html. No optimizer sees a test image.
     """
     from evolq.losses.criteria import choose_criterion
     from evolq.progress import Progress
@@ -49,15 +56,14 @@ def compare(
             progress.say(f"Criterion {criterion} reads the labels of calibration images.")
 
     from landscape.plots import (
-        comparison_info,
         draw_comparison,
         draw_transfer,
-        interactive_comparison,
-        outcome_rows,
         save_figure,
+        sections_of,
         write_html,
     )
     from landscape.run_folder import RunFolder
+    from landscape.runs import Run
     from landscape.store import save
 
     name = f"compare-{Path(settings.model).name}"
@@ -83,16 +89,14 @@ def compare(
         if problem is None:
             save(dataset, path / "transfer.nc", "transfer")
             save_figure(draw_transfer(dataset), path / "transfer.png")
+            run = Run(path.name, "transfer", "landscape.compare", "transfer.nc", dataset)
+            write_html(sections_of([run]), path / "transfer.html")
             _print_transfer(dataset, path, output.json)
         else:
             save(dataset, path / "compare.nc", "compare")
             save_figure(draw_comparison(dataset), path / "compare.png")
-            write_html(
-                interactive_comparison(dataset),
-                path / "compare.html",
-                outcome_rows(comparison_info(dataset)),
-                dataset.attrs["provenance"],
-            )
+            run = Run(path.name, "compare", "landscape.compare", "compare.nc", dataset)
+            write_html(sections_of([run]), path / "compare.html")
             _print_outcomes(dataset, path, output.json)
         folder.finish(dataset)
 
@@ -162,7 +166,7 @@ def _print_transfer(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"Written to {folder}: transfer.nc, transfer.png", highlight=False)
+    console.print(f"Written to {folder}: transfer.nc, transfer.png, transfer.html", highlight=False)
 
 
 COMMAND = Command(

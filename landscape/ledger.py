@@ -206,7 +206,7 @@ def identity(
     hashes = {
         **problem.provenance["hashes"],
         "image_names": _hash(names),
-        "directions": _hash(" ".join(fingerprint(lead) for lead in leads)),
+        "directions": hash_of(leads),
     }
     return {
         **problem.provenance["configuration"],
@@ -214,6 +214,11 @@ def identity(
         **{f"version of {name}": value for name, value in problem.provenance["versions"].items()},
         **{f"hash of {name}": value for name, value in hashes.items()},
     }
+
+
+def hash_of(points: Iterable[Point]) -> str:
+    """Return one hash of several Points or directions, in their order."""
+    return _hash(" ".join(fingerprint(point) for point in points))
 
 
 def _hash(text: str) -> str:

@@ -11,7 +11,8 @@ from rich.console import Console
 from evolq.command_line import CONFIG, print_json
 from landscape.analysis import analyze, with_analysis
 from landscape.findings import describe, describe_radius, table
-from landscape.plots import draw, interactive, save_figure, write_html
+from landscape.plots import draw, save_figure, sections_of, write_html
+from landscape.runs import Run
 from landscape.store import save
 
 if TYPE_CHECKING:
@@ -65,10 +66,11 @@ def write(dataset: Dataset, folder: Path, as_json: bool = False) -> None:
         print_json({"rows": [row._asdict() for row in rows], "folder": str(folder)})
     else:
         console.print(table(rows))
-    save(with_analysis(dataset, analysis), folder / "scan.nc")
+    dataset = with_analysis(dataset, analysis)
+    save(dataset, folder / "scan.nc")
     save_figure(draw(dataset, analysis), folder / "scan.png")
-    page = interactive(dataset, analysis)
-    write_html(page, folder / "scan.html", rows, dataset.attrs["provenance"])
+    run = Run(folder.name, "scan", "landscape.scan", "scan.nc", dataset)
+    write_html(sections_of([run]), folder / "scan.html")
     if not as_json:
         files = ", ".join([*RESULTS, CONFIG])
         console.print(f"Written to {folder}: {files}", highlight=False)

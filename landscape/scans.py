@@ -147,7 +147,7 @@ class _SliceScan:
             InputError: before any work, if the problem cannot be scanned like this.
         """
         self.check(problem.settings)
-        from landscape.ledger import begin
+        from landscape.ledger import begin, hash_of
 
         moving, ends = _moving(self, problem), _load(problem, self.checkpoints)
         lines = _lines(self, problem, moving, ends)
@@ -156,7 +156,8 @@ class _SliceScan:
         radius, chosen = _choose_radius(self, problem, lines, ends, ledger)
         measured = {**scan_options(self), "normalize": _normalization(self), **chosen}
         sampler = self._sampler(problem, lines, radius, ends)
-        return _complete(sampler, problem, self, measured, on_point, ledger, executor)
+        hashes = {"directions": hash_of(line.direction for line in lines)}
+        return _complete(sampler, problem, self, measured, on_point, ledger, executor, hashes)
 
     def _sampler(
         self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
@@ -471,6 +472,7 @@ def _complete(
     on_point: OnPoint | None,
     ledger: Ledger | None,
     executor: Executor | None,
+    hashes: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
     """Sample; names, units and provenance are in the Dataset before the first point is measured.
 
@@ -482,6 +484,7 @@ def _complete(
         on_point: of the user.
         ledger: keeps the points, and the repeats of the start.
         executor: measures the points.
+        hashes: of what the slice is spanned by, for the provenance.
     """
     import torch
 
@@ -493,6 +496,7 @@ def _complete(
     provenance = problem.provenance | {
         "configuration": own | measured,
         "options": own | scan_options(scan),
+        "hashes": problem.provenance["hashes"] | (hashes or {}),
     }
 
     def told(dataset: xr.Dataset, done: int, total: int) -> None:

@@ -20,6 +20,7 @@ CONFIGURATION = {
     "normalize": "none",
     "criterion": "info_nce",
 }
+HASHES = {"test_images": "of 40", "directions": "x and y"}
 
 
 def plane(columns: int = 5, rows: int = 3, images: int = 40, noise: float = 0.05) -> xarray.Dataset:
@@ -117,7 +118,7 @@ def _scan(height, dimensions, coordinates, images, noise) -> xarray.Dataset:
             "start_test_correct_per_image": ("image", start_test_loss < 0.9),
         },
         coordinates,
-        {"provenance": json.dumps({"configuration": CONFIGURATION})},
+        {"provenance": json.dumps({"configuration": CONFIGURATION, "hashes": HASHES})},
     )
     name_scan(dataset, CONFIGURATION)
     return dataset

@@ -145,7 +145,7 @@ def test_both_figures_show_the_same(scan) -> None:
     np.testing.assert_array_equal(axes.collections[0].get_array().filled(np.nan), info.shades)
     assert [label.get_text() for label in axes.get_yticklabels()] == list(info.rows)
     assert axes.yaxis_inverted()
-    (figure,) = interactive(scan).figures
+    (figure,) = interactive(scan).panels[0].figures
     np.testing.assert_array_equal(figure.data[0].z, info.shades)
     assert figure.layout.yaxis.autorange == "reversed"
     assert len(figure.layout.shapes) == len(info.boxed)

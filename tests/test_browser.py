@@ -10,15 +10,8 @@ import pytest
 import synthetic_scans
 from test_comparison_plots import comparison
 
-from landscape.analysis import analyze
-from landscape.findings import describe
-from landscape.plots import (
-    comparison_info,
-    interactive,
-    interactive_comparison,
-    outcome_rows,
-    write_html,
-)
+from landscape.plots import interactive, sections_of, write_html
+from landscape.runs import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -64,29 +57,44 @@ def opened(browser) -> Callable:
     assert troubles == []
 
 
+def other_plane():
+    """Return the plane of another network: higher on the left, on every image."""
+    scan = synthetic_scans.plane()
+    scan["test_loss_per_image"] = scan.test_loss_per_image + 0.3 * (scan.x < 0)
+    scan["test_loss"] = scan.test_loss_per_image.mean("image")
+    scan.attrs["provenance"] = scan.attrs["provenance"].replace(
+        '"weight_bits": 4', '"weight_bits": 3'
+    )
+    return scan
+
+
+def rugged():
+    """Return a plane with minima that noise makes."""
+    return synthetic_scans.plane(columns=9, rows=9, noise=0.5)
+
+
+def scan_run(name: str, dataset) -> Run:
+    return Run(name, "scan", "landscape.scan", "scan.nc", dataset)
+
+
 PAGES = {
-    "plane": synthetic_scans.plane,
-    "rays": synthetic_scans.rays,
-    "layers": synthetic_scans.layers,
-    "comparison": comparison,
+    "plane": lambda: [scan_run("a", rugged())],
+    "rays": lambda: [scan_run("a", synthetic_scans.rays())],
+    "layers": lambda: [scan_run("a", synthetic_scans.layers())],
+    "comparison": lambda: [Run("a", "compare", "landscape.compare", "compare.nc", comparison())],
+    "pair": lambda: [scan_run("a", synthetic_scans.plane()), scan_run("b", other_plane())],
 }
 
 
 def written(folder: Path, kind: str) -> Path:
-    dataset, path = PAGES[kind](), folder / "page.html"
-    if kind == "comparison":
-        rows = outcome_rows(comparison_info(dataset))
-        write_html(interactive_comparison(dataset), path, rows)
-    else:
-        found = analyze(dataset)
-        rows = describe(dataset, found)
-        write_html(interactive(dataset, found), path, rows, dataset.attrs["provenance"])
-    return path
+    write_html(sections_of(PAGES[kind]()), folder / "page.html")
+    return folder / "page.html"
 
 
 OVERLAPS = """
 () => {
-  const boxes = [...document.querySelectorAll("h1, h2, p, tr, fieldset label, .player, .figure")]
+  const seen = "h1, h2, h3, p, tr, fieldset label, .controls, .figure, .svg";
+  const boxes = [...document.querySelectorAll(seen)]
     .filter(e => e.offsetParent).map(e => [e.tagName + e.className, e.getBoundingClientRect()]);
   const found = [];
   for (const [i, [a, p]] of boxes.entries())
@@ -122,13 +130,17 @@ MAPS = """
   .map(image => image.getAttribute("href") || image.getAttribute("xlink:href") || "")
   .filter(picture => picture.length > 50).length
 """
+PICTURES = """
+() => [...document.querySelectorAll(".figure .heatmaplayer image")]
+  .map(image => image.getAttribute("href") || image.getAttribute("xlink:href") || "")
+"""
 PATHS = """
 () => document.querySelector(".figure")._fullData
   .filter(trace => trace.type === "scatter").map(trace => [...trace.x])
 """
 VIEWS = """
-() => [...document.querySelectorAll(".figure")].map(figure => figure.data
-  .filter(trace => trace.visible === true).map(trace => trace.meta ?? null))
+() => [...document.querySelectorAll(".figure")].slice(0, 2).map(figure => figure.data
+  .filter(trace => trace.visible === true).map(trace => trace.meta?.view ?? null))
 """
 
 
@@ -136,17 +148,17 @@ def test_play_moves_the_paths_and_keeps_the_map(opened, tmp_path) -> None:
     page = opened(written(tmp_path, "comparison"))
     assert page.evaluate(MAPS) == 1
     whole = page.evaluate(PATHS)
-    page.fill("#step", "0")
-    page.wait_for_function("document.getElementById('label').textContent === '1.0'")
+    page.fill(".step", "0")
+    page.wait_for_function("document.querySelector('.label').textContent === '1.0'")
     page.wait_for_timeout(300)
     assert page.evaluate(MAPS) == 1
     assert page.evaluate(PATHS) != whole
-    page.click("#play")
-    page.wait_for_function("document.getElementById('step').value > 3", timeout=60_000)
-    assert page.inner_text("#play") == "Pause"
+    page.click(".play")
+    page.wait_for_function("document.querySelector('.step').value > 3", timeout=60_000)
+    assert page.inner_text(".play") == "Pause"
     assert page.evaluate(MAPS) == 1
     page.wait_for_function(
-        "document.getElementById('play').textContent === 'Play'", timeout=120_000
+        "document.querySelector('.play').textContent === 'Play'", timeout=120_000
     )
     assert page.evaluate(MAPS) == 1
     assert page.evaluate(PATHS) == whole, "the end is what stood still"
@@ -157,7 +169,7 @@ def test_keys_choose_the_view(opened, tmp_path) -> None:
     flat, solid = page.evaluate(VIEWS)
     assert set(flat) == {1}
     assert set(solid) == {1, None}, "the pointer belongs to all views"
-    page.focus("input[name=view]:checked")
+    page.focus(".views input:checked")
     page.keyboard.press("ArrowLeft")
     flat, solid = page.evaluate(VIEWS)
     assert set(flat) == {0}
@@ -174,15 +186,131 @@ def test_the_surface_marks_where_the_map_is_pointed_at(opened, tmp_path) -> None
     x, y, z = page.evaluate(
         "['x', 'y', 'z'].map(a => document.querySelectorAll('.figure')[1].data.at(-1)[a][0])"
     )
-    scan = synthetic_scans.plane()
+    scan = rugged()
     assert z == pytest.approx(float(scan.test_loss.sel(x=x, y=y, method="nearest")))
 
 
-def test_a_large_scan_fits_into_five_megabytes(tmp_path) -> None:
-    scan = synthetic_scans.plane(columns=101, rows=101)
+@pytest.mark.parametrize(("planes", "megabytes"), [(1, 5), (2, 6)])
+def test_a_large_scan_fits_into_five_megabytes(tmp_path, planes, megabytes) -> None:
+    scans = [synthetic_scans.plane(columns=101, rows=101) for _ in range(planes)]
     path = tmp_path / "large.html"
-    write_html(interactive(scan), path)
-    assert path.stat().st_size < 5e6
+    write_html([interactive(scan) for scan in scans], path)
+    assert path.stat().st_size < megabytes * 1e6
+
+
+COUNT = "document.querySelector('.count').textContent"
+MARKS = """
+() => [...document.querySelectorAll(".figure")].slice(0, 2).map(figure => figure.data
+  .filter(trace => trace.meta?.mark && trace.visible)
+  .reduce((sum, trace) => sum + trace.x.length / (trace.type === "scatter" ? 1 : 3), 0))
+"""
+
+
+def test_the_slider_changes_count_and_marks(opened, tmp_path) -> None:
+    page = opened(written(tmp_path, "plane"))
+    found = page.evaluate(COUNT)
+    counted, total = map(int, re.findall(r"\d+", found))
+    assert counted < total, "noise makes minima that do not count"
+    assert page.evaluate(MARKS) == [counted, counted]
+    page.fill(".threshold", "0")
+    page.wait_for_function(f"{COUNT} === '{total} of {total} local minima'")
+    page.wait_for_timeout(500)
+    assert page.evaluate(MARKS) == [total, total]
+    line = "document.querySelectorAll('.figure')[2].layout.shapes[0].y0"
+    assert page.evaluate(line) == 0
+    page.click(".reset")
+    page.wait_for_function(f"{COUNT} === '{found}'")
+    page.wait_for_timeout(500)
+    assert page.evaluate(MARKS) == [counted, counted]
+
+
+SCALE = """
+() => {
+  const [flat, solid] = document.querySelectorAll(".figure");
+  const kinds = ["heatmap", "surface"];
+  const shown = figure => figure.data.find(t => t.visible && kinds.includes(t.type));
+  return [shown(flat).zmin, shown(flat).zmax, shown(solid).cmin, shown(solid).cmax];
+}
+"""
+
+
+def test_colors_follow_the_control_and_both_figures_agree(opened, tmp_path) -> None:
+    page = opened(written(tmp_path, "plane"))
+    losses = PAGES["plane"]()[0].content.test_loss.values
+    picture = page.evaluate(PICTURES)[0]
+    page.select_option(".scale", "log")
+    page.wait_for_timeout(1500)
+    logs = np.log10([losses.min(), losses.max()])
+    np.testing.assert_allclose(page.evaluate(SCALE), [*logs, *logs])
+    words = page.evaluate("document.querySelector('.figure').data[3].colorbar.ticktext")
+    assert page.evaluate(PICTURES)[0] != picture
+    assert float(words[-1]) == pytest.approx(losses.max(), rel=1e-2)
+    page.select_option(".scale", "clipped")
+    page.wait_for_timeout(1500)
+    low, high, *_ = page.evaluate(SCALE)
+    assert low == pytest.approx(losses.min())
+    assert np.quantile(losses, 0.85) <= high < losses.max()
+    page.select_option(".scale", "linear")
+    page.wait_for_timeout(1500)
+    assert page.evaluate(PICTURES)[0] == picture
+    page.check(".contours")
+    page.wait_for_timeout(1000)
+    assert page.evaluate("document.querySelectorAll('.figure .contourlayer path').length") > 0
+
+
+def test_two_planes_share_a_scale_and_show_their_difference(opened, tmp_path) -> None:
+    page = opened(written(tmp_path, "pair"))
+    first, second = (run.content.test_loss for run in PAGES["pair"]())
+    limits = [min(first.min(), second.min()), max(first.max(), second.max())]
+    for figure in (0, 1):
+        shown = f"document.querySelectorAll('.figure')[{figure}].data[1]"
+        found = [page.evaluate(f"{shown}.{end}") for end in ("zmin", "zmax")]
+        np.testing.assert_allclose(found, limits)
+    z = page.evaluate("document.querySelectorAll('.figure')[2].data[0].z.map(r => Array.from(r))")
+    np.testing.assert_allclose(z, (second - first).values, atol=1e-12)
+    assert "weight_bits" in page.inner_text("table")
+    assert "every difference is paired" in page.inner_text("section p")
+
+
+def test_figures_are_dark_where_the_reader_wants_it(opened, tmp_path) -> None:
+    page = opened(written(tmp_path, "comparison"))
+    paper = "document.querySelector('.figure')._fullLayout.paper_bgcolor"
+    line = "document.querySelectorAll('.figure')[1].data[0].line.color"
+    light = page.evaluate(paper), page.evaluate(line)
+    assert light[0] == "#ffffff"
+    page.fill(".step", "5")
+    page.wait_for_timeout(500)
+    label = page.inner_text(".label")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector("body[data-theme=dark]", timeout=60_000)
+    assert page.evaluate(paper) == "#16181c"
+    assert page.evaluate(line) != light[1]
+    page.wait_for_timeout(500)
+    assert page.inner_text(".label") == label, "the controls stand where they stood"
+    page.emulate_media(color_scheme="light")
+    page.wait_for_selector("body[data-theme=light]", timeout=60_000)
+    assert (page.evaluate(paper), page.evaluate(line)) == light
+
+
+def test_points_and_pictures_are_downloaded(opened, tmp_path) -> None:
+    page = opened(written(tmp_path, "plane"))
+    with page.expect_download() as started:
+        page.click(".csv")
+    rows = Path(started.value.path()).read_text().splitlines()
+    scan = PAGES["plane"]()[0].content
+    assert started.value.suggested_filename == "scan.csv"
+    assert rows[0].startswith("y,x,loss,test_loss,test_accuracy,status")
+    assert len(rows) == 1 + scan.test_loss.size
+    values = [float(value) for value in rows[1].split(",")]
+    place = {"y": 0, "x": 0}
+    corner = [
+        scan[name].isel({k: v for k, v in place.items() if k in scan[name].dims})
+        for name in ("y", "x", "loss", "test_loss")
+    ]
+    assert values[:4] == [float(value) for value in corner]
+    with page.expect_download() as started:
+        page.click(".svg")
+    assert Path(started.value.path()).read_text().startswith("<svg")
 
 
 def test_the_mode_bar_offers_no_third_party(opened, tmp_path) -> None:

@@ -85,7 +85,7 @@ def test_the_figure_shows_curves_maps_and_a_table(tmp_path):
 
 
 def test_the_animation_ends_with_what_stands_still():
-    page = interactive_comparison(comparison())
+    (page,) = interactive_comparison(comparison()).panels
     assert len(page.steps) == FRAMES
     for figure in page.figures:
         assert len(figure.frames) == FRAMES
@@ -101,7 +101,7 @@ def test_the_animation_ends_with_what_stands_still():
 def test_the_animation_follows_cost_on_fixed_axes(share):
     dataset = comparison()
     dataset["cost"] = 1 + share * (dataset.cost - 1)
-    page = interactive_comparison(dataset)
+    (page,) = interactive_comparison(dataset).panels
     routes, *curves = page.figures
     for figure in page.figures:
         names = [frame.name for frame in figure.frames]

@@ -14,6 +14,7 @@ from landscape.plots import (
     draw,
     draw_plane,
     draw_rays,
+    html,
     interactive,
     plane_info,
     rays_info,
@@ -30,6 +31,11 @@ ON_EDGE = Minimum({"y": 0.05, "x": -0.1}, 0.6, 0.1, 0.01, 1, True)
 def marking(scan, *minima):
     """Return what a scan found, with these minima."""
     return replace(analyze(scan), minima=Minima(minima, 0, 0, 8, None, 4.0))
+
+
+def first_panel(scan, analysis=None):
+    """Return the losses of a scan as a page draws them."""
+    return interactive(scan, analysis).panels[0]
 
 
 def heat_maps(figure: Figure):
@@ -101,7 +107,7 @@ def test_the_floor_is_shown_beside_the_losses():
     floor = found.test_loss_floor.mean_loss.estimate
     info = rays_info(scan, found)
     assert info.test_loss.floor == pytest.approx(np.sqrt(2) * floor)
-    bar = interactive(scan, found).figures[1].layout.shapes[0]
+    bar = first_panel(scan, found).figures[1].layout.shapes[0]
     assert (bar.y0, bar.y1) == (-info.test_loss.floor, info.test_loss.floor)
     plane = synthetic_scans.with_repeats(synthetic_scans.plane())
     words = plane_info(plane, analyze(plane)).floor_words
@@ -161,7 +167,7 @@ def test_checkpoints_are_marked_where_they_lie():
     (legend,) = figure.subfigs[1].legends
     words = [text.get_text() for text in legend.texts]
     assert words == ["start", "1: on", "2: off (30.0% off the plane)"]
-    flat, _ = interactive(scan, marking(scan)).figures
+    flat, _ = first_panel(scan, marking(scan)).figures
     shown = [trace for trace in flat.data if trace.visible and trace.type == "scatter"]
     assert [(t.name, t.x, t.y, t.text) for t in shown] == [
         ("1: on", (0.05,), (0.025,), ("1",)),
@@ -377,7 +383,7 @@ def test_a_plane_without_any_finite_point_is_drawn():
 
 def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
     scan = synthetic_scans.plane(columns=5, rows=3)
-    page = interactive(scan, marking(scan, INNER))
+    page = first_panel(scan, marking(scan, INNER))
     shown = [trace for figure in page.figures for trace in figure.data if trace.visible]
     (cells,) = (trace for trace in shown if trace.type == "heatmap")
     (surface,) = (trace for trace in shown if trace.type == "surface")
@@ -388,6 +394,7 @@ def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
     marks = {trace.name: (trace.x, trace.y) for trace in shown if trace.type == "scatter"}
     assert marks == {
         "local minimum of the test loss": ((0.05,), (0.0,)),
+        "local minimum of the test loss, at an edge": ((), ()),
         "start": ((0.0,), (0.0,)),
     }
 
@@ -395,42 +402,44 @@ def test_interactive_heat_map_and_surface_have_each_value_in_its_cell():
 def test_hovering_says_place_losses_error_and_accuracy():
     scan = synthetic_scans.plane(columns=5, rows=3)
     synthetic_scans.spoil(scan, x=0, y=2)
-    page = interactive(scan)
+    page = first_panel(scan)
     point, info = scan.isel(x=3, y=1), plane_info(scan, marking(scan))
     losses = [float(point.loss), float(point.test_loss)]
     rest = [info.change[1, 3], info.change_error[1, 3], 100 * float(point.test_accuracy)]
     for figure, kind in zip(page.figures, ("heatmap", "surface"), strict=True):
         views = [trace for trace in figure.data if trace.type == kind]
-        for trace, height in zip(views, (losses[0], losses[1], losses[1]), strict=True):
+        assert len(views) == 3
+        for trace in views:
             said = trace.customdata[1, 3]
-            np.testing.assert_allclose(said, [height, *losses, *rest], rtol=1e-6)  # float32
+            np.testing.assert_allclose(said, [*losses, *rest], rtol=1e-6)  # float32
             assert trace.hovertemplate.split("<br>") == [
                 "x = %{x:.4g}, y = %{y:.4g}",
                 "Calibration loss (infoNCE against full precision (nats × 2τ)): "
-                "%{customdata[1]:.4f}",
-                "Test loss (cross entropy (nats)): %{customdata[2]:.4f}",
-                "from the start %{customdata[3]:+.4f} ± %{customdata[4]:.4f} "
+                "%{customdata[0]:.4f}",
+                "Test loss (cross entropy (nats)): %{customdata[1]:.4f}",
+                "from the start %{customdata[2]:+.4f} ± %{customdata[3]:.4f} "
                 "(paired standard error)",
-                "Test accuracy: %{customdata[5]:.1f} %<extra></extra>",
+                "Test accuracy: %{customdata[4]:.1f} %<extra></extra>",
             ]
-            assert np.isnan(trace.customdata[2, 0, 2])
+            assert np.isnan(trace.customdata[2, 0, 1])
 
 
 def test_each_trace_belongs_to_one_view():
-    page = interactive(synthetic_scans.plane())
+    page = first_panel(synthetic_scans.plane())
     assert page.views == ("Calibration loss", "Test loss", "Test loss against the start")
     flat, solid = page.figures
     assert solid.data[-1].meta is None, "the pointer belongs to all"
     for trace in (*flat.data, *solid.data[:-1]):
-        assert trace.meta in range(3)
-        assert trace.visible == (trace.meta == page.shown)
+        assert trace.meta["view"] in range(3)
+        seen = trace.meta["view"] == page.shown and "contours" not in trace.meta
+        assert trace.visible == seen
     assert len(solid.layout.meta) == 3
 
 
 def test_interactive_rays_have_error_bars():
     scan = synthetic_scans.rays(count=4, points=7)
     info = rays_info(scan, analyze(scan))
-    left, right = interactive(scan).figures
+    left, right = first_panel(scan).figures
     rays = [
         trace
         for figure in (left, right)
@@ -448,17 +457,17 @@ def test_a_notebook_shows_a_page_in_a_frame_of_its_own():
     page = interactive(synthetic_scans.plane())
     frame = re.fullmatch(r'<iframe [^>]*srcdoc="([^"]*)"></iframe>', page._repr_html_())
     assert frame is not None
-    assert unescape(frame.group(1)) == page.html()
+    assert unescape(frame.group(1)) == html([page])
 
 
 def test_html_needs_no_network_and_is_the_same_each_time(tmp_path):
     scan = synthetic_scans.plane()
     for name in ("a.html", "b.html"):
-        write_html(interactive(scan), tmp_path / name)
+        write_html([interactive(scan)], tmp_path / name)
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert page == (tmp_path / "b.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|img|iframe)\b[^>]*\bsrc\s*=", page)
     assert "<link" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert "Plotly.newPlot" in page
-    assert unpacked(page, "program") == get_plotlyjs()
+    assert unpacked(page, "plotly") == get_plotlyjs()
     assert "<title>fashion_vit, 4-bit weights" in page

@@ -184,7 +184,7 @@ def test_a_dataset_draws_with_its_own_names_and_units() -> None:
     assert "To the east\n(km)" in {axes.get_xlabel() for axes in figure.axes}
     assert "height (m)" in {axes.get_ylabel() for axes in figure.axes}
     page = interactive(dataset)
-    assert page.figures[0].layout.xaxis.title.text == "To the east (km)"
+    assert page.panels[0].figures[0].layout.xaxis.title.text == "To the east (km)"
     assert page.title == "A toy"
     assert set(ORIGIN) == {"w", "fixed"}  # what moved has no model and no configuration
 

@@ -1,11 +1,11 @@
 """Figures of scans and comparisons; the only user of matplotlib and plotly."""
 
-from landscape.plots.bits import BitsInfo, bits_info, draw_bits, interactive_bits
+from landscape.plots.bits import BitsInfo, bits_info, draw_bits
 from landscape.plots.comparison_figures import draw_comparison
 from landscape.plots.comparison_html import interactive_comparison, outcome_rows
 from landscape.plots.comparison_info import ComparisonInfo, comparison_info
 from landscape.plots.kinds import draw, interactive
-from landscape.plots.page import Page, write_html
+from landscape.plots.page import Panel, Section, html, write_html
 from landscape.plots.plane import (
     PlaneInfo,
     draw_confidence,
@@ -14,17 +14,18 @@ from landscape.plots.plane import (
     draw_surface,
     plane_info,
 )
-from landscape.plots.plane_html import interactive_plane
-from landscape.plots.rays import RaysInfo, draw_rays, interactive_rays, rays_info
+from landscape.plots.rays import RaysInfo, draw_rays, rays_info
+from landscape.plots.report import sections_of
 from landscape.plots.style import save_figure
 from landscape.plots.transfer import draw_transfer
 
 __all__ = [
     "BitsInfo",
     "ComparisonInfo",
-    "Page",
+    "Panel",
     "PlaneInfo",
     "RaysInfo",
+    "Section",
     "bits_info",
     "comparison_info",
     "draw",
@@ -36,14 +37,13 @@ __all__ = [
     "draw_rays",
     "draw_surface",
     "draw_transfer",
+    "html",
     "interactive",
-    "interactive_bits",
     "interactive_comparison",
-    "interactive_plane",
-    "interactive_rays",
     "outcome_rows",
     "plane_info",
     "rays_info",
     "save_figure",
+    "sections_of",
     "write_html",
 ]

@@ -23,7 +23,7 @@ from landscape.plots.info import (
     subtitle_of,
     title_of,
 )
-from landscape.plots.page import Page, layout
+from landscape.plots.page import Panel, layout
 from landscape.plots.style import NOT_COMPUTED_STYLE, NOT_FINITE_STYLE, STYLE
 
 # Heat maps over bit-widths.
@@ -166,8 +166,8 @@ def draw_bits(dataset: Dataset, analysis: Analysis) -> Figure:
     return figure
 
 
-def interactive_bits(dataset: Dataset, analysis: Analysis) -> Page:
-    """Draw a heat map over bit-widths; hovering names a cell and its values.
+def bits_panels(dataset: Dataset, analysis: Analysis) -> list[Panel | None]:
+    """Return a heat map over bit-widths; hovering names a cell and its values.
 
     Args:
         dataset: the result of a scan of bits or of layers.
@@ -205,12 +205,12 @@ def interactive_bits(dataset: Dataset, analysis: Analysis) -> Page:
         figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"width": 3})
     figure.update_layout(
         layout("Each cell is one measured network"),
+        plot_bgcolor="white",  # a cell that is not told apart is white on dark paper, too
         xaxis=_categories(info.column_name, info.columns),
         yaxis=_categories(info.row_name, info.rows) | {"autorange": "reversed"},
     )
     how_to_read = info.how_to_read.replace("\n", " ")
-    words = f"{info.subtitle}. {how_to_read} Boxed: {info.box_words}."
-    return Page(info.title, words, (figure,))
+    return [Panel("The bit-widths", (figure,), f"{how_to_read} Boxed: {info.box_words}.")]
 
 
 def _each(values: NDArray[np.float64], form: str) -> NDArray[np.object_]:

@@ -17,13 +17,13 @@ from landscape.plots.comparison_info import (
     comparison_info,
     interval_words,
 )
-from landscape.plots.info import Quantity
-from landscape.plots.page import OUTLINE, Page, layout
+from landscape.plots.info import Quantity, table_of
+from landscape.plots.page import OUTLINE, Panel, Section, layout
 
 FRAMES = 41
 
 
-def interactive_comparison(dataset: Dataset) -> Page:
+def interactive_comparison(dataset: Dataset) -> Section:
     """Draw the paths over the surface, and the losses against cost; a slider moves the cost.
 
     Args:
@@ -34,7 +34,7 @@ def interactive_comparison(dataset: Dataset) -> Page:
     surfaces = (info.loss, info.test_loss)
     shown = 1  # the test loss first: it is what a user would see
     maps = [
-        _heat_map(info, surface).update(meta=view, visible=view == shown)
+        _heat_map(info, surface).update(meta={"view": view, "loss": True}, visible=view == shown)
         for view, surface in enumerate(surfaces)
     ]
     figures = (
@@ -54,14 +54,23 @@ def interactive_comparison(dataset: Dataset) -> Page:
         update(title_text=axis.label, showgrid=False, range=ends)
     _lay_out_curves(figures[1], info, "loss", info.loss_measure, info.start_loss)
     _lay_out_curves(figures[2], info, "test_loss", info.test_loss_measure, info.start_test_loss)
-    return Page(
-        info.title,
-        info.subtitle,
+    panel = Panel(
+        "The paths",
         figures,
+        "",
         tuple(surface.name for surface in surfaces),
         shown,
-        tuple(f"{cost:.1f}" for cost in costs),
-        COST_WORDS,
+        colors=True,
+        steps=tuple(f"{cost:.1f}" for cost in costs),
+        moving=COST_WORDS,
+    )
+    return Section(
+        info.title,
+        info.subtitle,
+        outcome_rows(info),
+        (panel,),
+        table_of(dataset, ("optimizer", "seed", "iterate")),
+        dataset.attrs["provenance"],
     )
 
 

@@ -8,6 +8,7 @@ or on screen. Tests compare these, not pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,3 +112,23 @@ def subtitle_of(dataset: Dataset) -> str:
             f"{dataset.sizes['image']:,} test images",
         ]
     )
+
+
+def table_of(dataset: Dataset, over: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """Return the points as columns of one length: coordinates, and what is known of each point.
+
+    Args:
+        dataset: a scan or a comparison.
+        over: its dimensions, the slowest first.
+    """
+    known = dataset.drop_vars([name for name in dataset.coords if name not in over])
+    points = known[[name for name in known.data_vars if set(known[name].dims) == {*over}]]
+    shape = tuple(dataset.sizes[name] for name in over)
+    places = np.meshgrid(*(dataset[name].values for name in over), indexing="ij")
+    return {
+        **{name: place.ravel() for name, place in zip(over, places, strict=True)},
+        **{
+            str(name): points[name].transpose(*over).values.reshape(np.prod(shape))
+            for name in points.data_vars
+        },
+    }

@@ -6,17 +6,19 @@ from matplotlib.figure import Figure
 from xarray import Dataset
 
 from landscape.analysis import Analysis, analyze
-from landscape.plots.bits import draw_bits, interactive_bits
-from landscape.plots.page import Page
+from landscape.findings import describe
+from landscape.plots.bits import bits_panels, draw_bits
+from landscape.plots.info import subtitle_of, table_of, title_of
+from landscape.plots.page import Section
 from landscape.plots.plane import draw_plane
-from landscape.plots.plane_html import interactive_plane
-from landscape.plots.rays import draw_rays, interactive_rays
+from landscape.plots.plane_html import plane_panels
+from landscape.plots.rays import draw_rays, rays_panels
 
-# A dimension that only this kind of scan has -> static figure and interactive page.
+# A dimension that only this kind of scan has -> static figure and interactive panels.
 KINDS = {
-    "bits": (draw_bits, interactive_bits),
-    "ray": (draw_rays, interactive_rays),
-    "x": (draw_plane, interactive_plane),
+    "bits": (draw_bits, bits_panels),
+    "ray": (draw_rays, rays_panels),
+    "x": (draw_plane, plane_panels),
 }
 
 
@@ -30,14 +32,24 @@ def draw(dataset: Dataset, analysis: Analysis | None = None) -> Figure:
     return KINDS[_kind(dataset)][0](dataset, analysis or analyze(dataset))
 
 
-def interactive(dataset: Dataset, analysis: Analysis | None = None) -> Page:
-    """Draw a scan to be turned, zoomed and asked: hovering names a point and its values.
+def interactive(dataset: Dataset, analysis: Analysis | None = None) -> Section:
+    """Say what a scan found, and draw it to be turned, zoomed and asked.
 
     Args:
         dataset: the result of a scan of any kind.
         analysis: of it, if it has been computed already.
     """
-    return KINDS[_kind(dataset)][1](dataset, analysis or analyze(dataset))
+    found = analysis or analyze(dataset)
+    panels = KINDS[_kind(dataset)][1](dataset, found)
+    over = tuple(str(name) for name in dataset.test_loss.dims)
+    return Section(
+        title_of(dataset),
+        subtitle_of(dataset),
+        describe(dataset, found),
+        tuple(panel for panel in panels if panel),
+        table_of(dataset.assign(found.changes.data_vars), over),
+        dataset.attrs.get("provenance", ""),
+    )
 
 
 def _kind(dataset: Dataset) -> str:

@@ -48,6 +48,7 @@ from landscape.words import with_unit
 
 # The entries of a legend.
 START_WORDS = "start"
+CONFIDENCE_NAME = "Test loss against the start"
 MINIMUM_WORDS = "local minimum of the test loss"
 EDGE_MINIMUM_WORDS = "local minimum of the test loss, at an edge"
 HOW_TO_READ = """\
@@ -158,7 +159,7 @@ def plane_info(dataset: Dataset, analysis: Analysis) -> PlaneInfo:
         confidence=quantity_of(
             changes.test_loss_band,
             dataset.status,
-            "Test loss against the start",
+            CONFIDENCE_NAME,
             "in paired standard errors",
         ),
         band_words=band_words(analysis.critical.both),

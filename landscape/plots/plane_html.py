@@ -14,8 +14,11 @@ from xarray import Dataset
 from landscape.analysis import Analysis
 from landscape.findings import BAND_WORDS
 from landscape.plots.info import NOT_COMPUTED_WORDS, NOT_FINITE_WORDS, Quantity
-from landscape.plots.page import OUTLINE, Page, layout
+from landscape.plots.minima import minima_panel
+from landscape.plots.noise import noise_panel
+from landscape.plots.page import OUTLINE, Panel, layout
 from landscape.plots.plane import (
+    CONFIDENCE_NAME,
     EDGE_MINIMUM_WORDS,
     MINIMUM_WORDS,
     START_WORDS,
@@ -29,14 +32,22 @@ from landscape.plots.plane import (
 UNLIT = {"ambient": 1, "diffuse": 0, "specular": 0, "fresnel": 0}
 
 
-def interactive_plane(dataset: Dataset, analysis: Analysis) -> Page:
-    """Draw three views of a plane, each a heat map and a surface that points where the map does.
+def plane_panels(dataset: Dataset, analysis: Analysis) -> list[Panel | None]:
+    """Return the panels of a plane: its surface, its minima, and its noise.
 
     Args:
         dataset: the result of a scan of a plane.
         analysis: of it; the minima that it found are marked.
     """
-    info = plane_info(dataset, analysis)
+    return [
+        surface_panel(plane_info(dataset, analysis)),
+        minima_panel(dataset, analysis),
+        noise_panel(analysis),
+    ]
+
+
+def surface_panel(info: PlaneInfo) -> Panel:
+    """Draw three views of a plane, each a heat map and a surface that points where the map does."""
     views = (
         (info.loss, info.loss.quantity, _loss_colors(info.loss.quantity)),
         (
@@ -44,20 +55,14 @@ def interactive_plane(dataset: Dataset, analysis: Analysis) -> Page:
             info.test_loss.quantity,
             _loss_colors(info.test_loss.quantity, info.floor_words),
         ),
-        (info.test_loss, info.confidence, _band_colors(info)),
+        (info.test_loss, info.confidence, band_colors(info.confidence, info.band_words)),
     )
     names = tuple(colored.name for _, colored, _ in views)
     shown = 1  # the test loss first: it is what a user would see
     flat, solid = go.Figure(), go.Figure()
     for view, (surface, colored, colors) in enumerate(views):
-        look = {"meta": view, "visible": view == shown}
-        asked = _asked(info, surface)
-        flat.add_traces(
-            [t.update(look) for t in _flat_traces(info, surface, colored, colors, asked)]
-        )
-        solid.add_traces(
-            [t.update(look) for t in _solid_traces(info, surface, colored, colors, asked)]
-        )
+        flat.add_traces(_in_view(_flat_traces(info, surface, colored, colors), view, shown))
+        solid.add_traces(_in_view(_solid_traces(info, surface, colored, colors), view, shown))
     solid.add_trace(_pointer())
     flat.update_layout(
         layout("Each cell is one measured network"),
@@ -77,7 +82,15 @@ def interactive_plane(dataset: Dataset, analysis: Analysis) -> Page:
             "zaxis": {"title": {"text": heights[shown]}},
         },
     )
-    return Page(info.title, info.subtitle, (flat, solid), names, shown, links=True)
+    return Panel("The surface", (flat, solid), "", names, shown, colors=True, links=True)
+
+
+def _in_view(traces: list[Any], view: int, shown: int) -> list[Any]:
+    """Return traces of a view, seen if it is the one that is shown."""
+    for trace in traces:
+        trace.meta = {"view": view, **(trace.meta or {})}
+        trace.visible = view == shown and "contours" not in trace.meta
+    return traces
 
 
 def _pointer() -> go.Scatter3d:
@@ -95,13 +108,9 @@ def _pointer() -> go.Scatter3d:
     )
 
 
-def _asked(info: PlaneInfo, surface: Surface) -> dict[str, Any]:
-    """Return what hovering over a point says: a template, and numbers (y, x, 6) to fill it.
-
-    The first number is the height of the surface there, for the mark that follows the pointer.
-    """
+def asked(info: PlaneInfo) -> dict[str, Any]:
+    """Return what hovering over a point says: a template, and numbers (y, x, 5) to fill it."""
     numbers = (
-        surface.quantity.values,
         info.loss.quantity.values,
         info.test_loss.quantity.values,
         info.change,
@@ -112,12 +121,10 @@ def _asked(info: PlaneInfo, surface: Surface) -> dict[str, Any]:
         "x = %{x:.4g}, y = %{y:.4g}",
         *(
             f"{escape(quantity.label)}: %{{customdata[{number}]:.4f}}"
-            for number, quantity in enumerate(
-                (info.loss.quantity, info.test_loss.quantity), start=1
-            )
+            for number, quantity in enumerate((info.loss.quantity, info.test_loss.quantity))
         ),
-        "from the start %{customdata[3]:+.4f} ± %{customdata[4]:.4f} (paired standard error)",
-        "Test accuracy: %{customdata[5]:.1f} %",
+        "from the start %{customdata[2]:+.4f} ± %{customdata[3]:.4f} (paired standard error)",
+        "Test accuracy: %{customdata[4]:.1f} %",
     ]
     return {
         "customdata": np.stack(numbers, axis=-1).astype(np.float32),
@@ -130,7 +137,6 @@ def _flat_traces(
     surface: Surface,
     colored: Quantity,
     colors: dict[str, Any],
-    asked: dict[str, Any],
 ) -> list[Any]:
     """Return a heat map of raw cells, crosses and squares where there is no value, and marks."""
     traces: list[Any] = [
@@ -138,13 +144,15 @@ def _flat_traces(
             x=info.x.values,
             y=info.y.values,
             z=colored.values,
-            **asked,
+            **asked(info),
             hoverongaps=False,
             colorscale=colors["colorscale"],
             zmin=colors["cmin"],
             zmax=colors["cmax"],
             colorbar=colors["colorbar"],
-        )
+            meta=_loss_meta(colored),
+        ),
+        *_contours(info, colored),
     ]
     for name, symbol, missing in (
         (NOT_FINITE_WORDS, "x", colored.not_finite),
@@ -162,9 +170,11 @@ def _flat_traces(
                     name=name,
                 )
             )
-    for name, symbol, _, size, markers in _marks(surface):
+    for name, symbol, _, size, markers, meta in _marks(surface):
         traces.append(
             go.Scatter(
+                meta=meta,
+                showlegend=bool(markers),
                 x=[marker.x for marker in markers],
                 y=[marker.y for marker in markers],
                 mode="markers",
@@ -194,7 +204,6 @@ def _solid_traces(
     surface: Surface,
     colored: Quantity,
     colors: dict[str, Any],
-    asked: dict[str, Any],
 ) -> list[Any]:
     """Return the surface through the raw points, its mesh, and a pin for each mark."""
     low, high = surface.quantity.limits
@@ -204,18 +213,20 @@ def _solid_traces(
             y=info.y.values,
             z=surface.quantity.values,
             surfacecolor=colored.values,
-            **asked,
+            **asked(info),
             **colors,
             showscale=False,  # the heat map's colors
+            meta=_loss_meta(colored),
             lighting=UNLIT,
             contours={"x": _mesh_lines(info.x.values), "y": _mesh_lines(info.y.values)},
         )
     ]
-    for name, _, solid_symbol, size, markers in _marks(surface):
-        stem = 0.1 * (high - low)  # a head in the surface would be hidden by it
+    stem = 0.1 * (high - low)  # a head in the surface would be hidden by it
+    for name, _, solid_symbol, size, markers, meta in _marks(surface):
         feet_and_heads = [(m.value, m.value + stem, None) for m in markers]
         traces.append(
             go.Scatter3d(
+                meta=meta | {"stem": stem, "size": size} if meta else None,
                 x=np.repeat([m.x for m in markers], 3),
                 y=np.repeat([m.y for m in markers], 3),
                 z=[z for pin in feet_and_heads for z in pin],
@@ -243,16 +254,44 @@ def _mesh_lines(coordinates: NDArray[np.float64]) -> dict[str, Any]:
     return style | {"start": first, "end": last, "size": second - first}
 
 
-def _marks(surface: Surface) -> list[tuple[str, str, str, int, list[Marker]]]:
-    """Return name, symbol flat and solid, size and places of each kind of mark, the start last."""
+def _marks(surface: Surface) -> list[tuple[str, str, str, int, list[Marker], dict[str, Any]]]:
+    """Return name, symbol flat and solid, size, places and meta of each kind, the start last."""
     inner = [marker for marker in surface.minima if not marker.on_edge]
     edge = [marker for marker in surface.minima if marker.on_edge]
-    marks = [
-        (MINIMUM_WORDS, "circle", "circle", 12, inner),
-        (EDGE_MINIMUM_WORDS, "square", "square", 11, edge),
-        (START_WORDS, "star", "diamond", 14, [surface.start]),
+    minima = [
+        (MINIMUM_WORDS, "circle", "circle", 12, inner, {"mark": "inner"}),
+        (EDGE_MINIMUM_WORDS, "square", "square", 11, edge, {"mark": "edge"}),
     ]
-    return [mark for mark in marks if mark[-1]]
+    return [
+        *(minima if surface.minima else []),
+        (START_WORDS, "star", "diamond", 14, [surface.start], {}),
+    ]
+
+
+def _loss_meta(colored: Quantity) -> dict[str, Any]:
+    """Return whether colors are those of a loss, whose scale can be chosen."""
+    return {} if colored.name == CONFIDENCE_NAME else {"loss": True}
+
+
+def _contours(info: PlaneInfo, colored: Quantity) -> list[Any]:
+    """Return lines of equal loss; bands have none."""
+    meta = _loss_meta(colored)
+    low, high = colored.limits
+    if not meta or low == high:
+        return []
+    return [
+        go.Contour(
+            x=info.x.values,
+            y=info.y.values,
+            z=colored.values,
+            autocontour=False,
+            contours={"coloring": "none", "start": low, "end": high, "size": (high - low) / 10},
+            line={"color": "white", "width": 1},
+            hoverinfo="skip",
+            showlegend=False,
+            meta=meta | {"contours": True},
+        )
+    ]
 
 
 def _loss_colors(quantity: Quantity, noise: str = "") -> dict[str, Any]:
@@ -261,13 +300,11 @@ def _loss_colors(quantity: Quantity, noise: str = "") -> dict[str, Any]:
     return {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": {"title": title}}
 
 
-def _band_colors(info: PlaneInfo) -> dict[str, Any]:
+def band_colors(confidence: Quantity, limits: tuple[str, ...]) -> dict[str, Any]:
     """Return one flat color for each band, and its meaning beside it."""
     count = len(BAND_WORDS)
     flat = sample_colorscale("Cividis", count)
-    words = [
-        f"{word}<br>{limits}" for word, limits in zip(BAND_WORDS, info.band_words, strict=True)
-    ]
+    words = [f"{word}<br>{limit}" for word, limit in zip(BAND_WORDS, limits, strict=True)]
     return {
         "colorscale": [
             [edge / count, color] for band, color in enumerate(flat) for edge in (band, band + 1)
@@ -275,7 +312,7 @@ def _band_colors(info: PlaneInfo) -> dict[str, Any]:
         "cmin": -0.5,
         "cmax": count - 0.5,
         "colorbar": {
-            "title": {"text": info.confidence.measure, "side": "right"},
+            "title": {"text": confidence.measure, "side": "right"},
             "tickvals": list(range(count)),
             "ticktext": words,
         },

@@ -24,7 +24,9 @@ from landscape.plots.info import (
     subtitle_of,
     title_of,
 )
-from landscape.plots.page import Page, layout
+from landscape.plots.minima import minima_panel
+from landscape.plots.noise import noise_panel
+from landscape.plots.page import Panel, layout
 from landscape.plots.style import STYLE
 from landscape.statistics.numerical_noise import NoiseFloor
 
@@ -120,8 +122,8 @@ def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
     return figure
 
 
-def interactive_rays(dataset: Dataset, analysis: Analysis) -> Page:
-    """Draw rays as `draw_rays` does; hovering names a point and its values.
+def rays_panels(dataset: Dataset, analysis: Analysis) -> list[Panel | None]:
+    """Return the panels of rays: the curves, whose points say their values, minima, and noise.
 
     Args:
         dataset: the result of a scan of rays.
@@ -139,7 +141,11 @@ def interactive_rays(dataset: Dataset, analysis: Analysis) -> Page:
         figure.update_xaxes(title_text=info.distance.label)
         figure.update_yaxes(title_text=curves.label)
         figures.append(figure)
-    return Page(info.title, info.subtitle, tuple(figures))
+    return [
+        Panel("The losses along the rays", tuple(figures)),
+        minima_panel(dataset, analysis),
+        noise_panel(analysis),
+    ]
 
 
 def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:

@@ -5,34 +5,45 @@ No global state: a `Figure` is made directly and `pyplot` never imported.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evolq.atomic import write_whole
 
 DOTS_PER_INCH = 200
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10,
-    "figure.titlesize": 13,
-    "axes.formatter.limits": (-3, 5),  # small steps as multiples of a power of ten
-    "axes.formatter.use_mathtext": True,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,  # text stays text in a paper
-    "svg.hashsalt": "landscape",
-}
-# Dark is low on every map, in color and in gray alike, and to a color-blind eye.
+STYLE_FILE = Path(__file__).with_name("landscape.mplstyle")
+STYLE: Any = matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False)
 LOSS_COLORS = matplotlib.colormaps["viridis"]
+ACCENT = "#0072b2"  # Okabe and Ito's blue
+QUIET: dict[str, Any] = {"color": "0.45"}
+SHADE: dict[str, Any] = {"color": "0.85", "linewidth": 0}
 MARK_STYLE: dict[str, Any] = {"linestyle": "", "color": "white", "markeredgecolor": "black"}
 START_STYLE = MARK_STYLE | {"marker": "*", "markersize": 13}
 NOT_FINITE_STYLE: dict[str, Any] = {"facecolor": "0.75", "edgecolor": "black", "hatch": "xxxx"}
 NOT_COMPUTED_STYLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "...."}
+
+
+@contextmanager
+def drawing(axes: Axes | None, **kind: Any) -> Iterator[tuple[Figure, Any]]:
+    """Give the figure and the axes to draw on: those given, in the caller's style, or new ones.
+
+    Args:
+        axes: where to draw; None for a figure of its own, in this project's style.
+        kind: of new axes, such as projection="3d".
+    """
+    if axes is not None:
+        yield axes.get_figure(root=True), axes  # type: ignore[misc]  # axes belong to a figure
+        return
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        yield figure, figure.add_subplot(**kind)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
