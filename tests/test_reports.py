@@ -98,7 +98,7 @@ def test_every_kind_of_run_is_in_one_file(command_line_of, tmp_path) -> None:
 
 def test_what_is_no_run_is_one_line(command_line_of, tmp_path) -> None:
     run = command_line_of(report.COMMAND)
-    assert run()[::2] == (2, "error: give one run or more: a folder that a command wrote\n")
+    assert run()[::2] == (2, "error: Parameter RUNS requires an argument.\n")
     Path("empty").mkdir()
     assert "holds no run" in run("empty")[2]
     Path("empty/scan.sqlite").touch()
