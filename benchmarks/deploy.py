@@ -151,11 +151,11 @@ def main(
                 selection=0,
                 test=TEST_IMAGES,
             )
-            images = split.calibration.images
+            images = split.calibration.images[:]
             quantization = Quantization(scheme=key["scheme"], **RECIPES[key["recipe"]])
             quantized = quantize(model, images, quantization)
             point = calibrate(quantized, images)
-            test = split.test.images
+            test = split.test.images[:]
             with torch.no_grad():
                 row = measure(key["runtime"], quantized, point, test, Path(folder), rounds)
             with path.open("a") as file:

@@ -219,7 +219,7 @@ def _write(
         result.point,
         folder / "model.safetensors",
         problem.model,
-        problem.split.calibration.images,
+        problem.split.calibration.images[:2],
         problem.settings.model,
         problem.provenance,
     )
@@ -248,7 +248,7 @@ def _export(problem: Problem, point: Point, path: Path, search: Search) -> None:
         problem.network,
         point,
         path,
-        problem.split.calibration.images,
+        problem.split.calibration.images[:2],
         search.onnx_target,
         preprocessing=preprocessing(problem.model),
     )

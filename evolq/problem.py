@@ -152,14 +152,7 @@ def load_split(
             skip_unreadable=settings.skip_unreadable,
             progress=progress,
         )
-    return Split(
-        *(
-            replace(
-                data, images=data.images.to(settings.device), labels=data.labels.to(settings.device)
-            )
-            for data in (split.calibration, split.selection, split.test)
-        )
-    )
+    return Split(*(data.to(settings.device) for data in vars(split).values()))
 
 
 def prepare(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evolq.data.images import LabeledImages
+from evolq.data.pixels import Images
 from evolq.errors import InputError
 from evolq.files.saved import save
 from evolq.losses.criteria import choose_criterion
@@ -127,7 +128,7 @@ class SearchResult:
 
 def search(
     model: nn.Module,
-    calibration_images: Tensor,
+    calibration_images: Images,
     quantization: Quantization = DEFAULT,
     *,
     average_bits: float | None = None,
@@ -163,7 +164,7 @@ def search(
         raise InputError(f"criterion {criterion} needs labels; choose another, such as info_nce")
     if average_bits is not None:
         quantization = replace(quantization, weight_bits=int(average_bits))
-    network = quantize(model, calibration_images, quantization)
+    network = quantize(model, calibration_images[:2], quantization)
     start = calibrate(network, calibration_images[:OBSERVED_IMAGES], batch_size, seed=seed)
     count = len(calibration_images)
     data = LabeledImages(

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from torch import Tensor
 
+from evolq import on_disk
 from evolq.data import folders
-from evolq.data.decoding import decoder, normalize
+from evolq.data.decoding import decoder
 from evolq.data.folders import list_images
 from evolq.data.images import (
     LEAST,
@@ -28,6 +29,7 @@ from evolq.data.images import (
     stratified_order,
 )
 from evolq.data.models import load_model, preprocessing
+from evolq.data.pixels import batches, normalize
 from evolq.errors import InputError
 from evolq.problem import Settings, prepare
 
@@ -767,8 +769,8 @@ def real_accuracy(model: torch.nn.Module, evolq_data: Path, test: int) -> float:
 
 def accuracy(model: torch.nn.Module, images: LabeledImages) -> float:
     with torch.inference_mode():
-        batches = zip(images.images.split(50), images.labels.split(50), strict=True)
-        return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(images)
+        pairs = zip(batches(images.images, 50), images.labels.split(50), strict=True)
+        return sum(int((model(x).argmax(1) == y).sum()) for x, y in pairs) / len(images)
 
 
 @pytest.mark.slow
@@ -779,3 +781,28 @@ def test_deit_tiny_on_a_hundred_images(evolq_data):
 @pytest.mark.slow
 def test_deit_tiny_reaches_its_accuracy(evolq_data):
     assert real_accuracy(deit(evolq_data), evolq_data, 999) == pytest.approx(0.867, abs=0.003)
+
+
+# Bytes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [1 / 64, 0])
+def test_images_are_bytes_and_normalized_as_all_at_once(tmp_path, monkeypatch, share):
+    monkeypatch.setattr(on_disk, "SHARE", share)
+    class_folders(tmp_path, {"a": 6, "b": 6})
+    images = small_split(tmp_path).test.images
+    assert isinstance(images.values, on_disk.DiskArray) == (share == 0)
+    values = torch.as_tensor(images.values[:])
+    assert values.dtype == torch.uint8
+    shift, scale = (torch.tensor(v).view(1, -1, 1, 1) for v in (images.mean, images.std))
+    whole = values.to(torch.float32).div_(255).sub_(shift).div_(scale)
+    assert torch.equal(images[:], whole)
+    assert images.shape == whole.shape
+    parts = [batch for size in (1, 2, 5) for batch in batches(images, size)]
+    assert torch.equal(torch.cat(parts), whole.repeat(3, 1, 1, 1))
+    assert torch.equal(images.to("cpu")[1:2], whole[1:2])
+    other = LabeledImages(
+        whole, torch.zeros(len(whole), dtype=torch.int64), tuple("abcdef"[: len(whole)])
+    )
+    same = LabeledImages(images, other.labels, other.names)
+    assert same.fingerprint == other.fingerprint

@@ -460,7 +460,7 @@ def imagenet(model: nn.Module, data: Path, count: int) -> Tensor:
         calibration=count,
         selection=0,
         test=1,
-    ).calibration.images
+    ).calibration.images[:]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from torch import nn
 from evolq.data import models
 from evolq.data.images import bundled_split, folder_split
 from evolq.data.models import class_count, load_model, preprocessing, weights_hash
+from evolq.data.pixels import batches
 from evolq.data.weights import CONTAINERS, fitted, read_weights
 from evolq.errors import InputError
 
@@ -471,6 +472,6 @@ def test_efficientnet_lite0_reaches_its_accuracy(evolq_data, tmp_path):
         test=999,
     ).test
     with torch.inference_mode():
-        batches = zip(images.images.split(50), images.labels.split(50), strict=True)
-        correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+        pairs = zip(batches(images.images, 50), images.labels.split(50), strict=True)
+        correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in pairs)
     assert correct / len(images) == pytest.approx(0.892, abs=0.003)

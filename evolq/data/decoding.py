@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -68,13 +67,6 @@ def decoder(preprocessing: Mapping[str, Any]) -> Callable[[Path], Decoded]:
         return Decoded(pixels, hashlib.sha256(content).hexdigest())
 
     return decode
-
-
-def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return uint8 pixels (n, c, h, w) as float32: over 255, minus mean (c,), over std (c,)."""
-    shape = (1, -1, 1, 1)
-    shift, scale = torch.tensor(mean).view(shape), torch.tensor(std).view(shape)
-    return pixels.to(torch.float32).div_(255).sub_(shift).div_(scale)
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

@@ -13,27 +13,36 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evolq.data.decoding import Decoded, decoder, normalize
+from evolq import on_disk
+from evolq.data.decoding import decoder
 from evolq.data.fashion import MEAN, STD
 from evolq.data.folders import ImageFile, list_images, readable
+from evolq.data.pixels import Images, Pixels, batches, normalize
 from evolq.errors import InputError
+from evolq.on_disk import DiskArray
+
+# Hashed at once: bytes, so that their number does not matter.
+_HASHED_IMAGES = 64
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LabeledImages:
     """Images (n, c, h, w) float32, normalized, with labels (n,) int64 and a name each.
 
+    The images are a Tensor, or bytes that become one where a slice is taken (`Pixels`): all of them
+    as a Tensor are `images[:]`.
+
     Raises:
         InputError: if shapes, types or numbers do not agree, or two images have the same name.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     names: tuple[str, ...]
 
@@ -41,19 +50,23 @@ class LabeledImages:
         """Check that everything fits together."""
         count = len(self.names)
         if (
-            self.images.ndim != 4
-            or self.images.dtype != torch.float32
+            len(self.images.shape) != 4
+            or self.images[:0].dtype != torch.float32
             or self.labels.dtype != torch.int64
             or len(self.images) != count
             or self.labels.shape != (count,)
         ):
             raise InputError(
-                f"images {tuple(self.images.shape)} {self.images.dtype}, labels "
+                f"images {tuple(self.images.shape)} {self.images[:0].dtype}, labels "
                 f"{tuple(self.labels.shape)} {self.labels.dtype} and {count} names do not go "
                 "together; wanted (n, c, h, w) float32, (n,) int64 and n names"
             )
         if len(set(self.names)) != count:
             raise InputError("two images have the same name; give each its own")
+
+    def to(self, device: torch.device | str) -> LabeledImages:
+        """Return the same images and labels on a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -68,7 +81,8 @@ class LabeledImages:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, pixels and labels in their order; names do not count."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.cpu().contiguous().numpy().data)
+        for batch in batches(self.images, _HASHED_IMAGES):
+            digest.update(batch.cpu().contiguous().numpy().data)
         digest.update(self.labels.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -238,7 +252,7 @@ def folder_split(
     _check_counts(counts)
     pools = _list_pools(folder, test_folder, class_count)
     decode = decoder(preprocessing)
-    decoded: dict[Path, Decoded] = {}
+    decoded: dict[Path, _Decoded] = {}
     unreadable: set[Path] = set()
     while True:
         usable = {
@@ -251,9 +265,12 @@ def folder_split(
         missing = [path for path in missing if path not in decoded]
         if not missing:
             break
+        stack = on_disk.full((len(missing), *preprocessing["input_size"]), 0, np.uint8)
         for done, path in enumerate(missing, start=1):
             try:
-                decoded[path] = decode(path)
+                pixels, content = decode(path)
+                stack[done - 1] = pixels.numpy()
+                decoded[path] = _Decoded(stack, done - 1, content)
             except InputError:
                 if not skip_unreadable:
                     raise
@@ -276,6 +293,14 @@ def folder_split(
     return Split(
         **{role: _labeled(images, decoded, preprocessing) for role, images in sets.items()}
     )
+
+
+class _Decoded(NamedTuple):
+    """Where the pixels of an image are, and the hash of its file."""
+
+    stack: np.ndarray | DiskArray
+    row: int
+    content: str
 
 
 def _check_counts(counts: Mapping[str, int]) -> None:
@@ -335,7 +360,7 @@ def _request(counts: Mapping[str, int]) -> str:
 
 
 def _check_contents(
-    sets: Mapping[str, Sequence[ImageFile]], decoded: Mapping[Path, Decoded]
+    sets: Mapping[str, Sequence[ImageFile]], decoded: Mapping[Path, _Decoded]
 ) -> None:
     """Refuse the same file under two names in two sets."""
     owners: dict[str, tuple[str, Path]] = {}
@@ -350,13 +375,16 @@ def _check_contents(
 
 
 def _labeled(
-    images: Sequence[ImageFile], decoded: Mapping[Path, Decoded], preprocessing: Mapping[str, Any]
+    images: Sequence[ImageFile], decoded: Mapping[Path, _Decoded], preprocessing: Mapping[str, Any]
 ) -> LabeledImages:
-    stack = np.empty((len(images), *preprocessing["input_size"]), np.uint8)
-    for row, image in enumerate(images):  # torch would start all its threads for each image
-        stack[row] = decoded[image.path].pixels.numpy()
+    stack = on_disk.full((len(images), *preprocessing["input_size"]), 0, np.uint8)
+    for row, image in enumerate(images):
+        found = decoded[image.path]
+        stack[row] = found.stack[found.row]
+    values = torch.from_numpy(stack) if isinstance(stack, np.ndarray) else stack
+    mean, std = (tuple(preprocessing[name]) for name in ("mean", "std"))
     return LabeledImages(
-        normalize(torch.from_numpy(stack), preprocessing["mean"], preprocessing["std"]),
+        Pixels(values, mean, std),
         torch.tensor([image.label for image in images], dtype=torch.int64),
         tuple(image.name for image in images),
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from evolq.data.pixels import Images, batches
 from evolq.errors import InputError, require
 from evolq.files.onnx import export_onnx
 from evolq.files.onnx_codes import SHIFT
@@ -111,7 +111,7 @@ def check_export(
     path: str | Path,
     network: QuantizedNetwork,
     point: Point,
-    images: Tensor,
+    images: Images,
     batches: Sequence[int] = (1, 8),
     rounds: int = ROUNDS,
     batch_size: int = BATCH_SIZE,
@@ -156,7 +156,7 @@ def check_export(
         latency: tuple[Latency, ...] = ()
         if batches:
             plain, reference = network.full_precision(), Path(folder) / "full_precision.onnx"
-            export_onnx(plain, plain.weights, reference, images)
+            export_onnx(plain, plain.weights, reference, images[:2])
             latency = side_by_side(run, logits_of(reference), images, batches, rounds, clock)
     names = [node.name for node in file.graph.node if _is_product(node)]
     integer = {node.name for node in graph.graph.node if node.op_type in INTEGER_PRODUCTS}
@@ -213,12 +213,12 @@ def _compare(
     run: Callable[[Any], Any],
     network: QuantizedNetwork,
     point: Point,
-    images: Tensor,
+    images: Images,
     batch_size: int,
 ) -> tuple[float, float]:
     """Return the share of images with the same class, and the largest difference of logits."""
     agree, largest = 0, 0.0
-    for batch in images.split(batch_size):
+    for batch in batches(images, batch_size):
         logits = torch.from_numpy(run(batch.cpu().numpy()))
         with torch.no_grad():
             expected = network(point, batch).cpu()
@@ -230,7 +230,7 @@ def _compare(
 def side_by_side(
     run: Callable[[Any], object],
     reference: Callable[[Any], object],
-    images: Tensor,
+    images: Images,
     batches: Sequence[int],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
@@ -247,7 +247,8 @@ def side_by_side(
     """
     latency = []
     for size in batches:
-        batch = images[torch.arange(size) % len(images)].cpu().numpy()
+        few = images[:size]
+        batch = few[torch.arange(size) % len(few)].cpu().numpy()
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(rounds + 1):
             for function, times in zip((run, reference), seconds, strict=True):

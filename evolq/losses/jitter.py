@@ -11,12 +11,14 @@ one, in the space that is scanned and searched.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from evolq.data.pixels import Images
 from evolq.losses.objective import Forward, Objective, TestEvaluation
 from evolq.points import Point, displace
 
@@ -29,6 +31,44 @@ RELATIVE = 1e-6
 # exponentially with it (Trefethen and Weideman 2014, "The exponentially convergent trapezoidal
 # rule", SIAM Review 56).
 _REACH, _STEP = 40.0, 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class JitteredImages:
+    """Images (n, channels, height, width) with each pixel changed a little, the same each time.
+
+    Attributes:
+        images: as they were.
+        relative: standard deviation of the relative change of a pixel.
+        seed: of the first image's changes; that of the next one is one more.
+    """
+
+    images: Images
+    relative: float
+    seed: int
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(n, channels, height, width)."""
+        return self.images.shape
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def to(self, device: torch.device | str, /) -> JitteredImages:
+        """Return the same images, slices of which are on a device."""
+        return replace(self, images=self.images.to(device))
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        """Return some images, changed."""
+        images = self.images[part]
+        first, _, _ = part.indices(len(self))
+        normal = [
+            torch.randn(image.shape, generator=torch.Generator().manual_seed(self.seed + number))
+            for number, image in enumerate(images, first)
+        ]
+        return images * (1 + self.relative * torch.stack(normal).to(images))
 
 
 def jittered(
@@ -46,8 +86,8 @@ def jittered(
             and of each scale.
     """
     forward = measure.forward
-    normal = torch.randn(forward.images.shape, generator=generator).to(forward.images)
-    images = forward.images * (1 + relative * normal)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    images = JitteredImages(forward.images, relative, seed)
     direction = {}
     for name, site in forward.network.sites.items():
         if site.kind != "weight":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evolq.data.images import LabeledImages
+from evolq.data.pixels import Images, batches
 from evolq.errors import InputError
 from evolq.losses.criteria import Criterion
 from evolq.network.modules import logits_of
@@ -24,9 +25,9 @@ from evolq.network.quantized import BATCH_SIZE, PartialEvaluation, QuantizedNetw
 from evolq.points import Point
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
+def predict(model: nn.Module, images: Images, batch_size: int = BATCH_SIZE) -> Tensor:
     """Return the logits (n, classes) of a plain module, such as the full-precision teacher."""
-    return torch.cat([logits_of(model, batch) for batch in images.split(batch_size)])
+    return torch.cat([logits_of(model, batch) for batch in batches(images, batch_size)])
 
 
 class Spent:
@@ -40,14 +41,14 @@ class Forward:
     """A network on fixed images, as a function of some entries of a Point; counts what it costs."""
 
     network: QuantizedNetwork
-    images: Tensor
+    images: Images
     batch_size: int
     function: PartialEvaluation
     spent: Spent
 
     @classmethod
     def whole(
-        cls, network: QuantizedNetwork, images: Tensor, batch_size: int = BATCH_SIZE
+        cls, network: QuantizedNetwork, images: Images, batch_size: int = BATCH_SIZE
     ) -> Forward:
         """Return the function of all entries."""
         function = network.vary(network.names, {}, images, batch_size)
@@ -174,8 +175,8 @@ class Objective:
         for first in range(0, count, group):
             # prepared again for each group, since its backward pass frees the weights' graph
             prepared = function.prepare({**point, **entries})
-            batches = range(first // size, math.ceil(min(first + group, count) / size))
-            logits = torch.cat([function.batch(prepared, index) for index in batches])
+            inside = range(first // size, math.ceil(min(first + group, count) / size))
+            logits = torch.cat([function.batch(prepared, index) for index in inside])
             images = slice(first, first + group)
             made = self.criterion.per_image(logits, self.teacher[images], self.labels[images])
             values.append(made.detach())

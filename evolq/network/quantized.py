@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.data.models import reparameterize
+from evolq.data.pixels import Images
 from evolq.errors import InputError
 from evolq.network.graph import (
     Graph,
@@ -253,7 +255,7 @@ class QuantizedNetwork:
             )
 
     def vary(
-        self, names: Collection[str], at: Point, images: Tensor, batch_size: int = BATCH_SIZE
+        self, names: Collection[str], at: Point, images: Images, batch_size: int = BATCH_SIZE
     ) -> PartialEvaluation:
         """Return a function of the entries `names` alone; the others stay as they are in `at`.
 
@@ -287,17 +289,14 @@ class QuantizedNetwork:
                 {name: graph.entries[name] for name in names},
                 values,
                 graph.images,
-                images.split(batch_size),
+                images,
+                batch_size,
                 [],
             )
             room = CUT_BYTES
-            for index in range(len(function.images)):
+            for index in range(function.batches):
                 kept = function.cut(index)
-                room -= sum(
-                    value.nbytes
-                    for node, value in kept.items()
-                    if isinstance(value, Tensor) and node is not graph.images
-                )
+                room -= sum(value.nbytes for value in kept.values() if isinstance(value, Tensor))
                 if room < 0:
                     break
                 function.cuts.append(kept)
@@ -325,7 +324,8 @@ class PartialEvaluation:
         entries: node of each varying entry.
         constants: values that depend on neither these entries nor images.
         image_node: what holds the images.
-        images: in batches.
+        images: (n, channels, height, width).
+        batch_size: images per pass.
         cuts: what the suffix needs of each batch; only of the first ones if memory is short.
     """
 
@@ -333,22 +333,31 @@ class PartialEvaluation:
     entries: Mapping[str, fx.Node]
     constants: Mapping[fx.Node, Any]
     image_node: fx.Node
-    images: Sequence[Tensor]
+    images: Images
+    batch_size: int
     cuts: list[dict[fx.Node, Any]]
+
+    @property
+    def batches(self) -> int:
+        """How many batches of images there are."""
+        return math.ceil(len(self.images) / self.batch_size)
 
     @property
     def share(self) -> float:
         """Multiply-accumulates of one evaluation, as a share of a whole forward pass."""
-        kept = sum(len(batch) for batch in self.images[: len(self.cuts)])
-        again = 1 - kept / sum(len(batch) for batch in self.images)
+        kept = min(len(self.cuts) * self.batch_size, len(self.images))
+        again = 1 - kept / len(self.images)
         return self.stages.share + (1 - self.stages.share) * again
 
     def cut(self, index: int) -> dict[fx.Node, Any]:
-        """Return what the suffix needs of batch `index`; runs all in front of it."""
-        images = {self.image_node: self.images[index]}
-        made = self.stages.prefix.run({**self.constants, **images}) | images
+        """Return what the suffix needs of batch `index` but the images; runs all in front of it."""
+        made = self.stages.prefix.run({**self.constants, **self._images(index)})
         needed = (*self.stages.suffix.inputs, self.stages.result)
         return {node: made[node] for node in needed if node in made}
+
+    def _images(self, index: int) -> dict[fx.Node, Tensor]:
+        first = index * self.batch_size
+        return {self.image_node: self.images[first : first + self.batch_size]}
 
     def prepare(self, point: Point) -> dict[fx.Node, Any]:
         """Return what is the same for all images: quantized weights and the like."""
@@ -370,16 +379,18 @@ class PartialEvaluation:
         values = {**prepared, **cut}
         if self.stages.result in values:  # the logits do not depend on the entries
             return values[self.stages.result]
+        if self.image_node in self.stages.suffix.inputs:
+            values |= self._images(index)
         return self.stages.suffix.run(values)[self.stages.result]
 
     def __call__(self, point: Point) -> Tensor:
         """Return the logits (n, classes) of all images; differentiable in the Point's entries."""
         prepared = self.prepare(point)
-        return torch.cat([self.batch(prepared, index) for index in range(len(self.images))])
+        return torch.cat([self.batch(prepared, index) for index in range(self.batches)])
 
 
 def quantize(
-    model: nn.Module, images: Tensor, quantization: Quantization = DEFAULT
+    model: nn.Module, images: Images, quantization: Quantization = DEFAULT
 ) -> QuantizedNetwork:
     """Export `model`, fold its batch norms and put a quantizer on each value that a scheme names.
 
@@ -400,7 +411,7 @@ def quantize(
     merged = reparameterize(plain)
     if _agree(logits_of(merged, images[:2]), wanted):
         plain = merged  # else a method of that name means something else
-    network = quantize_graph(export(plain, images), quantization)
+    network = quantize_graph(export(plain, images[:2]), quantization)
     _check_logits(network, type(plain).__name__, wanted, images[:2])
     return network
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from evolq.data.pixels import Images, batches
 from evolq.errors import InputError
 from evolq.files.search_state import load_search_state, save_search_state
 from evolq.losses.objective import Objective
@@ -233,7 +234,7 @@ def _search(
     if state_file is not None:
         identity = _identity(objective, start, recipe, seed, moving, selection)
     if state_file is not None and state_file.exists():
-        state = _load(state_file, identity, generator, objective.forward.images.device)
+        state = _load(state_file, identity, generator, objective.labels.device)
     else:
         entries = {name: start[name] for name in moving}
         loss, chosen = comparable(objective(start)), math.inf
@@ -419,9 +420,11 @@ def _identity(
         found[f"{part} batch size"] = str(given.forward.batch_size)
         # the teacher against itself also tells temperatures apart
         ideal = given.criterion.per_image(given.teacher, given.teacher, given.labels)
-        tensors = {"images": given.forward.images, "labels": given.labels}
-        tensors |= {"teacher": given.teacher, "loss of the teacher": ideal}
-        for name, tensor in tensors.items():
-            values = tensor.cpu().contiguous().numpy().data
-            found[f"{part} {name}"] = hashlib.sha256(values).hexdigest()
+        hashed: dict[str, Images] = {"images": given.forward.images, "labels": given.labels}
+        hashed |= {"teacher": given.teacher, "loss of the teacher": ideal}
+        for name, values in hashed.items():
+            digest = hashlib.sha256()
+            for batch in batches(values, given.forward.batch_size):
+                digest.update(batch.cpu().contiguous().numpy().data)
+            found[f"{part} {name}"] = digest.hexdigest()
     return found

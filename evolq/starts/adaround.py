@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from evolq.data.pixels import Images, batches
 from evolq.errors import InputError
 from evolq.network.blocks import find_blocks
 from evolq.network.graph import Stage, ancestors, dependents, extract, module_path, part
@@ -49,7 +50,7 @@ Values = dict[fx.Node, Any]
 def adaround(
     network: QuantizedNetwork,
     start: Point,
-    images: Tensor,
+    images: Images,
     *,
     generator: torch.Generator,
     iterations: int = ITERATIONS,
@@ -84,7 +85,7 @@ def adaround(
     point = dict(start)
     blocks = _blocks(network)
     for done, inside in enumerate(blocks, 1):
-        block = _Block(network, point, inside, images.split(batch_size))
+        block = _Block(network, point, inside, list(batches(images, batch_size)))
         learnt = block.learn(iterations, learning_rate, regularisation, generator)
         point |= block.weights_of(block.better(learnt))
         if on_rounded is not None:
@@ -141,7 +142,7 @@ class _Block:
         network: QuantizedNetwork,
         point: Point,
         layers: list[Layer],
-        batches: tuple[Tensor, ...],
+        parts: list[Tensor],
     ) -> None:
         self.weights = {layer.name: point[layer.name] for layer in layers}
         self.grids = {layer.name: grid_of(network, point, layer.name) for layer in layers}
@@ -153,7 +154,7 @@ class _Block:
         needed = [node.name for node in self.stage.inputs if node not in self.quantizers.values()]
         self.inputs: list[Values] = []
         self.targets: list[Tensor] = []
-        for batch in batches:
+        for batch in parts:
             recorded = network.record(needed, batch, point) if needed else {}
             self.inputs.append(
                 {node: recorded[node.name] for node in self.stage.inputs if node.name in recorded}

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evolq.data.pixels import Images, batches
 from evolq.errors import InputError
 from evolq.network.layer_norms import fold_layer_norms
 from evolq.network.placement import Site
@@ -30,7 +31,7 @@ MEMORY_BYTES = 2 * 2**30
 
 def calibrate(
     network: QuantizedNetwork,
-    images: Tensor,
+    images: Images,
     batch_size: int = BATCH_SIZE,
     *,
     seed: int = 0,
@@ -90,7 +91,7 @@ def calibrate(
 
 
 def calibration_cost(
-    network: QuantizedNetwork, images: Tensor, batch_size: int = BATCH_SIZE
+    network: QuantizedNetwork, images: Images, batch_size: int = BATCH_SIZE
 ) -> float:
     """Return what rounding costs in `calibrate`, in forward passes of `images`.
 
@@ -135,7 +136,7 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
     return found
 
 
-def _groups(network: QuantizedNetwork, images: Tensor) -> list[list[str]]:
+def _groups(network: QuantizedNetwork, images: Images) -> list[list[str]]:
     """Split the quantizers so that the values that each group observes fit in `MEMORY_BYTES`."""
     sizes: dict[str, int] = {}
     few = images[:2]
@@ -158,7 +159,7 @@ def _groups(network: QuantizedNetwork, images: Tensor) -> list[list[str]]:
 
 
 def _observed(
-    network: QuantizedNetwork, images: Tensor, batch_size: int, wanted: list[str]
+    network: QuantizedNetwork, images: Images, batch_size: int, wanted: list[str]
 ) -> Mapping[str, Sequence[Tensor]]:
     """Return what each quantizer in `wanted` sees, batch by batch; a weight once."""
     values: dict[str, list[Tensor]] = {name: [] for name in wanted}
@@ -167,6 +168,6 @@ def _observed(
         if name in values and not (network.sites[name].kind == "weight" and values[name]):
             values[name].append(value)
 
-    for batch in images.split(batch_size):
+    for batch in batches(images, batch_size):
         network.observe(batch, read)
     return values

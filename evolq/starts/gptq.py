@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, fx
 
+from evolq.data.pixels import Images, batches
 from evolq.errors import InputError
 from evolq.network.graph import ancestors, extract
 from evolq.network.layers import (
@@ -39,7 +40,7 @@ DAMPING = 0.01
 def gptq(
     network: QuantizedNetwork,
     start: Point,
-    images: Tensor,
+    images: Images,
     batch_size: int = BATCH_SIZE,
     damping: float = DAMPING,
     on_rounded: Callable[[int, int], None] | None = None,
@@ -67,9 +68,9 @@ def gptq(
     if damping <= 0:
         raise InputError(f"the damping is {damping:g}; give a positive number such as {DAMPING:g}")
     point = dict(start)
-    batches = images.split(batch_size)
     layers = weighted_layers(network)
-    for done, (layer, inputs) in enumerate(layer_inputs(network, point, layers, batches), 1):
+    inputs_of = layer_inputs(network, point, layers, list(batches(images, batch_size)))
+    for done, (layer, inputs) in enumerate(inputs_of, 1):
         weight = point[layer.name]
         hessian = _hessian(layer, inputs, weight)
         spec, grid = network.sites[layer.name].spec, grid_of(network, point, layer.name)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from evolq.data.pixels import Images
 from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
 from evolq.starts.adaround import adaround, adaround_cost
@@ -19,7 +20,7 @@ OnRounded = Callable[[int, int], None]
 def round_nearest(
     network: QuantizedNetwork,
     start: Point,
-    images: Tensor,
+    images: Images,
     batch_size: int,
     seed: int,
     on_rounded: OnRounded | None,
@@ -31,7 +32,7 @@ def round_nearest(
 def round_gptq(
     network: QuantizedNetwork,
     start: Point,
-    images: Tensor,
+    images: Images,
     batch_size: int,
     seed: int,
     on_rounded: OnRounded | None,
@@ -43,7 +44,7 @@ def round_gptq(
 def round_adaround(
     network: QuantizedNetwork,
     start: Point,
-    images: Tensor,
+    images: Images,
     batch_size: int,
     seed: int,
     on_rounded: OnRounded | None,
@@ -58,7 +59,7 @@ def round_adaround(
 # Name -> from (network, Point, images, batch size, seed, progress or None) to the rounded Point.
 ROUNDINGS: dict[
     str,
-    Callable[[QuantizedNetwork, Point, Tensor, int, int, OnRounded | None], dict[str, Tensor]],
+    Callable[[QuantizedNetwork, Point, Images, int, int, OnRounded | None], dict[str, Tensor]],
 ] = {"nearest": round_nearest, "gptq": round_gptq, "adaround": round_adaround}
 
 # Name -> from (network, number of images, batch size) to the cost in passes of these images.
