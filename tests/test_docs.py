@@ -1,6 +1,7 @@
 """Pages of the documentation: what they show runs, and they name what the registries hold."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from evolq.losses.criteria import CRITERIA
 from evolq.network.operators import OPERATORS
 from evolq.optimizers.registry import OPTIMIZERS
 from evolq.tensor.observers import OBSERVERS
+from landscape.compare import COMMAND as COMPARE
+from landscape.merge import COMMAND as MERGE
 from landscape.probes.directions import DIRECTIONS
+from landscape.scan import COMMAND as SCAN
 from landscape.statistics.ruggedness import STATISTICS
+from landscape.work.resources import Resources
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "extend.md"
@@ -68,3 +73,17 @@ def test_an_example_runs_and_adds_one_name(heading: str, capsys: pytest.CaptureF
 def test_the_page_of_optimizers_says_what_each_is(name: str) -> None:
     rows = [line for line in OPTIMIZERS_PAGE.read_text().splitlines() if line.startswith("| `")]
     assert any(f"`{name}`" in row.split("|")[1] for row in rows), f"docs/optimizers.md lacks {name}"
+
+
+def test_commands_of_the_page_of_scale_have_options_that_there_are() -> None:
+    page = (DOCS / "scale.md").read_text()
+    found = re.findall(r"python -m landscape\.(scan|compare|merge)( .*)$", page, re.MULTILINE)
+    kinds = {"scan": SCAN, "compare": COMPARE, "merge": MERGE}
+    for kind, words in found:
+        plain = re.sub(r"\$\w+", "1", words).replace("HOST:PORT", "host:1")
+        parsed = kinds[kind].parse(shlex.split(plain))
+        assert parsed is not None
+        Resources(**{name: parsed[0][name] for name in ("part", "workers") if name in parsed[0]})
+    given = {option for _, words in found for option in re.findall(r"--(\w+)", words)}
+    assert {kind for kind, _ in found} == set(kinds)
+    assert {"workers", "part", "scheduler"} <= given
