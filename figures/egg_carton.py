@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from evolq import Quantization, Settings, prepare
 from landscape import PlaneScan, analyze
-from landscape.plots import draw_confidence, draw_surface, plane_info, save_figure
+from landscape.plots import draw_confidence, draw_surface, save_figure
 from landscape.plots.style import STYLE
 
 NETWORKS = {"fashion_vit": "vision transformer", "fashion_resnet": "residual network"}
@@ -43,10 +43,10 @@ def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
         figure = Figure(figsize=(10, 8.6))
         for column, (model, dataset) in enumerate(datasets.items()):
             found = analyze(dataset)
-            info = plane_info(dataset, found)
             left = 0.03 + 0.5 * column
             above = figure.add_axes((left, 0.47, 0.43, 0.46), projection="3d")
-            draw_surface(above, info, info.test_loss)
+            draw_surface(dataset, found, axes=above)
+            above.set_title("")
             figure.text(
                 left + 0.21,
                 0.955,
@@ -56,7 +56,7 @@ def draw(datasets: dict[str, xr.Dataset], bits: int) -> Figure:
                 va="center",
             )
             below = figure.add_axes((left + 0.07, 0.11, 0.26, 0.31))
-            draw_confidence(below, info)
+            draw_confidence(dataset, found, axes=below)
             minima = found.minima
             words = (
                 f"variation / range {found.variation:.1f}; "
