@@ -35,7 +35,8 @@ REPEATS = 8
 
 # What only an unfinished search has.
 STATE = "search_state.safetensors"
-RESULTS = ("model.safetensors", "model.onnx", "report.json")
+CURVE = "curve.json"
+RESULTS = ("model.safetensors", "model.onnx", "report.json", CURVE)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     name = f"evolq-{Path(settings.model).name}"
     with command_line.output_folder(output, name, RESULTS, STATE) as folder:
         command_line.write_configuration(folder, options)
-        result = _search(problem, recipe, search, folder / STATE, progress)
+        curve = _Curve(folder)
+        result = _search(problem, recipe, search, curve, progress)
         report = (
             _test(problem, result)
             | _gain(problem, result)
@@ -111,12 +113,14 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
                 "forward_passes": result.cost,
                 "start_forward_passes": problem.start_cost,
                 "seconds": time.monotonic() - began,
+                "curve": curve.columns,
                 "options": options,
                 **problem.provenance,
             }
         )
         found = _write(problem, result, report, folder, search)
-        (folder / STATE).unlink(missing_ok=True)
+        for unfinished in (STATE, CURVE):
+            (folder / unfinished).unlink(missing_ok=True)
         _print(report, folder, found, output.json)
 
 
@@ -130,8 +134,36 @@ def _quantization(settings: Settings, search: Search, given: frozenset[str]) -> 
     return chosen
 
 
+class _Curve:
+    """The way of a search, one row for each Iterate: kept beside its state, for when it goes on.
+
+    A search that goes on begins with the Iterate of its state, and repeats what it keeps no state
+    of; equal rows are one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.state, self.path = folder / STATE, folder / CURVE
+        self.rows: dict[tuple[float, float, float], None] = {}
+        if self.state.exists() and self.path.exists():
+            self.rows = {tuple(row): None for row in json.loads(self.path.read_text())}
+
+    def add(self, iterate: Iterate) -> None:
+        from evolq.atomic import write_whole
+
+        self.rows[(iterate.cost, iterate.evaluations, iterate.loss)] = None
+        if self.state.exists():
+            write_whole(self.path, json.dumps([*self.rows]).encode())
+
+    @property
+    def columns(self) -> dict[str, list[float]]:
+        """Cost, evaluations and loss of each Iterate, in the order of cost."""
+        rows = sorted(self.rows, key=lambda row: row[:2])
+        names = ("cost", "evaluations", "loss")
+        return {name: [row[at] for row in rows] for at, name in enumerate(names)}
+
+
 def _search(
-    problem: Problem, recipe: Recipe, search: Search, state: Path, progress: Progress
+    problem: Problem, recipe: Recipe, search: Search, curve: _Curve, progress: Progress
 ) -> Iterate:
     """Search, say how it goes, and return the last Iterate."""
     from evolq.points import select
@@ -152,9 +184,10 @@ def _search(
                 names=names,
                 selection=problem.selection,
                 seed=problem.settings.seed,
-                state_file=state,
+                state_file=curve.state,
             )
         ):
+            curve.add(iterate)
             first = iterate.loss if first is None else first
             fitness = f"fitness {iterate.loss:.4f} ({iterate.loss - first:+.4f})"
             task.update(done, label=f"{iterate.label}, {fitness}")

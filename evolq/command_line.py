@@ -508,6 +508,18 @@ def check_output_folder(output: Output, unfinished: str) -> None:
             pass
 
 
+def check_output_file(out: Path, overwrite: bool) -> None:
+    """Check that a single file can be written.
+
+    Raises:
+        InputError: if it is there and may not be replaced, or its folder is not there.
+    """
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise InputError(f"`out` {out} exists; choose another file or give `overwrite`")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"cannot write to `out` {out}: there is no such folder")
+
+
 @contextmanager
 def output_folder(
     output: Output, name: str, results: Sequence[str], unfinished: str

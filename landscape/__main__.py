@@ -15,6 +15,7 @@ COMMANDS = {
     "scan": "Map the loss surface around a quantized network.",
     "compare": "Compare optimizers of scales from the same start, at equal cost.",
     "merge": "Make one scan of its parts, measured with `scan --part`.",
+    "plot": "Draw a stored run for print.",
     "report": "Report stored runs in one HTML file.",
 }
 

@@ -224,7 +224,8 @@ def with_analysis(dataset: Dataset, analysis: Analysis) -> Dataset:
         for field in fields(analysis)
         if field.name != "changes"
     }
-    return dataset.assign(analysis.changes.data_vars).assign_attrs(analysis=json.dumps(found))
+    changes = {name: values.variable for name, values in analysis.changes.data_vars.items()}
+    return dataset.assign(changes).assign_attrs(analysis=json.dumps(found))  # units stay
 
 
 def read_analysis(dataset: Dataset) -> Analysis:

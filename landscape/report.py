@@ -10,7 +10,6 @@ from pathlib import Path
 
 from evolq import command_line
 from evolq.command_line import Command
-from evolq.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def report(report: Report) -> None:
 
     Nothing is measured. The commands write the same page of their one run.
     """
-    check_free(report.out, report.overwrite)
+    command_line.check_output_file(report.out, report.overwrite)
 
     from landscape.plots import sections_of, write_html
     from landscape.runs import load_run
@@ -42,18 +41,6 @@ def report(report: Report) -> None:
     runs = [load_run(path) for path in report.runs]
     write_html(sections_of(runs), report.out)
     print(f"Written to {report.out}")
-
-
-def check_free(out: Path, overwrite: bool) -> None:
-    """Check that a file can be written.
-
-    Raises:
-        InputError: if it is there and may not be replaced, or its folder is not there.
-    """
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise InputError(f"`out` {out} exists; choose another file or give `overwrite`")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"cannot write to `out` {out}: there is no such folder")
 
 
 COMMAND = Command("landscape report", report, {}, positional=("runs",))

@@ -147,3 +147,8 @@ def test_points_that_are_not_computed_have_no_part_in_the_analysis() -> None:
     assert found.not_computed == 15
     assert not found.minima.minima
     assert found.lowest is None
+
+
+def test_names_and_units_stay_with_the_analysis() -> None:
+    scan = synthetic_scans.plane()
+    assert with_analysis(scan, analyze(scan)).x.attrs == scan.x.attrs != {}

@@ -6,19 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import synthetic_scans
+import yaml
 
 from evolq.losses.criteria import CRITERIA
 from evolq.network.operators import OPERATORS
 from evolq.optimizers.registry import OPTIMIZERS
 from evolq.tensor.observers import OBSERVERS
+from landscape.analysis import analyze, with_analysis
 from landscape.compare import COMMAND as COMPARE
 from landscape.merge import COMMAND as MERGE
+from landscape.plots.panels import PANELS
 from landscape.probes.directions import DIRECTIONS
 from landscape.scan import COMMAND as SCAN
 from landscape.statistics.ruggedness import STATISTICS
+from landscape.store import save
 from landscape.work.resources import Resources
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGE = DOCS / "extend.md"
 OPTIMIZERS_PAGE = DOCS / "optimizers.md"
 REGISTRIES = {
@@ -67,6 +73,34 @@ def test_an_example_runs_and_adds_one_name(heading: str, capsys: pytest.CaptureF
         name: int(name == heading) for name in REGISTRIES
     }
     assert "nan" not in capsys.readouterr().out
+
+
+def test_the_page_of_figures_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "runs" / "scan-fashion_vit-1"
+    folder.mkdir(parents=True)
+    scan = synthetic_scans.plane(columns=9, rows=9, noise=0.5)
+    save(with_analysis(scan, analyze(scan)), folder / "scan.nc")
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "figures.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names: dict = {"__name__": "__example__"}
+    for block in blocks:
+        exec(compile(block, "figures.md", "exec"), names)
+    assert {path.name for path in tmp_path.glob("*.pdf")} == {"surface.pdf", "mine.pdf"}
+    assert "minima above the noise of 40 images" in capsys.readouterr().out
+
+
+def test_the_page_of_figures_names_every_panel() -> None:
+    page = (DOCS / "figures.md").read_text()
+    assert all(f"`{name}`" in page for panels in PANELS.values() for name in panels)
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{citation["version"]}"' in project
+    assert citation["authors"] == [{"name": "The evolq developers"}]
+    assert {"cff-version", "title", "message", "type", "license"} <= citation.keys()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -350,8 +350,8 @@ def test_rays_figure_has_error_bars_and_names():
     np.testing.assert_allclose([bar[0, 1] for bar in bars], values - errors)
     assert len(left.containers) == len(right.containers) == 4
     for axes in (left, right):
-        assert axes.get_xlabel() == "Signed distance along a ray (RMS log change of the scales)"
-    assert right.get_ylabel() == "Change from the start: cross entropy (nats)"
+        assert axes.get_xlabel() == "Signed distance along a ray\n(RMS log change of the scales)"
+    assert right.get_ylabel() == "Change from the start:\ncross entropy (nats)"
     (legend,) = figure.legends
     assert "loss not finite" in [text.get_text() for text in legend.texts]
 

@@ -9,11 +9,14 @@ import synthetic_scans
 from pages import unpacked
 from synthetic_comparisons import comparison
 
+from evolq.__main__ import _Curve
 from evolq.errors import InputError
+from evolq.optimizers.evolve import Iterate
 from landscape import report, store
 from landscape.analysis import analyze, with_analysis
 from landscape.pairs import pair_planes
 from landscape.plots import html, sections_of
+from landscape.plots.search import search_section
 from landscape.runs import load_run
 
 # What `python -m evolq` writes, little of it.
@@ -179,3 +182,22 @@ def test_what_differs_between_two_runs_is_named() -> None:
     other.attrs["provenance"] = other.attrs["provenance"].replace('bits": 4', 'bits": 3')
     pair = pair_planes(synthetic_scans.plane(), other)
     assert pair.settings == (("weight_bits", "4", "3"), ("hash of start", "not given", "b"))
+
+
+def test_the_curve_of_a_search_outlasts_a_break(tmp_path) -> None:
+    def step(cost: float, loss: float) -> Iterate:
+        return Iterate(int(cost), cost, loss, {}, "")
+
+    first = _Curve(tmp_path)
+    first.add(step(1, 3.0))
+    assert not any(tmp_path.iterdir()), "nothing before there is a state to go on from"
+    first.state.touch()
+    first.add(step(2, 2.0))
+    again = _Curve(tmp_path)
+    for iterate in (step(1, 3.0), step(2, 2.0), step(3, 1.5)):
+        again.add(iterate)
+    assert again.columns == {"cost": [1, 2, 3], "evaluations": [1, 2, 3], "loss": [3.0, 2.0, 1.5]}
+    found = search_section(SEARCH | {"curve": again.columns})
+    (figure,) = found.panels[0].figures
+    assert figure.data[0].y == (3.0, 2.0, 1.5)
+    assert found.table["cost"].tolist() == [1, 2, 3]

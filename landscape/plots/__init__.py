@@ -1,10 +1,17 @@
 """Figures of scans and comparisons; the only user of matplotlib and plotly."""
 
 from landscape.plots.bits import BitsInfo, bits_info, draw_bits
-from landscape.plots.comparison_figures import draw_comparison
+from landscape.plots.comparison_figures import (
+    draw_comparison,
+    draw_distances,
+    draw_losses,
+    draw_paths,
+)
 from landscape.plots.comparison_html import interactive_comparison, outcome_rows
 from landscape.plots.comparison_info import ComparisonInfo, comparison_info
 from landscape.plots.kinds import draw, interactive
+from landscape.plots.minima import draw_counts, draw_persistence
+from landscape.plots.noise import draw_noise, draw_nulls
 from landscape.plots.page import Panel, Section, html, write_html
 from landscape.plots.plane import (
     PlaneInfo,
@@ -16,10 +23,12 @@ from landscape.plots.plane import (
 )
 from landscape.plots.rays import RaysInfo, draw_rays, rays_info
 from landscape.plots.report import sections_of
-from landscape.plots.style import save_figure
+from landscape.plots.style import PRINT_STYLE_FILE, STYLE_FILE, save_figure
 from landscape.plots.transfer import draw_transfer
 
 __all__ = [
+    "PRINT_STYLE_FILE",
+    "STYLE_FILE",
     "BitsInfo",
     "ComparisonInfo",
     "Panel",
@@ -32,7 +41,15 @@ __all__ = [
     "draw_bits",
     "draw_comparison",
     "draw_confidence",
+    "draw_counts",
+    "draw_curves",
+    "draw_distances",
+    "draw_losses",
     "draw_map",
+    "draw_noise",
+    "draw_nulls",
+    "draw_paths",
+    "draw_persistence",
     "draw_plane",
     "draw_rays",
     "draw_surface",

@@ -8,12 +8,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 from xarray import Dataset
 
-from landscape.analysis import CLEARLY_HIGHER, NOT_TOLD_APART, Analysis
+from landscape.analysis import CLEARLY_HIGHER, NOT_TOLD_APART, Analysis, analyze
 from landscape.plots.info import (
     NOT_COMPUTED_WORDS,
     NOT_FINITE_WORDS,
@@ -24,7 +25,7 @@ from landscape.plots.info import (
     title_of,
 )
 from landscape.plots.page import Panel, layout
-from landscape.plots.style import NOT_COMPUTED_STYLE, NOT_FINITE_STYLE, STYLE
+from landscape.plots.style import NOT_COMPUTED_STYLE, NOT_FINITE_STYLE, drawing
 
 # Heat maps over bit-widths.
 LAYERS_TITLE = "how many bits does each layer need?"
@@ -120,31 +121,33 @@ def bits_info(dataset: Dataset, analysis: Analysis) -> BitsInfo:
     )
 
 
-def draw_bits(dataset: Dataset, analysis: Analysis) -> Figure:
+def draw_bits(
+    dataset: Dataset, analysis: Analysis | None = None, *, axes: Axes | None = None
+) -> Figure:
     """Draw a scan over bit-widths as a heat map of what they cost.
 
     Args:
         dataset: the result of a scan of bits or of layers.
-        analysis: of it.
+        analysis: of it, if it has been computed already.
+        axes: where to draw; a new figure's if not given, as large as its words need.
     """
-    info = bits_info(dataset, analysis)
+    info = bits_info(dataset, analysis or analyze(dataset))
     rows, columns = info.shades.shape
-    with matplotlib.rc_context(STYLE):
-        width = 2.6 + 0.085 * max(map(len, info.rows)) + 0.6 * columns
-        figure = Figure(figsize=(max(8.0, width), 2.8 + 0.3 * rows), layout="constrained")
-        figure.suptitle(info.title)
-        axes = figure.subplots()
+    with drawing(axes) as (figure, axes):
+        if len(figure.axes) == 1:
+            width = 2.6 + 0.085 * max(map(len, info.rows)) + 0.6 * columns
+            figure.set_size_inches(max(8.0, width), 2.8 + 0.3 * rows)
+            figure.suptitle(info.title)
         mesh = axes.pcolormesh(info.shades, cmap=RISE_COLORS, vmin=0, vmax=info.darkest)
-        bar = figure.colorbar(mesh, ax=axes, label=info.quantity.label, aspect=30)
+        bar = axes.figure.colorbar(mesh, ax=axes, label=info.quantity.label, aspect=30)
         places, labels = zip(*info.ticks, strict=True)
         bar.set_ticks(places, labels=labels)
         axes.hlines(np.arange(rows), 0, columns, color="0.85", linewidth=0.8)
         axes.vlines(np.arange(columns), 0, rows, color="0.85", linewidth=0.8)
         for cell, words in np.ndenumerate(info.words):
             color = "white" if info.shades[cell] > 0.6 * info.darkest else "black"
-            axes.text(
-                cell[1] + 0.5, cell[0] + 0.5, words, ha="center", va="center", fontsize=8, c=color
-            )
+            where = (cell[1] + 0.5, cell[0] + 0.5)
+            axes.text(*where, words, ha="center", va="center", fontsize="small", c=color)
         for row, column in info.boxed:
             axes.add_patch(Rectangle((column, row), 1, 1, **BOX_STYLE))
         for missing, style in (
@@ -153,7 +156,8 @@ def draw_bits(dataset: Dataset, analysis: Analysis) -> Figure:
         ):
             for row, column in np.argwhere(missing):
                 axes.add_patch(Rectangle((column, row), 1, 1, linewidth=0, **style))
-        axes.set_title(f"{info.how_to_read}\n{info.subtitle}", fontsize=9, color="0.3")
+        words = f"{info.how_to_read}\n{info.subtitle}"
+        axes.set_title(words, fontsize="small", color="0.3", wrap=True)
         axes.set_xticks(np.arange(columns) + 0.5, labels=info.columns)
         axes.set_yticks(np.arange(rows) + 0.5, labels=info.rows)
         axes.tick_params(length=0)

@@ -23,7 +23,7 @@ from landscape.plots.comparison_info import (
     interval_words,
 )
 from landscape.plots.info import Quantity
-from landscape.plots.style import LOSS_COLORS, START_STYLE, STYLE
+from landscape.plots.style import LOSS_COLORS, START_STYLE, STYLE, drawing, sized
 
 BAND_WORDS = "from the least to the largest of the seeds; lines are means"
 HALO = [patheffects.Stroke(linewidth=4, foreground="white"), patheffects.Normal()]
@@ -43,21 +43,62 @@ def draw_comparison(dataset: Dataset) -> Figure:
         parts: Any = figure.subfigures(3, 1, height_ratios=heights)
         curves, maps, table = parts
         left, right, off = curves.subplots(1, 3)
-        draw_losses(left, info, test=False)
-        draw_losses(right, info, test=True)
-        draw_distances(off, info)
+        _losses_on(left, info, test=False)
+        _losses_on(right, info, test=True)
+        _distances_on(off, info)
         left, right = maps.subplots(1, 2)
-        draw_paths(left, info, info.loss)
-        draw_paths(right, info, info.test_loss)
+        _paths_on(left, info, info.loss)
+        _paths_on(right, info, info.test_loss)
         handles, labels = right.get_legend_handles_labels()
         entries = [*handles, Patch(color="0.5", alpha=0.3, label=BAND_WORDS)]
         maps.legend(entries, [*labels, BAND_WORDS], loc="outside upper center", ncols=len(entries))
-        draw_table(table.subplots(), info)
+        _table_on(table.subplots(), info)
     return figure
 
 
-def draw_losses(axes: Axes, info: ComparisonInfo, test: bool) -> None:
-    """Draw one loss against cost: the mean over seeds and a band from the least to the largest."""
+def draw_losses(dataset: Dataset, *, loss: str = "test_loss", axes: Axes | None = None) -> Figure:
+    """Draw one loss against cost: the mean over seeds and a band from the least to the largest.
+
+    Args:
+        dataset: a comparison with its surface.
+        loss: `test_loss` or `loss`.
+        axes: where to draw; a new figure's if not given.
+    """
+    with drawing(axes) as (figure, axes):
+        _losses_on(axes, comparison_info(dataset), loss == "test_loss")
+        axes.legend()
+    return figure
+
+
+def draw_distances(dataset: Dataset, *, axes: Axes | None = None) -> Figure:
+    """Draw how far each path is from the plane of the maps.
+
+    Args:
+        dataset: a comparison with its surface.
+        axes: where to draw; a new figure's if not given.
+    """
+    with drawing(axes) as (figure, axes):
+        _distances_on(axes, comparison_info(dataset))
+        axes.legend()
+    return figure
+
+
+def draw_paths(dataset: Dataset, *, loss: str = "test_loss", axes: Axes | None = None) -> Figure:
+    """Draw the paths over one loss of the plane: a line for each run, a marker at its end.
+
+    Args:
+        dataset: a comparison with its surface.
+        loss: `test_loss` or `loss`.
+        axes: where to draw; a new figure's if not given.
+    """
+    info = comparison_info(dataset)
+    with drawing(axes) as (figure, axes):
+        _paths_on(axes, info, getattr(info, loss))
+        axes.legend()
+    return figure
+
+
+def _losses_on(axes: Axes, info: ComparisonInfo, test: bool) -> None:
     start = info.start_test_loss if test else info.start_loss
     axes.axhline(start, color="0.4", linewidth=0.8, linestyle=":")
     axes.annotate(
@@ -70,8 +111,7 @@ def draw_losses(axes: Axes, info: ComparisonInfo, test: bool) -> None:
     axes.set_ylabel(info.test_loss_measure if test else info.loss_measure)
 
 
-def draw_distances(axes: Axes, info: ComparisonInfo) -> None:
-    """Draw how far each path is from the plane of the maps."""
+def _distances_on(axes: Axes, info: ComparisonInfo) -> None:
     for optimizer in info.optimizers:
         _draw_band(axes, info, optimizer, optimizer.distance)
     axes.set_title("Distance off the plane of the maps")
@@ -80,8 +120,7 @@ def draw_distances(axes: Axes, info: ComparisonInfo) -> None:
     axes.set_ylim(bottom=0)
 
 
-def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
-    """Draw the paths over one loss of the plane: a line for each run, a marker at its end."""
+def _paths_on(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
     mesh = axes.pcolormesh(
         info.x.values,
         info.y.values,
@@ -107,19 +146,19 @@ def draw_paths(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
                 route.y[-1],
                 color=style.color,
                 marker=style.marker,
-                markersize=9,
+                markersize=1.5 * matplotlib.rcParams["lines.markersize"],
                 markeredgecolor="white",
                 linestyle=style.dashes,
                 label=optimizer.name if number == 0 else None,
                 zorder=5,
             )
-    axes.plot(0, 0, **START_STYLE | {"markersize": 17}, zorder=4, label="start")
+    axes.plot(0, 0, **sized(START_STYLE), zorder=4, label="start")
     axes.set_title(surface.name)
     axes.set_xlabel(f"{info.x.name} ({info.x.unit})")
     axes.set_ylabel(f"{info.y.name}\n({info.y.unit})")
 
 
-def draw_table(axes: Axes, info: ComparisonInfo) -> None:
+def _table_on(axes: Axes, info: ComparisonInfo) -> None:
     """Draw what each optimizer reached, with 95 % intervals paired over the test images."""
     axes.set_axis_off()
     first = info.optimizers[0].name

@@ -112,7 +112,7 @@ def draw_persistence(
             axes.text(0.5, 0.5, "too few images to tell", ha="center", transform=axes.transAxes)
             return figure
         axes.set_xlabel(f"Test loss there: {info.measure}")
-        axes.axhspan(0, info.sigmas, **SHADE, label="what noise alone makes")
+        axes.axhspan(0, info.sigmas, **SHADE, label="within noise")
         finite = np.isfinite(info.depth)
         above = info.depth > info.sigmas
         for chosen, face, words in (
@@ -129,7 +129,7 @@ def draw_persistence(
                     label=words,
                 )
         tops = np.full(int((~finite).sum()), info.top)
-        axes.plot(info.value[~finite], tops, "^", color=ACCENT, label=LOWEST_WORDS)
+        axes.plot(info.value[~finite], tops, "^", color=ACCENT, label="the lowest")
         axes.set_ylim(0, 1.1 * info.top)
         axes.legend()
     return figure
@@ -159,7 +159,14 @@ def draw_counts(
         axes.fill_between(
             counts.threshold, counts.low, high, step="post", label="true number, 95 %", **SHADE
         )
-        axes.step(counts.threshold, counts.noise, where="post", label="noise alone", **QUIET)
+        axes.step(
+            counts.threshold,
+            counts.noise,
+            where="post",
+            label="noise alone",
+            linestyle=":",
+            **QUIET,
+        )
         axes.step(counts.threshold, counts.count, where="post", color=ACCENT, label="measured")
         axes.set_ylim(0, most)
         axes.legend()

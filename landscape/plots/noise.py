@@ -16,8 +16,8 @@ from landscape.findings import NULL_WORDS
 from landscape.plots.page import Panel, layout
 from landscape.plots.style import ACCENT, QUIET, drawing
 
-SHARES_TITLE = "What the steps between neighbors are made of"
-SHARES_WORDS = "Share of their variance"
+SHARES_TITLE = "What steps are made of"
+SHARES_WORDS = "Share of the variance between neighbors"
 NULLS_TITLE = "Local minima, noise ignored"
 NULLS_WORDS = "Minima"
 WORDS = (

@@ -21,9 +21,10 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import NDArray
+from scipy.interpolate import RegularGridInterpolator
 from xarray import Dataset
 
-from landscape.analysis import Analysis, band_edges
+from landscape.analysis import Analysis, analyze, band_edges
 from landscape.findings import BAND_WORDS
 from landscape.plots.info import (
     NOT_COMPUTED_WORDS,
@@ -43,6 +44,8 @@ from landscape.plots.style import (
     NOT_FINITE_STYLE,
     START_STYLE,
     STYLE,
+    drawing,
+    sized,
 )
 from landscape.words import with_unit
 
@@ -69,6 +72,11 @@ EDGE_MINIMUM_STYLE = MINIMUM_STYLE | {"fillstyle": "left", "markerfacecoloralt":
 CHECKPOINT_STYLE = MARK_STYLE | {"marker": "D", "markersize": 11}
 NUMBER_STYLE: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 7}
 LISTED_STYLE = CHECKPOINT_STYLE | {"markersize": 8}
+# Of surfaces: proportions, and the view; the first azimuth from which the start is seen.
+BOX = (4, 4, 3)
+ELEVATION = 30
+AZIMUTHS = (-60, -120, -30, -150, 30, 120)
+RAY_POINTS = 400
 LISTED = 8  # checkpoints that a legend has room for
 
 
@@ -197,32 +205,92 @@ def draw_plane(dataset: Dataset, analysis: Analysis) -> Figure:
         figure.suptitle(f"{info.title}\n{info.subtitle}")
         upper, lower = figure.subfigures(2, 1)  # type: ignore[misc]  # it returns an array
         left, middle, right = upper.subplots(1, 3)
-        draw_map(left, info, info.loss)
-        draw_map(middle, info, info.test_loss)
-        draw_confidence(right, info)
+        _map_on(left, info, info.loss)
+        _map_on(middle, info, info.test_loss)
+        _confidence_on(right, info)
         # Placed by hand: around 3-D axes, the automatic layout leaves wide margins to all rows.
         for start, surface in ((0.02, info.loss), (0.34, info.test_loss)):
             axes = lower.add_axes((start, 0.05, 0.32, 0.95), projection="3d")
-            draw_surface(axes, info, surface)
+            _surface_on(axes, info, surface)
         lower.legend(handles=_legend(info), loc="upper left", bbox_to_anchor=(0.7, 0.95))
         lower.text(0.71, 0.1, HOW_TO_READ, linespacing=1.5, color="0.3")
     return figure
 
 
-def draw_map(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
-    """Draw one loss of a plane as a heat map of raw cells, with its color bar."""
+def draw_map(
+    dataset: Dataset,
+    analysis: Analysis | None = None,
+    *,
+    loss: str = "test_loss",
+    axes: Axes | None = None,
+) -> Figure:
+    """Draw one loss of a plane as a heat map of raw cells, with its color bar.
+
+    Args:
+        dataset: the result of a scan of a plane.
+        analysis: of it, if it has been computed already; the minima that it found are marked.
+        loss: `test_loss` or `loss`.
+        axes: where to draw; a new figure's if not given.
+    """
+    info = plane_info(dataset, analysis or analyze(dataset))
+    with drawing(axes) as (figure, axes):
+        _map_on(axes, info, getattr(info, loss))
+    return figure
+
+
+def draw_confidence(
+    dataset: Dataset, analysis: Analysis | None = None, *, axes: Axes | None = None
+) -> Figure:
+    """Draw which points of a plane the test images tell apart from the start.
+
+    Args:
+        dataset: the result of a scan of a plane.
+        analysis: of it, if it has been computed already.
+        axes: where to draw; a new figure's if not given.
+    """
+    info = plane_info(dataset, analysis or analyze(dataset))
+    with drawing(axes) as (figure, axes):
+        _confidence_on(axes, info)
+    return figure
+
+
+def draw_surface(
+    dataset: Dataset,
+    analysis: Analysis | None = None,
+    *,
+    loss: str = "test_loss",
+    axes: Axes3D | None = None,
+) -> Figure:
+    """Draw one loss of a plane as the raw mesh of its points; a point without a value is a hole.
+
+    A mark that the surface hides from the reader's eye is not drawn, and the surface is turned
+    until it does not hide the start, if that can be.
+
+    Args:
+        dataset: the result of a scan of a plane.
+        analysis: of it, if it has been computed already; the minima that it found are marked.
+        loss: `test_loss` or `loss`.
+        axes: where to draw, of projection 3d; a new figure's if not given.
+    """
+    info = plane_info(dataset, analysis or analyze(dataset))
+    with drawing(axes, projection="3d") as (figure, axes):
+        _surface_on(axes, info, getattr(info, loss))
+        axes.set_title(getattr(info, loss).quantity.name)
+    return figure
+
+
+def _map_on(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
     mesh = _draw_cells(
         axes, info, surface.quantity, cmap=LOSS_COLORS, norm=_scale(surface.quantity)
     )
     noise = info.floor_words if surface is info.test_loss else ""
-    label = ", ".join(filter(None, (surface.quantity.measure, noise)))
+    label = ",\n".join(filter(None, (surface.quantity.measure, noise)))
     axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=label)
     axes.set_title(surface.quantity.name)
     _mark(axes, info, surface)
 
 
-def draw_confidence(axes: Axes, info: PlaneInfo) -> None:
-    """Draw which points of a plane the test images tell apart from the start."""
+def _confidence_on(axes: Axes, info: PlaneInfo) -> None:
     limits = Normalize(-0.5, len(BAND_WORDS) - 0.5)
     mesh = _draw_cells(axes, info, info.confidence, cmap=BAND_COLORS, norm=limits)
     bar = axes.figure.colorbar(mesh, ax=axes, pad=0.03, label=info.confidence.measure)
@@ -233,8 +301,7 @@ def draw_confidence(axes: Axes, info: PlaneInfo) -> None:
     _mark(axes, info, info.test_loss)
 
 
-def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
-    """Draw one loss of a plane as the raw mesh of its points; a point without a value is a hole."""
+def _surface_on(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
     x, y = np.meshgrid(info.x.values, info.y.values)
     axes.computed_zorder = False  # marks stay in front of the mesh
     axes.plot_surface(
@@ -249,14 +316,45 @@ def draw_surface(axes: Axes3D, info: PlaneInfo, surface: Surface) -> None:
         edgecolor=(0, 0, 0, 0.35),
         linewidth=0.3,
     )
+    axes.set_proj_type("ortho")  # one direction of view for all points
+    axes.set_box_aspect(BOX, zoom=0.92)  # words stay within the axes
+    for azimuth in AZIMUTHS:
+        axes.view_init(elev=ELEVATION, azim=azimuth)
+        if _seen(axes, info, surface, surface.start):
+            break
     for marker, style in _marks(surface):
-        axes.plot([marker.x], [marker.y], [marker.value], zorder=10, **style)
+        if _seen(axes, info, surface, marker):
+            axes.plot([marker.x], [marker.y], [marker.value], zorder=10, **style)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(5))
-    axes.set_box_aspect((4, 4, 3))
     axes.set_xlabel("x")  # in full below the map above
     axes.set_ylabel("y")
     axes.set_zlabel(surface.quantity.measure, labelpad=8)
+
+
+def _seen(axes: Axes3D, info: PlaneInfo, surface: Surface, marker: Marker) -> bool:
+    """Return whether no part of a surface lies between a mark on it and the reader's eye."""
+    elevation, azimuth = np.deg2rad([axes.elev, axes.azim])
+    towards = np.array(
+        [
+            np.cos(elevation) * np.cos(azimuth),
+            np.cos(elevation) * np.sin(azimuth),
+            np.sin(elevation),
+        ]
+    )
+    limits = np.array([axes.get_xlim3d(), axes.get_ylim3d(), axes.get_zlim3d()])
+    step = towards * np.ptp(limits, axis=1) / np.array(BOX)
+    cell = min(np.ptp(info.x.values), np.ptp(info.y.values)) / len(info.x.values)
+    # From a cell away, as the surface at the mark itself hides nothing, to beyond any edge.
+    start = cell / np.hypot(*step[:2])
+    along = np.linspace(start, 2 * max(BOX), RAY_POINTS)
+    height = RegularGridInterpolator(
+        (info.y.values, info.x.values), surface.quantity.values, bounds_error=False
+    )
+    bottom = np.nanmax([marker.value, *height([(marker.y, marker.x)])])
+    x, y, z = (np.array([marker.x, marker.y, bottom]) + along[:, None] * step).T
+    heights = height(np.stack([y, x], axis=1))
+    return not bool((heights > z).any())  # beyond the edge and in holes: NaN
 
 
 def _scale(quantity: Quantity) -> Normalize:
@@ -284,13 +382,13 @@ def _draw_cells(axes: Axes, info: PlaneInfo, quantity: Quantity, **colors: Any) 
 def _marks(surface: Surface) -> list[tuple[Marker, dict[str, Any]]]:
     """Return each marker with its style, the start last so that it lies on top."""
     minima = [(m, EDGE_MINIMUM_STYLE if m.on_edge else MINIMUM_STYLE) for m in surface.minima]
-    return [*minima, (surface.start, START_STYLE)]
+    return [(one, sized(style)) for one, style in [*minima, (surface.start, START_STYLE)]]
 
 
 def _mark(axes: Axes, info: PlaneInfo, surface: Surface) -> None:
     for checkpoint in info.checkpoints:
         place = checkpoint.x, checkpoint.y
-        axes.plot(*place, clip_on=False, zorder=9, **CHECKPOINT_STYLE)
+        axes.plot(*place, clip_on=False, zorder=9, **sized(CHECKPOINT_STYLE))
         axes.annotate(str(checkpoint.number), place, zorder=9, **NUMBER_STYLE)
     for marker, style in _marks(surface):
         axes.plot(marker.x, marker.y, clip_on=False, zorder=10, **style)

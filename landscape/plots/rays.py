@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from xarray import Dataset
 
-from landscape.analysis import Analysis
+from landscape.analysis import Analysis, analyze
 from landscape.plots.info import (
     NOT_FINITE_WORDS,
     Axis,
@@ -27,8 +27,9 @@ from landscape.plots.info import (
 from landscape.plots.minima import minima_panel
 from landscape.plots.noise import noise_panel
 from landscape.plots.page import Panel, layout
-from landscape.plots.style import STYLE
+from landscape.plots.style import STYLE, drawing
 from landscape.statistics.numerical_noise import NoiseFloor
+from landscape.words import with_unit
 
 RAY_WORDS = "one ray ± 1 standard error (paired with the start)"
 MEAN_WORDS = "mean of the rays ± 1 standard error"
@@ -51,7 +52,7 @@ class Curves:
     @property
     def label(self) -> str:
         """What the vertical axis shows, with its unit."""
-        return f"Change from the start: {self.quantity.measure}"
+        return f"Change from the start:\n{self.quantity.measure}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +117,8 @@ def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
         figure = Figure(figsize=(11, 4.8), layout="constrained")
         figure.suptitle(f"{info.title}\n{info.subtitle}")
         left, right = figure.subplots(1, 2)
-        _draw_curves(left, info, info.loss)
-        _draw_curves(right, info, info.test_loss)
+        _curves_on(left, info, info.loss)
+        _curves_on(right, info, info.test_loss)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -139,7 +140,7 @@ def rays_panels(dataset: Dataset, analysis: Analysis) -> list[Panel | None]:
             )
         figure.update_layout(layout(curves.quantity.name))
         figure.update_xaxes(title_text=info.distance.label)
-        figure.update_yaxes(title_text=curves.label)
+        figure.update_yaxes(title_text=curves.label.replace("\n", " "))
         figures.append(figure)
     return [
         Panel("The losses along the rays", tuple(figures)),
@@ -148,7 +149,28 @@ def rays_panels(dataset: Dataset, analysis: Analysis) -> list[Panel | None]:
     ]
 
 
-def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
+def draw_curves(
+    dataset: Dataset,
+    analysis: Analysis | None = None,
+    *,
+    loss: str = "test_loss",
+    axes: Axes | None = None,
+) -> Figure:
+    """Draw the change of one loss along each ray, and the mean of the rays.
+
+    Args:
+        dataset: the result of a scan of rays.
+        analysis: of it, if it has been computed already.
+        loss: `test_loss` or `loss`.
+        axes: where to draw; a new figure's if not given.
+    """
+    info = rays_info(dataset, analysis or analyze(dataset))
+    with drawing(axes) as (figure, axes):
+        _curves_on(axes, info, getattr(info, loss))
+    return figure
+
+
+def _curves_on(axes: Axes, info: RaysInfo, curves: Curves) -> None:
     distance = info.distance.values
     axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
     if curves.floor:
@@ -178,7 +200,7 @@ def _draw_curves(axes: Axes, info: RaysInfo, curves: Curves) -> None:
             label=NOT_FINITE_WORDS,
         )
     axes.set_title(curves.quantity.name)
-    axes.set_xlabel(info.distance.label)
+    axes.set_xlabel(with_unit(info.distance.name, info.distance.unit, "\n"))
     axes.set_ylabel(curves.label)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
