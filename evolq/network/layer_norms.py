@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from evolq.data.pixels import Images, batches
 from evolq.network.layers import weighted_layers
 from evolq.network.operators import VIEWS, aten
 from evolq.network.placement import axis_before
@@ -29,7 +30,7 @@ class _Fold:
 
 
 def fold_layer_norms(
-    network: QuantizedNetwork, images: Tensor, batch_size: int = BATCH_SIZE
+    network: QuantizedNetwork, images: Images, batch_size: int = BATCH_SIZE
 ) -> QuantizedNetwork:
     """Return a network of the same function, whose LayerNorms make channels of one range.
 
@@ -49,7 +50,7 @@ def fold_layer_norms(
     """
     folds = _folds(network)
     extremes: dict[str, tuple[Tensor, Tensor]] = {}
-    for batch in images.split(batch_size) if folds else ():
+    for batch in batches(images, batch_size) if folds else ():
         for name, value in network.record([fold.node for fold in folds], batch).items():
             rows = value.flatten(0, -2)
             low, high = extremes.get(name, (rows[0].clamp(max=0), rows[0].clamp(min=0)))
