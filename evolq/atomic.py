@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from evolq.errors import InputError
 
@@ -15,11 +17,22 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> None:
     Raises:
         InputError: if it cannot be written; an older file is then still there, unchanged.
     """
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a file to write to, which replaces an older one when the block ends without an error.
+
+    Raises:
+        InputError: if it cannot be written; an older file is then still there, unchanged.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
+        with partial.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

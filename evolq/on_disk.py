@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -155,3 +155,16 @@ def full(
         for index in np.ndindex(*array.shape[:-1]):
             array[index] = value
     return array
+
+
+def boxes(shape: tuple[int, ...], cells: int) -> Iterator[tuple[slice, ...]]:
+    """Yield the parts of a grid, of at most so many cells, that come one after the other in it."""
+    within = prod(shape[1:])
+    if within > cells and len(shape) > 1:
+        for index in range(shape[0]):
+            for box in boxes(shape[1:], cells):
+                yield (slice(index, index + 1), *box)
+        return
+    step = max(1, cells // max(within, 1))
+    for first in range(0, shape[0], step):
+        yield (slice(first, first + step), *(slice(None) for _ in shape[1:]))

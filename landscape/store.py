@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import h5netcdf
 import h5py
 import xarray as xr
 from xarray.backends import H5NetCDFStore
+from xarray.conventions import encode_cf_variable
 
-from evolq.atomic import write_whole
+from evolq.atomic import whole_file
 from evolq.errors import InputError
+from landscape.large import block_points, blocks, copied, is_large
 
 # Kind of Dataset -> the variables without which it is none.
 KINDS = {
@@ -29,23 +31,89 @@ def save(dataset: xr.Dataset, path: str | Path, kind: str = "scan") -> None:
     Raises:
         InputError: if the file cannot be written; an older file is then still there, unchanged.
     """
-    write_whole(path, _encode(dataset.assign_attrs(format=_format(kind))))
+    dataset = dataset.assign_attrs(format=_format(kind))
+    large = {name: array.variable for name, array in dataset.data_vars.items() if is_large(array)}
+    small = dataset.drop_vars(large)
+    compressed = {name: {"zlib": True} for name, array in small.data_vars.items() if array.ndim}
+    with whole_file(path) as file:
+        patient = _Patient(file)
+        with h5netcdf.File(patient, "w") as netcdf:
+            small.dump_to_store(H5NetCDFStore(netcdf), encoding=compressed)
+            for name, variable in large.items():
+                _write_blocks(netcdf, str(name), variable, patient)
+        patient.check()
 
 
-def _encode(dataset: xr.Dataset) -> memoryview:
-    """Return the bytes of a NetCDF-4 file.
+def _write_blocks(
+    netcdf: h5netcdf.File, name: str, variable: xr.Variable, patient: _Patient
+) -> None:
+    """Write a variable block by block, as xarray would write it."""
+    for dim, size in variable.sizes.items():
+        if dim not in netcdf.dimensions:
+            netcdf.dimensions[dim] = size
+    nothing = encode_cf_variable(variable[tuple(slice(0, 0) for _ in variable.dims)], name=name)
+    attributes = dict(nothing.attrs)
+    points = min(variable.shape[-2], block_points(variable.shape))
+    chunks = [*(1 for _ in variable.dims[:-2]), points, variable.shape[-1]]
+    target = netcdf.create_variable(
+        name,
+        variable.dims,
+        nothing.dtype,
+        fillvalue=attributes.pop("_FillValue", None),
+        chunks=tuple(chunks),
+        compression="gzip",
+        compression_opts=4,
+    )
+    target.attrs.update(attributes)
+    for box, block in blocks(variable):
+        target[box] = encode_cf_variable(block, name=name).values
+        patient.check()
 
-    Built in memory, because the HDF5 library crashes the process when a disk is full.
+
+class _Patient:
+    """A file whose writes never fail, because HDF5 crashes the process when one does.
+
+    The first error is raised by `check`.
     """
-    compressed = {name: {"zlib": True} for name, array in dataset.data_vars.items() if array.ndim}
-    buffer = BytesIO()
-    with h5netcdf.File(buffer, "w") as file:
-        dataset.dump_to_store(H5NetCDFStore(file), encoding=compressed)
-    return buffer.getbuffer()
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything has.
+
+        Raises:
+            OSError: of a write.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def write(self, content: memoryview) -> int:
+        """Write, or remember that it was not possible."""
+        try:
+            self._file.write(content)
+        except OSError as error:
+            self._error = self._error or error
+        return len(content)
+
+    def flush(self) -> None:
+        """Do what a file does, or remember that it was not possible."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._error = self._error or error
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else a file can do."""
+        return getattr(self._file, name)
 
 
 def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
-    """Read a Dataset of a kind in `KINDS` into memory and close the file.
+    """Read a Dataset of a kind in `KINDS` and close the file.
+
+    Losses of images that are too large for memory are read into a file of their own, block by block
+    (`evolq.on_disk`); it vanishes with the Dataset.
 
     Raises:
         InputError: if there is no such file, it cannot be read, or it is of another kind.
@@ -58,7 +126,9 @@ def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
         )
     try:
         h5py.File(path).close()  # fails cleanly on damage that makes h5netcdf print its own errors
-        dataset = xr.load_dataset(path, engine="h5netcdf", decode_times=False)
+        with xr.open_dataset(path, engine="h5netcdf", decode_times=False, cache=False) as dataset:
+            large = {n: copied(v) for n, v in dataset.variables.items() if is_large(v)}
+            dataset = dataset.drop_vars(large).load().assign(large)[list(dataset.variables)]
     except Exception as error:  # a damaged file fails in HDF5, h5netcdf or xarray, each in its way
         raise InputError(f"cannot read {path} as NetCDF-4: {error}") from error
     missing = [name for name in KINDS[kind] if name not in dataset]

@@ -6,8 +6,9 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evolq.on_disk import boxes
 from landscape.statistics import image_losses
-from landscape.statistics.image_losses import ImageLosses, _boxes
+from landscape.statistics.image_losses import ImageLosses
 from landscape.statistics.noise_threshold import noise_threshold
 from landscape.statistics.roughness import split_half_reliability
 from landscape.statistics.ruggedness import estimate
@@ -29,7 +30,7 @@ def losses(*shape, seed=0):
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 40))
 def test_boxes_are_a_grid_in_its_order(shape, cells):
     index = np.arange(np.prod(shape)).reshape(shape)
-    parts = [index[box].ravel() for box in _boxes(tuple(shape), cells)]
+    parts = [index[box].ravel() for box in boxes(tuple(shape), cells)]
     assert np.concatenate(parts).tolist() == index.ravel().tolist()
     assert max(map(len, parts)) <= cells
 

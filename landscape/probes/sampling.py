@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from evolq.errors import InputError
 from evolq.losses.paired import paired_standard_error
+from evolq.on_disk import DiskArray, full
 from evolq.points import Point
+from landscape.large import variable
 from landscape.ledger import Arrays, Ledger, remember
 from landscape.probes.evaluation import CalibrationLoss, Evaluation, HeldOutLoss, evaluate
 from landscape.probes.slices import Line, Place, Plane
@@ -37,6 +40,7 @@ _LARGEST_RADIUS = 2.0**3
 _RADIUS_RATIO = 2.0**0.25
 
 
+PerImage = dict[str, np.ndarray | DiskArray]
 OnPoint = Callable[[xr.Dataset, int, int], None]
 
 Cells = Iterable[tuple[dict[str, int], tuple[Any, ...]]]
@@ -289,14 +293,16 @@ def sample_cells(
     groups = iter(groups)
     first = next(groups)
     start = remember(ledger, "start", partial(evaluation.measure, first[0], evaluation.origin))
-    dataset = _empty(coordinates, start).assign(also or {})
+    folder = ledger.path.parent if ledger else None
+    dataset, arrays = _empty(coordinates, start, folder)
+    dataset = dataset.assign(also or {})
     total = dataset["status"].size
     if ledger and ledger.part:
         number, count = ledger.part
         total = len(range(number - 1, total, count))
     if on_point:
         on_point(dataset, 0, total)
-    shared = Shared(evaluation, ledger.path.parent if ledger else None)
+    shared = Shared(evaluation, folder)
     cell_of: dict[str, dict[str, int]] = {}
 
     def pieces() -> Iterator[Piece]:
@@ -311,7 +317,7 @@ def sample_cells(
         if isinstance(found, Failed):
             failed[key] = found.error
         else:
-            _record(dataset, cell_of.pop(key), found)
+            _record(dataset, arrays, cell_of.pop(key), found)
         if on_point:
             on_point(dataset, done, total)
     if failed:
@@ -319,23 +325,30 @@ def sample_cells(
     return dataset
 
 
-def _empty(coordinates: dict[str, xr.Variable], start: Arrays) -> xr.Dataset:
-    """Lay out a Dataset in which nothing but the start is measured."""
+def _empty(
+    coordinates: dict[str, xr.Variable], start: Arrays, folder: Path | None
+) -> tuple[xr.Dataset, PerImage]:
+    """Lay out a Dataset in which nothing but the start is measured.
+
+    Also return what is written to for each image, by name; in a file if it is large.
+    """
     axes = tuple(coordinates)
     shape = tuple(len(values) for values in coordinates.values())
     calibration, images = (*shape, len(start["loss"])), (*shape, len(start["test_loss"]))
-    return xr.Dataset(
+    arrays: PerImage = {
+        "loss": full(calibration, np.nan, np.float32, folder),
+        "test_loss": full(images, np.nan, np.float32, folder),
+        "test_correct": full(images, False, bool, folder),
+    }
+    dataset = xr.Dataset(
         {
             "loss": (axes, np.full(shape, np.nan)),
             "test_loss": (axes, np.full(shape, np.nan), TEST_LOSS),
             "test_accuracy": (axes, np.full(shape, np.nan), {"units": "1"}),
             "status": (axes, np.full(shape, NOT_COMPUTED, dtype=np.int8)),
-            "loss_per_image": (
-                (*axes, "calibration_image"),
-                np.full(calibration, np.nan, dtype=np.float32),
-            ),
-            "test_loss_per_image": ((*axes, "image"), np.full(images, np.nan, dtype=np.float32)),
-            "test_correct_per_image": ((*axes, "image"), np.zeros(images, dtype=bool)),
+            "loss_per_image": variable((*axes, "calibration_image"), arrays["loss"]),
+            "test_loss_per_image": variable((*axes, "image"), arrays["test_loss"]),
+            "test_correct_per_image": variable((*axes, "image"), arrays["test_correct"]),
             "start_loss_per_image": ("calibration_image", start["loss"].astype(np.float32)),
             "start_test_loss_per_image": ("image", start["test_loss"].astype(np.float32)),
             "start_test_correct_per_image": ("image", start["test_correct"].astype(bool)),
@@ -346,13 +359,13 @@ def _empty(coordinates: dict[str, xr.Variable], start: Arrays) -> xr.Dataset:
             "calibration_image": np.arange(len(start["loss"])),
         },
     )
+    return dataset, arrays
 
 
-def _record(dataset: xr.Dataset, cell: dict[str, int], found: Arrays) -> None:
+def _record(dataset: xr.Dataset, arrays: PerImage, cell: dict[str, int], found: Arrays) -> None:
     """Write one point; its status comes last, so that an interrupted point counts as missing."""
-    dataset["loss_per_image"][cell] = found["loss"]
-    dataset["test_loss_per_image"][cell] = found["test_loss"]
-    dataset["test_correct_per_image"][cell] = found["test_correct"]
+    for name, array in arrays.items():
+        array[tuple(cell.values())] = found[name]
     with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
         means = {
             "loss": found["loss"].astype(np.float64).mean(),

@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from evolq.losses.paired import paired_standard_error
+from evolq.on_disk import boxes
 
 # Values in a block: 16 MB in float64, and a few times that while they are added up.
 BLOCK_VALUES = 2_000_000
@@ -95,7 +96,7 @@ class ImageLosses:
         images = self.source.shape[-1]
         most = max(1, BLOCK_VALUES // max(images, 1)) if most is None else most
         first = 0
-        for box in _boxes(self.source.shape[:-1], most):
+        for box in boxes(self.source.shape[:-1], most):
             block = self.source[box].values.reshape(-1, images)
             part = slice(first, first + len(block))
             yield part, self._read(block, part, slice(None))
@@ -202,16 +203,3 @@ class ImageLosses:
                 means[part] += apart * (more / (count + more))
             count += more
         return squares
-
-
-def _boxes(shape: tuple[int, ...], cells: int) -> Iterator[tuple[slice, ...]]:
-    """Yield the parts of a grid, of at most so many cells, that come one after the other in it."""
-    within = int(np.prod(shape[1:]))
-    if within > cells and len(shape) > 1:
-        for index in range(shape[0]):
-            for box in _boxes(shape[1:], cells):
-                yield (slice(index, index + 1), *box)
-        return
-    step = max(1, cells // max(within, 1))
-    for first in range(0, shape[0], step):
-        yield (slice(first, first + step), *(slice(None) for _ in shape[1:]))
