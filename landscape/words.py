@@ -48,9 +48,11 @@ def name_scan(dataset: Dataset, configuration: Mapping[str, Any]) -> None:
         dataset.attrs["comment"] = "Start: " + ", ".join(_quantization(configuration))
     else:
         dataset.attrs["title"] = title_of(configuration)
-        dataset.attrs["comment"] = " · ".join(
-            [f"around the start in {OVER_WORDS[configuration['over']][0]}", *_choice(configuration)]
-        )
+        space, unit = OVER_WORDS[configuration["over"]]
+        where = f"around the start in {space}"
+        if "walk" in dataset.dims:
+            where = f"random walks in {space}, steps of {configuration['length']:g} ({unit})"
+        dataset.attrs["comment"] = " · ".join([where, *_choice(configuration)])
         for axis in {"x", "y", "distance"} & set(dataset.dims):
             dataset[axis].attrs["units"] = _step(configuration)
     name_loss(dataset["loss"], configuration["criterion"])

@@ -11,10 +11,12 @@ from landscape.plots.page import Page
 from landscape.plots.plane import draw_plane
 from landscape.plots.plane_html import interactive_plane
 from landscape.plots.rays import draw_rays, interactive_rays
+from landscape.plots.walks import draw_walks, interactive_walks
 
 # A dimension that only this kind of scan has -> static figure and interactive page.
 KINDS = {
     "bits": (draw_bits, interactive_bits),
+    "walk": (draw_walks, interactive_walks),
     "ray": (draw_rays, interactive_rays),
     "x": (draw_plane, interactive_plane),
 }
