@@ -14,6 +14,7 @@ from xarray import DataArray, Dataset
 
 from evolq.errors import InputError
 from evolq.losses.paired import paired_standard_error
+from landscape.cliff_analysis import CliffAnalysis, analyze_cliffs
 from landscape.probes.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
 from landscape.statistics.image_losses import ImageLosses
 from landscape.statistics.intervals import IMAGES, Interval, mean_interval, proportion_interval
@@ -162,6 +163,7 @@ class Analysis:
             axes along x alone; of 2 walks or more over walks and images. Empty where points are not
             evenly spaced, or for one image.
         correlogram: of walks.
+        cliffs: where the jaggedness of a line comes from, if its cliffs were measured.
         fewest_bits: of one layer at a time, before its test loss is clearly higher; layers whose
             loss is clearly higher at the most bits are missing.
         best_factors: number of bits -> the factor on the scales of lowest calibration loss; bits
@@ -190,6 +192,7 @@ class Analysis:
     nulls: Mapping[str, NullCount]
     ruggedness: Mapping[str, Ruggedness]
     correlogram: Correlogram | None
+    cliffs: CliffAnalysis | None
     fewest_bits: Mapping[str, int]
     best_factors: Mapping[int, float]
     changes: Dataset
@@ -235,6 +238,7 @@ def analyze(dataset: Dataset) -> Analysis:
         nulls=(null_counts(dataset, np.random.default_rng(0), noise) if slice_of_space else {}),
         ruggedness=_ruggedness(dataset, noise or 0.0) if in_space else {},
         correlogram=_correlogram(dataset) if "walk" in dataset.dims else None,
+        cliffs=analyze_cliffs(dataset, noise or 0.0) if "cliff" in dataset.dims else None,
         fewest_bits=_fewest_bits(changes) if "layer" in dataset.dims else {},
         best_factors=_best_factors(dataset) if "multiplier" in dataset.dims else {},
         changes=changes,
@@ -453,9 +457,7 @@ def _over_points(dataset: Dataset, name: str, values: NDArray[np.float64]) -> Da
     return template.copy(data=values.reshape(template.shape))
 
 
-def _of_all_lines(
-    dataset: Dataset, line: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _of_all_lines(dataset: Dataset, line: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean over rays or walks of the change of the test loss, and its error."""
     along = LINES[line]
     means, errors = [], []

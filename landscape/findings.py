@@ -14,7 +14,6 @@ Readings follow fixed thresholds, stated here once; figures use the same words.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -22,13 +21,14 @@ from rich.table import Table
 from xarray import Dataset
 
 from landscape.analysis import PERHAPS_HIGHER, Analysis, bands
+from landscape.cliff_findings import describe_cliffs
 from landscape.probes.sampling import FINITE
 from landscape.statistics.intervals import Interval
 from landscape.statistics.numerical_noise import NoiseFloor
 from landscape.statistics.resampling import FEWEST_IMAGES
 from landscape.statistics.roughness import Reliability
 from landscape.statistics.ruggedness import STATISTICS
-from landscape.words import configuration_of
+from landscape.words import Row, configuration_of
 
 # Of the bands in landscape.analysis.
 BAND_WORDS = (
@@ -50,14 +50,6 @@ NULL_WORDS = {
 }
 
 
-class Row(NamedTuple):
-    """One line of the table: what was measured, its value, and what that means."""
-
-    name: str
-    value: str
-    meaning: str
-
-
 def describe(dataset: Dataset, analysis: Analysis) -> list[Row]:
     """Say in words what a scan found.
 
@@ -75,6 +67,8 @@ def describe(dataset: Dataset, analysis: Analysis) -> list[Row]:
     else:
         variation = _variation(dataset, analysis)
         own = [*_lowest(analysis), *_minima(dataset, analysis), variation]
+    if analysis.cliffs is not None:
+        own = [*describe_cliffs(analysis.cliffs), *own]
     return [*_jaggedness(analysis), *known, *own, *_ruggedness(dataset, analysis)]
 
 

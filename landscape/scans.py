@@ -305,6 +305,78 @@ class WalkScan(_MovingScan):
 
 
 @dataclass(frozen=True)
+class CliffScan(_MovingScan):
+    """A line in scale space, and what changes of the weights' codes do to the test loss along it.
+
+    Raises:
+        InputError: if a value is out of range.
+
+    Attributes:
+        radius: How far the line goes in both senses, as the root mean square log change.
+        points: Points along it.
+        cliffs: Of each weight, changes of a code at which the loss is measured on both sides.
+        intervals: Of the weight whose codes change least often, so many intervals between changes
+            are measured around the start, or all there are.
+    """
+
+    radius: float = 0.02
+    points: int = 17
+    cliffs: int = 2
+    intervals: int = 40
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if self.over != "scales":
+            raise InputError(
+                f"`over` is {self.over}; where codes change is known in closed form along lines "
+                "over scales alone"
+            )
+        _check_radius(self.radius)
+        for name, least in (("points", 2), ("cliffs", 1), ("intervals", 1)):
+            _check_at_least(name, getattr(self, name), least)
+
+    def sample(
+        self,
+        problem: Problem,
+        on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
+        executor: Executor | None = None,
+    ) -> xr.Dataset:
+        """Measure the line and its cliffs; see `PlaneScan.sample`."""
+        self.check(problem.settings)
+        import torch
+
+        from evolq.optimizers.mixed_precision import calibration_table, weight_values
+        from landscape.ledger import begin
+        from landscape.probes.cliff_scan import sample_cliffs
+        from landscape.probes.directions import gaussian, normalize
+        from landscape.probes.sampling import axis
+        from landscape.probes.slices import Line
+
+        moving = _moving(self, problem)
+        generator = torch.Generator().manual_seed(problem.settings.seed)
+        line = Line(problem.start, normalize(gaussian(moving, generator), moving))
+        values = weight_values(problem.network, problem.start)
+        moved = {name: value for name, value in values.items() if f"{name}.scale" in moving}
+        table = calibration_table(problem.network, moved)
+        ledger = begin(open_ledger, problem, scan_options(self), [line.direction])
+        sampler = partial(
+            sample_cliffs,
+            problem.network,
+            line,
+            axis(self.radius, self.points),
+            table,
+            problem.objective,
+            problem.test,
+            self.cliffs,
+            self.intervals,
+        )
+        measured = {**scan_options(self), "directions": "gaussian", "normalize": "none"}
+        return _complete(sampler, problem, self, measured, on_point, ledger, executor)
+
+
+@dataclass(frozen=True)
 class _WidthScan:
     """Weights at other bits than the start's.
 
@@ -388,11 +460,12 @@ class LayerScan(_WidthScan):
         return partial(sample_layers, problem.start, table, problem.objective, problem.test)
 
 
-Scan = PlaneScan | RayScan | WalkScan | BitScan | LayerScan
+Scan = PlaneScan | RayScan | WalkScan | CliffScan | BitScan | LayerScan
 SCANS: dict[str, type[Scan]] = {
     "plane": PlaneScan,
     "rays": RayScan,
     "walks": WalkScan,
+    "cliffs": CliffScan,
     "bits": BitScan,
     "layers": LayerScan,
 }

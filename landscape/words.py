@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolq.losses.criteria import words_of
 
@@ -34,6 +34,14 @@ GUIDED_WORDS = {
 }
 TEST_LOSS_WORDS = words_of("cross_entropy")
 UNTITLED = "Losses around the start"
+
+
+class Row(NamedTuple):
+    """One line of the table: what was measured, its value, and what that means."""
+
+    name: str
+    value: str
+    meaning: str
 
 
 def name_scan(dataset: Dataset, configuration: Mapping[str, Any]) -> None:

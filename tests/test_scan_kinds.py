@@ -32,6 +32,7 @@ def test_bits_against_a_factor_on_the_scales(scan) -> None:
     assert "Test accuracy at 2 bits" in out
 
 
+@pytest.mark.slow
 def test_random_walks(scan) -> None:
     arguments = ("--probe", "walks", "--walks", "2", "--steps", "3", "--length", "0.2")
     code, out, err = scan(*SMALL, *arguments, "--within", "fc.*", "--repeats", "2", "--out", "a")
@@ -46,6 +47,20 @@ def test_random_walks(scan) -> None:
     assert "repeat_test_loss_per_image" in dataset
     assert "steps of 0.2" in dataset.attrs["comment"]
     assert "Test loss at the end of walks" in out
+
+
+@pytest.mark.slow
+def test_cliffs(scan) -> None:
+    arguments = ("--probe", "cliffs", "--points", "3", "--cliffs", "1", "--intervals", "3")
+    code, out, err = scan(*SMALL, *arguments, "--within", "fc.*", "--repeats", "2", "--out", "a")
+    assert code == 0, err
+    dataset = store.load("a/scan.nc")
+    assert dataset.test_loss.sizes == {"ray": 1, "distance": 3}
+    assert dataset.weight.values.tolist() == ["fc.weight"]
+    assert dataset.width.values.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert dataset.sizes["interval"] <= 3
+    assert "Ups and downs made by flips" in out
+    assert "Cliffs per unit of distance" in out
 
 
 def test_layers_one_at_a_time(scan) -> None:
@@ -142,6 +157,7 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
         ),
         (("--scheme", "none", "--probe", "bits"), "--scheme none has no bits"),
         (("--scheme", "none", "--probe", "walks"), "--scheme none has no scales"),
+        (("--probe", "cliffs", "--over", "weights"), "along lines over scales alone"),
         (("--probe", "walks", "--length", "0"), "--length is 0; give a positive number"),
         (("--probe", "walks", "--radius", "1"), "--radius does not go with --probe walks"),
         (

@@ -7,6 +7,7 @@ from xarray import Dataset
 
 from landscape.analysis import Analysis, analyze
 from landscape.plots.bits import draw_bits, interactive_bits
+from landscape.plots.cliffs import draw_cliffs, interactive_cliffs
 from landscape.plots.page import Page
 from landscape.plots.plane import draw_plane
 from landscape.plots.plane_html import interactive_plane
@@ -17,6 +18,7 @@ from landscape.plots.walks import draw_walks, interactive_walks
 KINDS = {
     "bits": (draw_bits, interactive_bits),
     "walk": (draw_walks, interactive_walks),
+    "cliff": (draw_cliffs, interactive_cliffs),
     "ray": (draw_rays, interactive_rays),
     "x": (draw_plane, interactive_plane),
 }

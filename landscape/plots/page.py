@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from evolq.atomic import write_whole
-from landscape.findings import Row
+from landscape.words import Row
 
 OUTLINE = {"color": "black", "width": 1.5}
 
