@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     )
     from landscape.probes.sampling import Radius, auto_radius, axis, sample_plane, sample_rays
     from landscape.probes.slices import Line, Plane
-    from landscape.scans import BitScan, LayerScan, PlaneScan, RayScan
+    from landscape.scans import (
+        BitScan,
+        CliffScan,
+        LayerScan,
+        PlaneScan,
+        RayScan,
+        WalkScan,
+    )
     from landscape.statistics.minima import Minima, Minimum, find_minima, significant_minima
     from landscape.statistics.null_counts import null_counts
     from landscape.statistics.numerical_noise import noise_floor
@@ -44,7 +51,7 @@ _MODULES = {
     "comparisons": ("Comparison",),
     "analysis": ("Analysis", "analyze", "read_analysis", "with_analysis"),
     "plots.kinds": ("draw",),
-    "scans": ("BitScan", "LayerScan", "PlaneScan", "RayScan"),
+    "scans": ("BitScan", "CliffScan", "LayerScan", "PlaneScan", "RayScan", "WalkScan"),
     "probes.bit_widths": ("sample_bits", "sample_layers"),
     "probes.directions": (
         "DIRECTIONS",
@@ -79,6 +86,7 @@ __all__ = [
     "NORMALIZATIONS",
     "Analysis",
     "BitScan",
+    "CliffScan",
     "Comparison",
     "LayerScan",
     "Line",
@@ -89,6 +97,7 @@ __all__ = [
     "Radius",
     "RayScan",
     "Reliability",
+    "WalkScan",
     "analyze",
     "auto_radius",
     "axis",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -13,6 +14,7 @@ from xarray import DataArray, Dataset
 
 from evolq.errors import InputError
 from evolq.losses.paired import paired_standard_error
+from landscape.cliff_analysis import CliffAnalysis, analyze_cliffs
 from landscape.probes.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
 from landscape.statistics.image_losses import ImageLosses
 from landscape.statistics.intervals import IMAGES, Interval, mean_interval, proportion_interval
@@ -29,6 +31,7 @@ from landscape.statistics.roughness import (
 )
 from landscape.statistics.ruggedness import STATISTICS, estimate
 from landscape.statistics.ruggedness import Estimate as Ruggedness
+from landscape.statistics.ruggedness_correlation import autocorrelation
 from landscape.statistics.simultaneous import largest_deviations
 from landscape.statistics.surface import Surface
 
@@ -42,14 +45,24 @@ NOT_TOLD_APART, PERHAPS_HIGHER, CLEARLY_HIGHER = 2, 3, 4  # bands between and be
 # Of landscape.statistics.ruggedness, those in the table. Resamples of the images: the 2.5 %
 # quantile is the fifth smallest.
 RUGGEDNESS = ("correlation_length", "nugget", "max_information")
+WALK_RUGGEDNESS = (
+    *("autocorrelation", "correlation_length"),
+    *("max_information", "partial_information"),
+)
 RESAMPLES = 199
+
+# Lines of a scan -> the dimension along them.
+LINES = {"ray": "distance", "walk": "step"}
+
+# Lags at which the autocorrelation of walks is told: up to half their length.
+LAGS = 12
 
 # Thresholds at which minima are counted, up to 1.2 times the deepest that has one; and
 # surfaces of noise for their band, fewer on grids of more than 20,000 points.
 THRESHOLDS = 25
 CURVE_MOST, CURVE_LEAST, CURVE_POINTS = 199, 19, 4_000_000
 
-# The variables of `Analysis.changes`; the last four of rays alone.
+# The variables of `Analysis.changes`; the last four of rays and walks alone.
 CHANGES = (
     "test_loss_change",
     "test_loss_change_error",
@@ -111,6 +124,16 @@ class Counts:
 
 
 @dataclass(frozen=True, eq=False)
+class Correlogram:
+    """The autocorrelation of walks at each lag, with 95 % intervals as of `ruggedness`."""
+
+    lag: NDArray[np.float64]
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class Analysis:
     """What a scan found.
 
@@ -125,10 +148,10 @@ class Analysis:
         loss_floor: numerical noise of the calibration loss; None without repeats.
         test_loss_floor: of the test loss.
         critical: for differences from the start, at all points together.
-        lowest: of a plane or of rays; None if no point is finite.
+        lowest: of a plane, rays or walks; None if no point is finite.
         minima: of the test loss of a plane or of rays, above the noise.
-        variation: total variation of the test loss over its range, on a plane or on rays.
-        reliability: of the test loss of a plane or of rays, between halves of the test images.
+        variation: total variation of the test loss over its range, on a plane, rays or walks.
+        reliability: of the test loss there, between halves of the test images.
         numerical_share: share of the variance of the steps of the test loss between neighbors that
             is numerical noise, its interval that of the floor; None without repeats, or where
             nothing varies.
@@ -137,14 +160,17 @@ class Analysis:
             `landscape.statistics.null_counts`.
         ruggedness: statistics of the test loss with intervals over images, by their names in
             `landscape.statistics.ruggedness.STATISTICS`; of a plane with different steps along its
-            axes along x alone. Empty where points are not evenly spaced, or for one image.
+            axes along x alone; of 2 walks or more over walks and images. Empty where points are not
+            evenly spaced, or for one image.
+        correlogram: of walks.
+        cliffs: where the jaggedness of a line comes from, if its cliffs were measured.
         fewest_bits: of one layer at a time, before its test loss is clearly higher; layers whose
             loss is clearly higher at the most bits are missing.
         best_factors: number of bits -> the factor on the scales of lowest calibration loss; bits
             without a finite one are missing.
         changes: over the points, from the start: `test_loss_change`, its paired standard error
             `test_loss_change_error`, and its `test_loss_band` (see `bands`), NaN where not finite.
-            Of rays also `loss_change`, and the means over the rays, `mean_loss_change`,
+            Of rays and walks also `loss_change`, and the means over them, `mean_loss_change`,
             `mean_test_loss_change` and `mean_test_loss_change_error`.
     """
 
@@ -165,6 +191,8 @@ class Analysis:
     counts: Counts | None
     nulls: Mapping[str, NullCount]
     ruggedness: Mapping[str, Ruggedness]
+    correlogram: Correlogram | None
+    cliffs: CliffAnalysis | None
     fewest_bits: Mapping[str, int]
     best_factors: Mapping[int, float]
     changes: Dataset
@@ -180,7 +208,8 @@ def analyze(dataset: Dataset) -> Analysis:
     """
     status = dataset["status"]
     dataset = _without_garbage(dataset)
-    slice_of_space = "bits" not in dataset.dims
+    in_space = "bits" not in dataset.dims
+    slice_of_space = in_space and "walk" not in dataset.dims
     loss_floor, test_loss_floor = (
         _floor(dataset, f"repeat_{name}_per_image") for name in ("loss", "test_loss")
     )
@@ -198,16 +227,18 @@ def analyze(dataset: Dataset) -> Analysis:
         loss_floor=loss_floor,
         test_loss_floor=test_loss_floor,
         critical=critical,
-        lowest=_lowest(dataset, changes) if slice_of_space else None,
+        lowest=_lowest(dataset, changes) if in_space else None,
         minima=minima,
-        variation=total_variation(dataset["test_loss"]) if slice_of_space else None,
+        variation=total_variation(dataset["test_loss"]) if in_space else None,
         reliability=(
-            split_half_reliability(_per_image(dataset, "test_loss")) if slice_of_space else None
+            split_half_reliability(_per_image(dataset, "test_loss")) if in_space else None
         ),
-        numerical_share=(_numerical_share(dataset, test_loss_floor) if slice_of_space else None),
+        numerical_share=_numerical_share(dataset, test_loss_floor) if in_space else None,
         counts=None if minima is None else _counts(dataset, minima),
         nulls=(null_counts(dataset, np.random.default_rng(0), noise) if slice_of_space else {}),
-        ruggedness=_ruggedness(dataset, noise or 0.0) if slice_of_space else {},
+        ruggedness=_ruggedness(dataset, noise or 0.0) if in_space else {},
+        correlogram=_correlogram(dataset) if "walk" in dataset.dims else None,
+        cliffs=analyze_cliffs(dataset, noise or 0.0) if "cliff" in dataset.dims else None,
         fewest_bits=_fewest_bits(changes) if "layer" in dataset.dims else {},
         best_factors=_best_factors(dataset) if "multiplier" in dataset.dims else {},
         changes=changes,
@@ -339,21 +370,59 @@ def _counts(dataset: Dataset, minima: Minima) -> Counts | None:
 
 
 def _ruggedness(dataset: Dataset, floor: float) -> dict[str, Ruggedness]:
+    surface = _surface(dataset, floor)
+    if surface is None:
+        return {}
+    names = WALK_RUGGEDNESS if "walk" in dataset.dims else RUGGEDNESS
+    generator = np.random.default_rng(0)
+    return {
+        name: estimate(
+            STATISTICS[name].function, surface, generator, _resampled(dataset), RESAMPLES
+        )
+        for name in names
+    }
+
+
+def _correlogram(dataset: Dataset) -> Correlogram | None:
+    surface = _surface(dataset, 0.0)
+    if surface is None:
+        return None
+    lags = np.arange(1, min(LAGS, dataset.sizes["step"] // 2) + 1)
+    generator = np.random.default_rng(0)
+    over = _resampled(dataset)
+    found = [
+        estimate(partial(autocorrelation, lag=int(lag)), surface, generator, over, RESAMPLES)
+        for lag in lags
+    ]
+    columns = [np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high")]
+    return Correlogram(lags.astype(np.float64), *columns)
+
+
+def _resampled(dataset: Dataset) -> tuple[str, ...]:
+    """Return what intervals of ruggedness are over; walks, unlike rays, share no region."""
+    return ("images", "lines") if dataset.sizes.get("walk", 1) > 1 else ("images",)
+
+
+def _surface(dataset: Dataset, floor: float) -> Surface | None:
+    """Return the surface of the test loss; None if it is not evenly spaced, or of one image."""
+    if dataset.sizes["image"] < 2:
+        return None
+    noise = np.sqrt(2) * floor
+    if "walk" in dataset.dims:
+        per_image = _per_image(dataset.transpose("walk", "step", ...), "test_loss")
+        positions = dataset.position.transpose("walk", "step", "component").values
+        length = float(np.linalg.norm(np.diff(positions, axis=1), axis=2).mean())
+        return Surface.from_walks(per_image, positions, length, noise)
     axis = "distance" if "ray" in dataset.dims else "x"
     step = _step(dataset, axis)
-    if step is None or dataset.sizes["image"] < 2:
-        return {}
+    if step is None:
+        return None
     lines = "ray" if "ray" in dataset.dims else "y"
     per_image = _per_image(dataset.transpose(lines, axis, ...), "test_loss")
     rows = _step(dataset, "y") if lines == "y" else None
     square = rows is not None and np.isclose(rows, step)
     make = Surface.from_plane if square else Surface.from_lines
-    surface = make(per_image, step, np.sqrt(2) * floor)
-    generator = np.random.default_rng(0)
-    return {
-        name: estimate(STATISTICS[name].function, surface, generator, resamples=RESAMPLES)
-        for name in RUGGEDNESS
-    }
+    return make(per_image, step, noise)
 
 
 def _step(dataset: Dataset, axis: str) -> float | None:
@@ -372,15 +441,15 @@ def _changes(dataset: Dataset, critical: Critical) -> Dataset:
         "test_loss_change_error": error,
         "test_loss_band": change.copy(data=bands(change, error, critical.both)),
     }
-    if "ray" in dataset.dims:
+    for line in LINES.keys() & set(dataset.dims):
         loss = _over_points(dataset, "loss", _change(dataset, "loss").means)
-        # The rays share their images: the error of their mean is that of each image's mean change.
-        mean, mean_error = _of_all_rays(dataset)
+        # Lines share their images: the error of their mean is that of each image's mean change.
+        mean, mean_error = _of_all_lines(dataset, line)
         found |= {
             "loss_change": loss,
-            "mean_loss_change": loss.mean("ray", skipna=False),
-            "mean_test_loss_change": ("distance", mean),
-            "mean_test_loss_change_error": ("distance", mean_error),
+            "mean_loss_change": loss.mean(line, skipna=False),
+            "mean_test_loss_change": (LINES[line], mean),
+            "mean_test_loss_change_error": (LINES[line], mean_error),
         }
     return Dataset(found)
 
@@ -396,12 +465,13 @@ def _over_points(dataset: Dataset, name: str, values: NDArray[np.float64]) -> Da
     return template.copy(data=values.reshape(template.shape))
 
 
-def _of_all_rays(dataset: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean over the rays of the change of the test loss, and its error, by distance."""
+def _of_all_lines(dataset: Dataset, line: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean over rays or walks of the change of the test loss, and its error."""
+    along = LINES[line]
     means, errors = [], []
-    for number in range(dataset.sizes["distance"]):
-        at = dataset.isel(distance=[number]).transpose("ray", "distance", ...)
-        ((_, block),) = _change(at, "test_loss").by_points(at.sizes["ray"])
+    for number in range(dataset.sizes[along]):
+        at = dataset.isel({along: [number]}).transpose(line, along, ...)
+        ((_, block),) = _change(at, "test_loss").by_points(at.sizes[line])
         block = np.where(np.isfinite(block), block, np.nan)
         mean = block.mean(axis=0)
         means.append(mean.mean())

@@ -14,7 +14,6 @@ Readings follow fixed thresholds, stated here once; figures use the same words.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -22,13 +21,14 @@ from rich.table import Table
 from xarray import Dataset
 
 from landscape.analysis import PERHAPS_HIGHER, Analysis, bands
+from landscape.cliff_findings import describe_cliffs
 from landscape.probes.sampling import FINITE
 from landscape.statistics.intervals import Interval
 from landscape.statistics.numerical_noise import NoiseFloor
 from landscape.statistics.resampling import FEWEST_IMAGES
 from landscape.statistics.roughness import Reliability
 from landscape.statistics.ruggedness import STATISTICS
-from landscape.words import configuration_of
+from landscape.words import Row, configuration_of
 
 # Of the bands in landscape.analysis.
 BAND_WORDS = (
@@ -50,14 +50,6 @@ NULL_WORDS = {
 }
 
 
-class Row(NamedTuple):
-    """One line of the table: what was measured, its value, and what that means."""
-
-    name: str
-    value: str
-    meaning: str
-
-
 def describe(dataset: Dataset, analysis: Analysis) -> list[Row]:
     """Say in words what a scan found.
 
@@ -70,14 +62,14 @@ def describe(dataset: Dataset, analysis: Analysis) -> list[Row]:
         describe_width = _layers_at if "layer" in dataset.dims else _factors_at
         widths = sorted((int(bits) for bits in dataset.bits), reverse=True)
         return [*known, *(describe_width(dataset, analysis, width) for width in widths)]
-    return [
-        *_jaggedness(analysis),
-        *known,
-        *_lowest(analysis),
-        *_minima(dataset, analysis),
-        _variation(dataset, analysis),
-        *_ruggedness(dataset, analysis),
-    ]
+    if "walk" in dataset.dims:
+        own = [*_ends(dataset, analysis), *_lowest(analysis)]
+    else:
+        variation = _variation(dataset, analysis)
+        own = [*_lowest(analysis), *_minima(dataset, analysis), variation]
+    if analysis.cliffs is not None:
+        own = [*describe_cliffs(analysis.cliffs), *own]
+    return [*_jaggedness(analysis), *known, *own, *_ruggedness(dataset, analysis)]
 
 
 def _jaggedness(analysis: Analysis) -> list[Row]:
@@ -273,6 +265,20 @@ def _lowest(analysis: Analysis) -> list[Row]:
     return [Row("Lowest test loss", f"{lowest.test_loss:.4f}", words)]
 
 
+def _ends(dataset: Dataset, analysis: Analysis) -> list[Row]:
+    """Describe how far walks lead, and what the loss has done there."""
+    changes = analysis.changes
+    last = changes.isel(step=-1)
+    value, error = float(last.mean_test_loss_change), float(last.mean_test_loss_change_error)
+    if not np.isfinite(value):
+        return [Row("Test loss at the end of walks", "not known", "not all of them are finite")]
+    words = f"± {error:.4f} over images, " if np.isfinite(error) else ""
+    words += f"mean of {changes.sizes['walk']} after {changes.sizes['step'] - 1} steps; "
+    each = last.test_loss_change.values
+    words += f"single walks {each.min():+.3f} to {each.max():+.3f}"
+    return [Row("Test loss at the end of walks", f"{value:+.4f}", words)]
+
+
 def _minima(dataset: Dataset, analysis: Analysis) -> list[Row]:
     minima = analysis.minima
     assert minima is not None  # a plane or rays have them
@@ -335,7 +341,8 @@ def _variation(dataset: Dataset, analysis: Analysis) -> Row:
 
 
 def _ruggedness(dataset: Dataset, analysis: Analysis) -> list[Row]:
-    """Describe statistics of ruggedness with their intervals over images."""
+    """Describe statistics of ruggedness with their intervals over images, or walks and images."""
+    over = "walks and images" if dataset.sizes.get("walk", 1) > 1 else "images"
     rows = []
     for name, found in analysis.ruggedness.items():
         statistic = STATISTICS[name]
@@ -343,6 +350,6 @@ def _ruggedness(dataset: Dataset, analysis: Analysis) -> list[Row]:
             continue
         words = f"{statistic.what}: {statistic.reading}"
         if np.isfinite(found.low):
-            words = f"{found.low:.2g} to {found.high:.2g} (95 %, over images); {words}"
+            words = f"{found.low:.2g} to {found.high:.2g} (95 %, over {over}); {words}"
         rows.append(Row(name.replace("_", " ").capitalize(), f"{found.value:.3g}", words))
     return rows

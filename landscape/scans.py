@@ -45,13 +45,46 @@ BEYOND_CHECKPOINTS = 1.25
 
 
 @dataclass(frozen=True)
-class _SliceScan:
-    """What a plane and rays have in common.
+class _MovingScan:
+    """What all scans have in common that move through the space of Points.
 
     Attributes:
         over: What moves: scales, zero_points, or weights.
         within: Only the Point's names that match this glob, such as 'blocks.3.*'.
         exclude: Not the Point's names that match this glob.
+        repeats: How often the start is measured with pixels and scales of activations changed by
+            1e-6 of their value, which means nothing: the scatter is the numerical noise of each
+            point. 0 leaves it out.
+    """
+
+    over: Over = "scales"
+    within: str | None = None
+    exclude: str | None = None
+    repeats: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_choice("over", self.over, Over)
+        if self.repeats < 0 or self.repeats == 1:
+            raise InputError(
+                f"`repeats` is {self.repeats}; give 2 or more, or 0 to leave numerical noise out"
+            )
+
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, before it is prepared.
+
+        Raises:
+            InputError: if it cannot.
+        """
+        if settings.quantization.scheme == "none" and self.over != "weights":
+            raise InputError(f"`scheme` none has no {self.over}; give `over` weights")
+
+
+@dataclass(frozen=True)
+class _SliceScan(_MovingScan):
+    """What a plane and rays have in common.
+
+    Attributes:
         directions: Drawn: gaussian, uniform or rademacher. Led: towards (to `checkpoints`), pca
             (of `checkpoints`), hessian (eigenvectors; of a network without quantizers).
         checkpoints: Where towards and pca lead, once per file: weights of the model if it is not
@@ -61,31 +94,20 @@ class _SliceScan:
         radius: How far to go, in lengths of the directions: for scales 0.1 changes a typical scale
             by 10 %. By default the test loss has just moved by 4 standard errors there (bisected);
             with towards and pca it reaches somewhat past the checkpoints.
-        repeats: How often the start is measured with pixels and scales of activations changed by
-            1e-6 of their value, which means nothing: the scatter is the numerical noise of each
-            point. 0 leaves it out.
     """
 
-    over: Over = "scales"
-    within: str | None = None
-    exclude: str | None = None
     directions: Directions = "gaussian"
     checkpoints: tuple[Path, ...] = ()
     normalize: Normalization | None = None
     radius: float | None = None
-    repeats: int = 8
 
     def __post_init__(self) -> None:
         """Refuse values that do not go together."""
-        _check_choice("over", self.over, Over)
+        super().__post_init__()
         if self.normalize is not None:
             _check_choice("normalize", self.normalize, Normalization)
         if self.radius is not None:
             _check_radius(self.radius)
-        if self.repeats < 0 or self.repeats == 1:
-            raise InputError(
-                f"`repeats` is {self.repeats}; give 2 or more, or 0 to leave numerical noise out"
-            )
         if (self.directions in BY_CHECKPOINTS) != bool(self.checkpoints):
             raise InputError("`directions` towards and pca go with `checkpoints`, and only they")
         if self.directions in LED and self.normalize is not None:
@@ -107,8 +129,7 @@ class _SliceScan:
                 f"unknown `directions` {self.directions!r}; choose from "
                 f"{', '.join([*DIRECTIONS, *GUIDED])}"
             )
-        if settings.quantization.scheme == "none" and self.over != "weights":
-            raise InputError(f"`scheme` none has no {self.over}; give `over` weights")
+        super().check(settings)
         if self.directions == "hessian" and settings.quantization.scheme != "none":
             raise InputError(
                 "`directions` hessian needs a loss that can be differentiated twice: `scheme` none"
@@ -233,6 +254,130 @@ class RayScan(_SliceScan):
 
 
 @dataclass(frozen=True)
+class WalkScan(_MovingScan):
+    """Random walks from the start, by steps of one length in directions drawn anew for each.
+
+    Raises:
+        InputError: if a value is out of range.
+
+    Attributes:
+        walks: Number of walks.
+        steps: Steps of each walk.
+        length: Of a step, as the root mean square change: of scales 0.1 changes a typical one by
+            10 %.
+    """
+
+    walks: int = 4
+    steps: int = 15
+    length: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        _check_at_least("walks", self.walks, 1)
+        _check_at_least("steps", self.steps, 1)
+        if not 0 < self.length < math.inf:
+            raise InputError(f"`length` is {self.length:g}; give a positive number")
+
+    def sample(
+        self,
+        problem: Problem,
+        on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
+        executor: Executor | None = None,
+    ) -> xr.Dataset:
+        """Measure the losses along the walks; see `PlaneScan.sample`."""
+        self.check(problem.settings)
+        import torch
+
+        from landscape.ledger import begin
+        from landscape.probes.walks import random_walk, sample_walks
+
+        names = list(_moving(self, problem))
+        generator = torch.Generator().manual_seed(problem.settings.seed)
+        walks = [
+            random_walk(problem.start, names, self.length, self.steps, generator)
+            for _ in range(self.walks)
+        ]
+        ends = ({name: walk[-1][name] for name in names} for walk in walks)
+        ledger = begin(open_ledger, problem, scan_options(self), ends)
+        sampler = partial(sample_walks, walks, problem.objective, problem.test)
+        return _complete(sampler, problem, self, scan_options(self), on_point, ledger, executor)
+
+
+@dataclass(frozen=True)
+class CliffScan(_MovingScan):
+    """A line in scale space, and what changes of the weights' codes do to the test loss along it.
+
+    Raises:
+        InputError: if a value is out of range.
+
+    Attributes:
+        radius: How far the line goes in both senses, as the root mean square log change.
+        points: Points along it.
+        cliffs: Of each weight, changes of a code at which the loss is measured on both sides.
+        intervals: Of the weight whose codes change least often, so many intervals between changes
+            are measured around the start, or all there are.
+    """
+
+    radius: float = 0.02
+    points: int = 17
+    cliffs: int = 2
+    intervals: int = 40
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if self.over != "scales":
+            raise InputError(
+                f"`over` is {self.over}; where codes change is known in closed form along lines "
+                "over scales alone"
+            )
+        _check_radius(self.radius)
+        for name, least in (("points", 2), ("cliffs", 1), ("intervals", 1)):
+            _check_at_least(name, getattr(self, name), least)
+
+    def sample(
+        self,
+        problem: Problem,
+        on_point: OnPoint | None = None,
+        open_ledger: OpenLedger | None = None,
+        executor: Executor | None = None,
+    ) -> xr.Dataset:
+        """Measure the line and its cliffs; see `PlaneScan.sample`."""
+        self.check(problem.settings)
+        import torch
+
+        from evolq.optimizers.mixed_precision import calibration_table, weight_values
+        from landscape.ledger import begin
+        from landscape.probes.cliff_scan import sample_cliffs
+        from landscape.probes.directions import gaussian, normalize
+        from landscape.probes.sampling import axis
+        from landscape.probes.slices import Line
+
+        moving = _moving(self, problem)
+        generator = torch.Generator().manual_seed(problem.settings.seed)
+        line = Line(problem.start, normalize(gaussian(moving, generator), moving))
+        values = weight_values(problem.network, problem.start)
+        moved = {name: value for name, value in values.items() if f"{name}.scale" in moving}
+        table = calibration_table(problem.network, moved)
+        ledger = begin(open_ledger, problem, scan_options(self), [line.direction])
+        sampler = partial(
+            sample_cliffs,
+            problem.network,
+            line,
+            axis(self.radius, self.points),
+            table,
+            problem.objective,
+            problem.test,
+            self.cliffs,
+            self.intervals,
+        )
+        measured = {**scan_options(self), "directions": "gaussian", "normalize": "none"}
+        return _complete(sampler, problem, self, measured, on_point, ledger, executor)
+
+
+@dataclass(frozen=True)
 class _WidthScan:
     """Weights at other bits than the start's.
 
@@ -316,16 +461,18 @@ class LayerScan(_WidthScan):
         return partial(sample_layers, problem.start, table, problem.objective, problem.test)
 
 
-Scan = PlaneScan | RayScan | BitScan | LayerScan
+Scan = PlaneScan | RayScan | WalkScan | CliffScan | BitScan | LayerScan
 SCANS: dict[str, type[Scan]] = {
     "plane": PlaneScan,
     "rays": RayScan,
+    "walks": WalkScan,
+    "cliffs": CliffScan,
     "bits": BitScan,
     "layers": LayerScan,
 }
 
 
-def scan_options(scan: _SliceScan | _WidthScan) -> dict[str, Any]:
+def scan_options(scan: _MovingScan | _WidthScan) -> dict[str, Any]:
     """Return the options that declare a scan, its kind as `probe`."""
     (kind,) = (name for name, kind in SCANS.items() if kind is type(scan))
     return {"probe": kind, **configuration(scan)}
@@ -357,7 +504,7 @@ def _normalization(scan: _SliceScan) -> Normalization:
     return scan.normalize or ("filter" if drawn_weights else "none")
 
 
-def _moving(scan: _SliceScan, problem: Problem) -> Point:
+def _moving(scan: _MovingScan, problem: Problem) -> Point:
     from evolq.points import select
 
     return select(problem.start, {ROLES[scan.over]}, scan.within, scan.exclude)
@@ -467,7 +614,7 @@ def _calibrated(problem: Problem, within: str | None, exclude: str | None) -> Ta
 def _complete(
     sample: Sampler,
     problem: Problem,
-    scan: _SliceScan | _WidthScan,
+    scan: _MovingScan | _WidthScan,
     measured: Mapping[str, Any],
     on_point: OnPoint | None,
     ledger: Ledger | None,
@@ -501,7 +648,7 @@ def _complete(
 
     def told(dataset: xr.Dataset, done: int, total: int) -> None:
         if done == 0:
-            if isinstance(scan, _SliceScan) and scan.repeats:
+            if isinstance(scan, _MovingScan) and scan.repeats:
                 add_repeats(
                     dataset,
                     problem.objective,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolq.losses.criteria import words_of
 
@@ -36,6 +36,14 @@ TEST_LOSS_WORDS = words_of("cross_entropy")
 UNTITLED = "Losses around the start"
 
 
+class Row(NamedTuple):
+    """One line of the table: what was measured, its value, and what that means."""
+
+    name: str
+    value: str
+    meaning: str
+
+
 def name_scan(dataset: Dataset, configuration: Mapping[str, Any]) -> None:
     """Write title, comment, and the names and units of what was measured into a scan, in place.
 
@@ -48,9 +56,11 @@ def name_scan(dataset: Dataset, configuration: Mapping[str, Any]) -> None:
         dataset.attrs["comment"] = "Start: " + ", ".join(_quantization(configuration))
     else:
         dataset.attrs["title"] = title_of(configuration)
-        dataset.attrs["comment"] = " · ".join(
-            [f"around the start in {OVER_WORDS[configuration['over']][0]}", *_choice(configuration)]
-        )
+        space, unit = OVER_WORDS[configuration["over"]]
+        where = f"around the start in {space}"
+        if "walk" in dataset.dims:
+            where = f"random walks in {space}, steps of {configuration['length']:g} ({unit})"
+        dataset.attrs["comment"] = " · ".join([where, *_choice(configuration)])
         for axis in {"x", "y", "distance"} & set(dataset.dims):
             dataset[axis].attrs["units"] = _step(configuration)
     name_loss(dataset["loss"], configuration["criterion"])

@@ -43,6 +43,18 @@ def rays(count: int = 4, points: int = 7, images: int = 40, noise: float = 0.05)
     return _scan(height, ("ray", "distance"), coordinates, images, noise)
 
 
+def walks(count: int = 3, steps: int = 8, images: int = 40, noise: float = 0.05) -> xarray.Dataset:
+    """Return walks along as many axes that climb evenly, each faster, with noise in every image."""
+    height = np.linspace(1, 2, count)[:, None] * np.arange(steps + 1)
+    words = {"long_name": "Step of a walk"}
+    along = ("step", np.arange(steps + 1), words)
+    coordinates = {"walk": ("walk", np.arange(count)), "step": along}
+    scan = _scan(height, ("walk", "step"), coordinates, images, noise, {"length": 0.1})
+    position = np.zeros((count, steps + 1, steps))
+    position[:, :, 0] = 0.1 * np.arange(steps + 1)
+    return scan.assign(position=(("walk", "step", "component"), position))
+
+
 def layers(images: int = 40) -> xarray.Dataset:
     """Return rises of three layers at 2, 3 and 4 bits: a none, b early, c only at 2 bits."""
     height = np.array([[0.0, 0, 0], [4, 1, 0], [0.5, 0, 0]])
@@ -95,7 +107,7 @@ def forget(scan: xarray.Dataset, **point: int) -> None:
     scan["status"][point] = 0
 
 
-def _scan(height, dimensions, coordinates, images, noise) -> xarray.Dataset:
+def _scan(height, dimensions, coordinates, images, noise, more=None) -> xarray.Dataset:
     generator = np.random.default_rng(0)
     start_test_loss = generator.gamma(0.5, 1.0, images)
     start_loss = generator.gamma(2.0, 0.1, images)
@@ -120,5 +132,5 @@ def _scan(height, dimensions, coordinates, images, noise) -> xarray.Dataset:
         coordinates,
         {"provenance": json.dumps({"configuration": CONFIGURATION, "hashes": HASHES})},
     )
-    name_scan(dataset, CONFIGURATION)
+    name_scan(dataset, CONFIGURATION | (more or {}))
     return dataset

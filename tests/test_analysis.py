@@ -22,6 +22,7 @@ from landscape.statistics.roughness import (
 SCANS = {
     "plane": synthetic_scans.plane,
     "rays": synthetic_scans.rays,
+    "walks": synthetic_scans.walks,
     "layers": synthetic_scans.layers,
     "bits": synthetic_scans.bits,
 }
@@ -74,7 +75,7 @@ def test_changes_do_not_depend_on_the_order_of_dimensions() -> None:
 @pytest.mark.parametrize("kind", SCANS)
 def test_an_analysis_is_read_from_the_file_as_it_was(kind, tmp_path) -> None:
     scan = SCANS[kind]()
-    if kind in ("plane", "rays"):  # infinities, NaN and holes among its numbers
+    if kind in ("plane", "rays", "walks"):  # infinities, NaN and holes among its numbers
         synthetic_scans.spoil(scan, np.inf, **dict.fromkeys(scan.test_loss.dims, 0))
     scan = synthetic_scans.with_repeats(scan)
     found = analyze(scan)
@@ -152,3 +153,23 @@ def test_points_that_are_not_computed_have_no_part_in_the_analysis() -> None:
 def test_names_and_units_stay_with_the_analysis() -> None:
     scan = synthetic_scans.plane()
     assert with_analysis(scan, analyze(scan)).x.attrs == scan.x.attrs != {}
+
+
+def test_walks_have_no_minima_but_a_correlogram_over_walks_and_images() -> None:
+    scan = synthetic_scans.walks(count=4, steps=12, noise=0.0)
+    found = analyze(scan)
+    assert found.minima is None
+    assert found.counts is None
+    assert found.lowest.coordinates == {"step": 0.0, "walk": 0.0}  # they climb
+    assert found.correlogram.lag.tolist() == [1, 2, 3, 4, 5, 6]
+    losses = scan.test_loss.values - scan.test_loss.values.mean()
+    for lag, value in zip((1, 4), found.correlogram.value[[0, 3]], strict=True):
+        first, second = losses[:, :-lag], losses[:, lag:]
+        wanted = 2 * (first * second).mean() / ((first**2).mean() + (second**2).mean())
+        assert value == pytest.approx(wanted)
+    assert found.ruggedness["autocorrelation"].value == pytest.approx(found.correlogram.value[0])
+    # all images alike: the interval is that of the walks, which climb differently
+    assert found.correlogram.low[0] < found.correlogram.high[0]
+    step = found.ruggedness["correlation_length"].value * np.log(found.correlogram.value[0])
+    assert step == pytest.approx(-0.1)  # the length of a step, from the positions
+    assert found.changes.mean_test_loss_change[-1] == pytest.approx(12 * 1.5)

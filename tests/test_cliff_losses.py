@@ -11,7 +11,13 @@ from evolq.files.saved import integer_weights
 from evolq.network.quantized import quantize
 from evolq.points import select
 from evolq.starts.calibration import calibrate
-from landscape.probes.cliff_losses import frozen, loss_jumps, scan_intervals, split_variation
+from landscape.probes.cliff_losses import (
+    Variation,
+    frozen,
+    held_losses,
+    loss_jumps,
+    scan_intervals,
+)
 from landscape.probes.cliffs import find_cliffs
 from landscape.probes.directions import gaussian, normalize
 from landscape.probes.slices import Line
@@ -35,6 +41,14 @@ class SquaredLogits:
 def losses_of(network, point):
     with torch.no_grad():
         return network(point, images()).double().square().mean(1).numpy()
+
+
+def split_variation(network, line, distances):
+    objective = SquaredLogits(network)
+    varied = objective.vary(sorted(line.direction), line.origin)
+    points = [{n: p[n] for n in line.direction} for p in map(line.at, map(float, distances))]
+    following = np.array([varied.per_image(point).double().numpy() for point in points])
+    return Variation(following, held_losses(network, objective, line, distances))
 
 
 def prepared(matching, within="fc1.weight.scale", scheme="weights", seed=0):
@@ -124,10 +138,11 @@ def test_cliffs_that_float32_cannot_tell_apart_are_one_place():
 def test_drift_and_jumps_of_a_line():
     network, line = prepared(False, "*.weight.scale")
     distances = np.linspace(-0.02, 0.02, 81)
-    found = split_variation(network, SquaredLogits(network), line, distances)
-    wanted = np.array([losses_of(network, line.at(float(a))).mean() for a in distances])
-    np.testing.assert_allclose(found.losses, wanted, rtol=1e-6)
-    np.testing.assert_allclose(found.drift + found.jump, np.diff(found.losses), atol=1e-12)
+    found = split_variation(network, line, distances)
+    steps = np.diff(found.following.mean(axis=1))
+    np.testing.assert_allclose(found.drift + found.jump, steps, atol=1e-12)
+    one = found.of_images(np.array([2, 2]))
+    np.testing.assert_allclose(one.jump, found.following[1:, 2] - found.held[:, 2], atol=1e-12)
     cliffs = find_cliffs(network, line, 0.02).distance
     quiet = np.histogram(cliffs, distances)[0] == 0
     assert 5 < quiet.sum() < 75
@@ -144,17 +159,17 @@ def test_drift_and_jumps_of_a_line():
 
 def test_moment_matched_weights_do_not_drift():
     network, line = prepared(True, "*.weight.scale")
-    found = split_variation(network, SquaredLogits(network), line, np.linspace(-0.1, 0.1, 21))
+    found = split_variation(network, line, np.linspace(-0.1, 0.1, 21))
     np.testing.assert_allclose(found.drift, 0, atol=1e-6)
     assert found.share_of_jumps() > 0.999
 
 
 def test_activations_alone_make_only_drift():
     network, line = prepared(False, "fc1.input.scale", "linear")
-    found = split_variation(network, SquaredLogits(network), line, np.linspace(-0.1, 0.1, 5))
+    found = split_variation(network, line, np.linspace(-0.1, 0.1, 5))
     assert found.share_of_jumps() == 0
     still = Line(line.origin, {"fc1.input.scale": torch.tensor(1e-12)})  # less than float32 holds
-    constant = split_variation(network, SquaredLogits(network), still, np.linspace(-0.1, 0.1, 3))
+    constant = split_variation(network, still, np.linspace(-0.1, 0.1, 3))
     assert np.isnan(constant.share_of_jumps())
 
 
@@ -184,7 +199,7 @@ def test_what_cannot_be_scanned_exactly_is_refused():
     with pytest.raises(InputError, match="intervals"):
         scan_intervals(network, SquaredLogits(network), line, 0.2, most=3)
     with pytest.raises(InputError, match="ascending"):
-        split_variation(network, SquaredLogits(network), line, np.array([0.0, 0.0]))
+        held_losses(network, SquaredLogits(network), line, np.array([0.0, 0.0]))
 
 
 class Tied(nn.Module):

@@ -197,3 +197,12 @@ def test_the_table_shows_every_row():
         assert row.name in text
         assert row.value in text
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_walks_are_described_by_where_they_end():
+    found = rows(synthetic_scans.walks(count=3, steps=8, noise=0.0))
+    row = found["Test loss at the end of walks"]
+    assert row.value == "+12.0000"
+    assert "mean of 3 after 8 steps; single walks +8.000 to +16.000" in row.meaning
+    assert "over walks and images" in found["Autocorrelation"].meaning
+    assert not any("minima" in name for name in found)

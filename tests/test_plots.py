@@ -471,3 +471,26 @@ def test_html_needs_no_network_and_is_the_same_each_time(tmp_path):
     assert "Plotly.newPlot" in page
     assert unpacked(page, "plotly") == get_plotlyjs()
     assert "<title>fashion_vit, 4-bit weights" in page
+
+
+# Walks --------------------------------------------------------------------------------------------
+
+
+def test_walks_are_drawn_step_by_step_with_their_autocorrelation():
+    scan = synthetic_scans.walks()
+    found = analyze(scan)
+    figure = draw(scan, found)
+    left, middle, right = figure.axes
+    assert middle.get_xlabel() == "Step of a walk"
+    np.testing.assert_allclose(right.lines[-1].get_ydata(), found.correlogram.value)
+    ends = [line.get_ydata()[-1] for line in left.lines if len(line.get_xdata()) == 9]
+    assert ends[:3] == pytest.approx([8, 12, 16])
+    page = first_panel(scan, found)
+    np.testing.assert_allclose(page.figures[2].data[0].y, found.correlogram.value)
+    assert page.figures[1].data[0].text[3].startswith("walk 0, step of a walk 3")
+
+
+def test_a_single_walk_of_one_image_is_drawn():
+    scan = synthetic_scans.walks(count=1, steps=2, images=1)
+    assert len(draw(scan).axes) == 3
+    assert len(first_panel(scan).figures) == 2

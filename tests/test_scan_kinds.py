@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pages import unpacked
@@ -29,6 +30,37 @@ def test_bits_against_a_factor_on_the_scales(scan) -> None:
     assert configuration(dataset)["weight_bits"] == 4
     assert configuration(dataset)["moment_matching"] is True
     assert "Test accuracy at 2 bits" in out
+
+
+@pytest.mark.slow
+def test_random_walks(scan) -> None:
+    arguments = ("--probe", "walks", "--walks", "2", "--steps", "3", "--length", "0.2")
+    code, out, err = scan(*SMALL, *arguments, "--within", "fc.*", "--repeats", "2", "--out", "a")
+    assert code == 0, err
+    dataset = store.load("a/scan.nc")
+    assert dataset.test_loss.sizes == {"walk": 2, "step": 4}
+    assert (dataset.status == 1).all()
+    # every walk begins at the start, and takes steps of one length
+    assert (dataset.test_loss_per_image.sel(step=0) == dataset.start_test_loss_per_image).all()
+    lengths = np.linalg.norm(np.diff(dataset.position, axis=1), axis=2)
+    assert lengths == pytest.approx(np.full((2, 3), 0.2), rel=1e-4)
+    assert "repeat_test_loss_per_image" in dataset
+    assert "steps of 0.2" in dataset.attrs["comment"]
+    assert "Test loss at the end of walks" in out
+
+
+@pytest.mark.slow
+def test_cliffs(scan) -> None:
+    arguments = ("--probe", "cliffs", "--points", "3", "--cliffs", "1", "--intervals", "3")
+    code, out, err = scan(*SMALL, *arguments, "--within", "fc.*", "--repeats", "2", "--out", "a")
+    assert code == 0, err
+    dataset = store.load("a/scan.nc")
+    assert dataset.test_loss.sizes == {"ray": 1, "distance": 3}
+    assert dataset.weight.values.tolist() == ["fc.weight"]
+    assert dataset.width.values.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert dataset.sizes["interval"] <= 3
+    assert "Ups and downs made by flips" in out
+    assert "Cliffs per unit of distance" in out
 
 
 def test_layers_one_at_a_time(scan) -> None:
@@ -124,6 +156,10 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
             "leave out --normalize",
         ),
         (("--scheme", "none", "--probe", "bits"), "--scheme none has no bits"),
+        (("--scheme", "none", "--probe", "walks"), "--scheme none has no scales"),
+        (("--probe", "cliffs", "--over", "weights"), "along lines over scales alone"),
+        (("--probe", "walks", "--length", "0"), "--length is 0; give a positive number"),
+        (("--probe", "walks", "--radius", "1"), "--radius does not go with --probe walks"),
         (
             ("--scheme", "none", "--over", "weights", "--directions", "hessian",
              "--execution", "compiled"),

@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from xarray import Dataset
 
-from landscape.findings import Row
 from landscape.plots.comparison_info import (
     COST_WORDS,
     ComparisonInfo,
@@ -19,6 +18,7 @@ from landscape.plots.comparison_info import (
 )
 from landscape.plots.info import Quantity, table_of
 from landscape.plots.page import OUTLINE, Panel, Section, layout
+from landscape.words import Row
 
 FRAMES = 41
 

@@ -8,15 +8,19 @@ from xarray import Dataset
 from landscape.analysis import Analysis, analyze
 from landscape.findings import describe
 from landscape.plots.bits import bits_panels, draw_bits
+from landscape.plots.cliffs import cliffs_panels, draw_cliffs
 from landscape.plots.info import subtitle_of, table_of, title_of
 from landscape.plots.page import Section
 from landscape.plots.plane import draw_plane
 from landscape.plots.plane_html import plane_panels
 from landscape.plots.rays import draw_rays, rays_panels
+from landscape.plots.walks import draw_walks, walks_panels
 
 # A dimension that only this kind of scan has -> static figure and interactive panels.
 KINDS = {
     "bits": (draw_bits, bits_panels),
+    "walk": (draw_walks, walks_panels),
+    "cliff": (draw_cliffs, cliffs_panels),
     "ray": (draw_rays, rays_panels),
     "x": (draw_plane, plane_panels),
 }

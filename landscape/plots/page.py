@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from evolq.atomic import write_whole
-from landscape.findings import Row
+from landscape.words import Row
 
 OUTLINE = {"color": "black", "width": 1.5}
 

@@ -44,6 +44,7 @@ PANELS: Mapping[str, Mapping[str, Draw]] = {
         "calibration-curves": partial(draw_curves, loss="loss"),
         **_MINIMA,
     },
+    "walk": {"curves": draw_curves, "calibration-curves": partial(draw_curves, loss="loss")},
     "bits": {"bits": draw_bits},
     "compare": {
         "losses": draw_losses,

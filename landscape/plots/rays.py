@@ -1,4 +1,4 @@
-"""Rays: the change of both losses along each one, with error bars, and the mean of the rays."""
+"""Rays and walks: the change of both losses along each, with error bars, and their mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from xarray import Dataset
 
-from landscape.analysis import Analysis, analyze
+from landscape.analysis import LINES, Analysis, analyze
 from landscape.plots.info import (
     NOT_FINITE_WORDS,
     Axis,
@@ -31,8 +31,8 @@ from landscape.plots.style import STYLE, drawing
 from landscape.statistics.numerical_noise import NoiseFloor
 from landscape.words import with_unit
 
-RAY_WORDS = "one ray ± 1 standard error (paired with the start)"
-MEAN_WORDS = "mean of the rays ± 1 standard error"
+LINE_WORDS = "one {} ± 1 standard error (paired with the start)"
+MEAN_WORDS = "mean of the {}s ± 1 standard error"
 FLOOR_WORDS = "numerical noise of a change, ± 1 standard deviation"
 RAY_COLOR, MEAN_COLOR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 FAINT_RAY_COLOR = "rgba(0, 114, 178, 0.45)"
@@ -40,11 +40,11 @@ FAINT_RAY_COLOR = "rgba(0, 114, 178, 0.45)"
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """One loss over rays, as its change from the start; arrays are (ray, distance)."""
+    """One loss over lines, as its change from the start; arrays are (line, place)."""
 
     quantity: Quantity
     errors: NDArray[np.float64] | None  # paired standard errors; None: no error bars
-    mean: NDArray[np.float64]  # over the rays, (distance,)
+    mean: NDArray[np.float64]  # over the lines, (place,)
     mean_errors: NDArray[np.float64] | None
     start: float  # the loss itself at the start
     floor: float  # standard deviation of a change by numerical noise; 0 if it is not known
@@ -57,29 +57,32 @@ class Curves:
 
 @dataclass(frozen=True, eq=False)
 class RaysInfo:
-    """All that a figure of rays shows."""
+    """All that a figure of rays or walks shows."""
 
     title: str
     subtitle: str
-    distance: Axis
+    line: str  # what each line is: a ray or a walk
+    along: Axis
     loss: Curves
     test_loss: Curves
     accuracy: NDArray[np.float64]
 
 
 def rays_info(dataset: Dataset, analysis: Analysis) -> RaysInfo:
-    """Return what a figure of rays shows.
+    """Return what a figure of rays or walks shows.
 
     Args:
-        dataset: the result of a scan of rays.
+        dataset: the result of a scan of rays or walks.
         analysis: of it.
     """
-    dataset = dataset.transpose("ray", "distance", ...)
-    changes = analysis.changes.transpose("ray", "distance")
+    line, along = next((line, LINES[line]) for line in LINES if line in dataset.dims)
+    dataset = dataset.transpose(line, along, ...)
+    changes = analysis.changes.transpose(line, along)
     return RaysInfo(
         title=title_of(dataset),
         subtitle=subtitle_of(dataset),
-        distance=axis_of(dataset.distance),
+        line=line,
+        along=axis_of(dataset[along]),
         loss=Curves(
             loss_of(dataset, "loss", changes.loss_change),
             None,
@@ -117,8 +120,8 @@ def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
         figure = Figure(figsize=(11, 4.8), layout="constrained")
         figure.suptitle(f"{info.title}\n{info.subtitle}")
         left, right = figure.subplots(1, 2)
-        _curves_on(left, info, info.loss)
-        _curves_on(right, info, info.test_loss)
+        curves_on(left, info, info.loss)
+        curves_on(right, info, info.test_loss)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -131,22 +134,25 @@ def rays_panels(dataset: Dataset, analysis: Analysis) -> list[Panel | None]:
         analysis: of it.
     """
     info = rays_info(dataset, analysis)
-    figures = []
-    for curves in (info.loss, info.test_loss):
-        figure = go.Figure(_curve_traces(info, curves))
-        if curves.floor:
-            figure.add_hrect(
-                y0=-curves.floor, y1=curves.floor, fillcolor="gray", opacity=0.3, line_width=0
-            )
-        figure.update_layout(layout(curves.quantity.name))
-        figure.update_xaxes(title_text=info.distance.label)
-        figure.update_yaxes(title_text=curves.label.replace("\n", " "))
-        figures.append(figure)
+    figures = [curve_figure(info, curves) for curves in (info.loss, info.test_loss)]
     return [
         Panel("The losses along the rays", tuple(figures)),
         minima_panel(dataset, analysis),
         noise_panel(analysis),
     ]
+
+
+def curve_figure(info: RaysInfo, curves: Curves) -> go.Figure:
+    """Return one loss along rays or walks, with plotly."""
+    figure = go.Figure(_curve_traces(info, curves))
+    if curves.floor:
+        figure.add_hrect(
+            y0=-curves.floor, y1=curves.floor, fillcolor="gray", opacity=0.3, line_width=0
+        )
+    figure.update_layout(layout(curves.quantity.name))
+    figure.update_xaxes(title_text=info.along.label)
+    figure.update_yaxes(title_text=curves.label.replace("\n", " "))
+    return figure
 
 
 def draw_curves(
@@ -156,22 +162,23 @@ def draw_curves(
     loss: str = "test_loss",
     axes: Axes | None = None,
 ) -> Figure:
-    """Draw the change of one loss along each ray, and the mean of the rays.
+    """Draw the change of one loss along each ray or walk, and the mean of all.
 
     Args:
-        dataset: the result of a scan of rays.
+        dataset: the result of a scan of rays or walks.
         analysis: of it, if it has been computed already.
         loss: `test_loss` or `loss`.
         axes: where to draw; a new figure's if not given.
     """
     info = rays_info(dataset, analysis or analyze(dataset))
     with drawing(axes) as (figure, axes):
-        _curves_on(axes, info, getattr(info, loss))
+        curves_on(axes, info, getattr(info, loss))
     return figure
 
 
-def _curves_on(axes: Axes, info: RaysInfo, curves: Curves) -> None:
-    distance = info.distance.values
+def curves_on(axes: Axes, info: RaysInfo, curves: Curves) -> None:
+    """Draw one loss along rays or walks."""
+    along = info.along.values
     axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
     if curves.floor:
         axes.axhspan(-curves.floor, curves.floor, color="0.8", linewidth=0, label=FLOOR_WORDS)
@@ -181,57 +188,60 @@ def _curves_on(axes: Axes, info: RaysInfo, curves: Curves) -> None:
         "linewidth": 0.9,
         "elinewidth": 0.7,
     }
-    for ray, values in enumerate(curves.quantity.values):
-        errors = None if curves.errors is None else curves.errors[ray]
-        axes.errorbar(distance, values, errors, **style, label=RAY_WORDS if ray == 0 else None)
+    words = LINE_WORDS.format(info.line)
+    for number, values in enumerate(curves.quantity.values):
+        errors = None if curves.errors is None else curves.errors[number]
+        axes.errorbar(along, values, errors, **style, label=words if number == 0 else None)
     if curves.mean_errors is not None:
         low, high = curves.mean - curves.mean_errors, curves.mean + curves.mean_errors
-        axes.fill_between(distance, low, high, color=MEAN_COLOR, alpha=0.3, linewidth=0, zorder=3)
-    axes.plot(distance, curves.mean, color=MEAN_COLOR, linewidth=2, zorder=4, label=MEAN_WORDS)
+        axes.fill_between(along, low, high, color=MEAN_COLOR, alpha=0.3, linewidth=0, zorder=3)
+    words = MEAN_WORDS.format(info.line)
+    axes.plot(along, curves.mean, color=MEAN_COLOR, linewidth=2, zorder=4, label=words)
     _, columns = np.nonzero(curves.quantity.not_finite)
     if len(columns):
         top = np.ones(len(columns))
         style = {"marker": "x", "color": "black", "linestyle": "", "clip_on": False}
         axes.plot(
-            distance[columns],
+            along[columns],
             top,
             transform=axes.get_xaxis_transform(),
             **style,
             label=NOT_FINITE_WORDS,
         )
     axes.set_title(curves.quantity.name)
-    axes.set_xlabel(with_unit(info.distance.name, info.distance.unit, "\n"))
+    axes.set_xlabel(with_unit(info.along.name, info.along.unit, "\n"))
     axes.set_ylabel(curves.label)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _curve_traces(info: RaysInfo, curves: Curves) -> list[Any]:
-    """Return a line for each ray and one for their mean, each with its error bars."""
-    distance = info.distance.values
+    """Return a line for each ray or walk and one for their mean, each with its error bars."""
+    along = info.along.values
+    of_lines, of_mean = LINE_WORDS.format(info.line), MEAN_WORDS.format(info.line)
     traces = [
         go.Scatter(
-            x=distance,
+            x=along,
             y=values,
-            error_y=_error_bars(None if curves.errors is None else curves.errors[ray], 1),
+            error_y=_error_bars(None if curves.errors is None else curves.errors[number], 1),
             line={"color": FAINT_RAY_COLOR, "width": 1},
             mode="lines",
-            name=RAY_WORDS,
-            legendgroup=RAY_WORDS,
-            showlegend=ray == 0,
-            text=[_ray_text(info, ray, index) for index in range(len(distance))],
+            name=of_lines,
+            legendgroup=of_lines,
+            showlegend=number == 0,
+            text=[_place_text(info, number, index) for index in range(len(along))],
             hoverinfo="text",
         )
-        for ray, values in enumerate(curves.quantity.values)
+        for number, values in enumerate(curves.quantity.values)
     ]
     traces.append(
         go.Scatter(
-            x=distance,
+            x=along,
             y=curves.mean,
             error_y=_error_bars(curves.mean_errors, 2),
             line={"color": MEAN_COLOR, "width": 3},
             mode="lines",
-            name=MEAN_WORDS,
-            legendgroup=MEAN_WORDS,
+            name=of_mean,
+            legendgroup=of_mean,
             hoverinfo="skip",
         )
     )
@@ -240,9 +250,9 @@ def _curve_traces(info: RaysInfo, curves: Curves) -> list[Any]:
         low, high = curves.quantity.limits
         traces.append(
             go.Scatter(
-                x=distance[not_finite[:, 1]],
+                x=along[not_finite[:, 1]],
                 y=[high + 0.15 * (high - low)] * len(not_finite),  # above all curves
-                text=[_ray_text(info, ray, index) for ray, index in not_finite],
+                text=[_place_text(info, number, index) for number, index in not_finite],
                 hoverinfo="text",
                 mode="markers",
                 marker={"symbol": "x", "size": 9, "color": "dimgray"},
@@ -257,12 +267,13 @@ def _error_bars(errors: NDArray[np.float64] | None, width: int) -> dict[str, Any
     return {"visible": False} if errors is None else {"array": errors, "thickness": width}
 
 
-def _ray_text(info: RaysInfo, ray: int, index: int) -> str:
-    """Return what hovering over a point of a ray says."""
-    lines = [f"ray {ray}, distance {info.distance.values[index]:.4g}"]
+def _place_text(info: RaysInfo, number: int, index: int) -> str:
+    """Return what hovering over a point of a ray or a walk says."""
+    place = f"{info.along.name.lower()} {info.along.values[index]:.4g}"
+    lines = [f"{info.line} {number}, {place}"]
     for curves in (info.loss, info.test_loss):
-        change = curves.quantity.values[ray, index]
-        error = "" if curves.errors is None else f" ± {curves.errors[ray, index]:.4f}"
+        change = curves.quantity.values[number, index]
+        error = "" if curves.errors is None else f" ± {curves.errors[number, index]:.4f}"
         lines.append(
             f"{curves.quantity.name}, {curves.quantity.measure}: "
             + (
@@ -271,5 +282,5 @@ def _ray_text(info: RaysInfo, ray: int, index: int) -> str:
                 else "not finite"
             )
         )
-    lines.append(f"Test accuracy: {info.accuracy[ray, index]:.1%}")
+    lines.append(f"Test accuracy: {info.accuracy[number, index]:.1%}")
     return "<br>".join(lines)

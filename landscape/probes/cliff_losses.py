@@ -7,8 +7,9 @@ between each two cliffs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,26 +76,40 @@ class Jumps:
 
 @dataclass(frozen=True, eq=False)
 class Variation:
-    """A line sampled at `distances`, each of its steps split into drift and jump.
+    """A line sampled at n distances, each of its steps split into drift and jump.
+
+    From a to b, with f(c | p) the loss at c with the codes that weights have at p:
+    f(b | b) - f(a | a) = (f(b | a) - f(a | a)) + (f(b | b) - f(b | a)), drift and jump.
+
+    Held are the codes of weights. Codes of activations depend on the images and change with the
+    drift, so that their share counts there. The finer the sampling, the more single flips are told
+    apart (`cliffs.resolving_step`).
 
     Attributes:
-        distances: (n,) ascending.
-        losses: (n,) means over the images.
-        drift: (n - 1,) change from one distance to the next with the codes of the weights held.
-        jump: (n - 1,) change when the codes follow, at the new distance; the two add up to the
-            change of the loss.
+        following: (n, images) losses f(a | a).
+        held: (n - 1, images) losses f(b | a), from `held_losses`.
     """
 
-    distances: np.ndarray
-    losses: np.ndarray
-    drift: np.ndarray
-    jump: np.ndarray
+    following: np.ndarray
+    held: np.ndarray
+
+    @property
+    def drift(self) -> np.ndarray:
+        """Change of the mean loss from one distance to the next, codes held, (n - 1,)."""
+        return (self.held - self.following[:-1]).mean(axis=1)
+
+    @property
+    def jump(self) -> np.ndarray:
+        """Change when the codes follow, at the new distance, (n - 1,)."""
+        return (self.following[1:] - self.held).mean(axis=1)
 
     def share_of_jumps(self, floor: float = 0.0) -> float:
         """Return the sum of |jump| over that of |jump| and |drift|; NaN if there is neither.
 
         Changes up to `floor`, the numerical noise of a difference of losses, count as none: without
-        it, steps in which little flips and little drifts add noise to both sums.
+        it, steps in which little flips and little drifts add noise to both sums. Numerical noise is
+        part of whatever moves a scale: of drift and jump with plain quantizers; of the jump alone
+        with moment matching, where holding the codes changes nothing at all.
 
         Raises:
             InputError: if the floor is negative.
@@ -105,6 +120,10 @@ class Variation:
             for sizes in (np.abs(self.jump), np.abs(self.drift))
         )
         return float(jump / (jump + drift)) if jump + drift > 0 else np.nan
+
+    def of_images(self, drawn: np.ndarray) -> Variation:
+        """Return that of some images, given by index; they may repeat."""
+        return Variation(self.following[:, drawn], self.held[:, drawn])
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +136,7 @@ class Intervals:
         losses: (n, images) in its middle.
         constant: whether the loss is the same all over each interval, but for the numerical floor,
             so that the lowest of these is the true minimum of the line: with moment matching.
-            Otherwise the loss drifts inside, see `split_variation`.
+            Otherwise the loss drifts inside, see `Variation`.
     """
 
     low: np.ndarray
@@ -198,20 +217,19 @@ def loss_jumps(
     return Jumps(low[wanted], high[wanted], counts[wanted], np.array(before), np.array(after))
 
 
-def split_variation(
+def held_losses(
     network: QuantizedNetwork, objective: CalibrationLoss, line: Line, distances: np.ndarray
-) -> Variation:
-    """Split each step of a sampled line into drift, codes held, and jump, codes following.
+) -> np.ndarray:
+    """Return the loss at each distance with the codes that weights have at the one before it.
 
-    From a to b, with f(c | p) the loss at c with the codes that weights have at p:
-    f(b | b) - f(a | a) = (f(b | a) - f(a | a)) + (f(b | b) - f(b | a)), drift and jump. Two
-    evaluations for each step.
+    Args:
+        network: from `quantize`.
+        objective: of calibration or test images.
+        line: over scales.
+        distances: (n,) ascending.
 
-    Held are the codes of weights. Codes of activations depend on the images and change with the
-    drift, so that their share counts there. The finer the sampling, the more single flips are told
-    apart (`cliffs.resolving_step`). Numerical noise is part of whatever moves a scale: of drift and
-    jump with plain quantizers; of the jump alone with moment matching, where holding the codes
-    changes nothing at all. Give its size to `Variation.share_of_jumps`.
+    Returns:
+        (n - 1, images), for `Variation`.
 
     Raises:
         InputError: if the distances are not ascending, finite and 2 or more, or as `frozen`.
@@ -219,24 +237,24 @@ def split_variation(
     distances = np.asarray(distances, dtype=np.float64)
     if distances.ndim != 1 or len(distances) < 2 or not (np.diff(distances) > 0).all():
         raise InputError("a line is split over 2 or more distances, ascending and finite")
-    plain = [
+    names = held_names(network, line.direction)
+    varied = objective.vary(names, at=line.origin)
+    points = [line.at(float(distance)) for distance in distances]
+    return np.array([
+        _losses(varied, names, frozen(network, before, point))
+        for before, point in pairwise(points)
+    ])  # fmt: skip
+
+
+def held_names(network: QuantizedNetwork, direction: Iterable[str]) -> tuple[str, ...]:
+    """Return what moves when the names of a direction do and codes are held (`frozen`)."""
+    moving = set(direction)
+    plain = {
         name
         for name, node in weight_nodes(network).items()
-        if f"{name}.scale" in line.direction and not matches_moments(network, node)
-    ]
-    names = tuple(sorted({*line.direction, *plain}))
-    varied = objective.vary(names, at=line.origin)
-    point = line.at(float(distances[0]))
-    losses, drift = [_losses(varied, names, point).mean()], []
-    for distance in distances[1:]:
-        following = line.at(float(distance))
-        held = _losses(varied, names, frozen(network, point, following)).mean()
-        drift.append(held - losses[-1])
-        losses.append(_losses(varied, names, following).mean())
-        point = following
-    return Variation(
-        distances, np.array(losses), np.array(drift), np.diff(losses) - np.array(drift)
-    )
+        if f"{name}.scale" in moving and not matches_moments(network, node)
+    }
+    return tuple(sorted(moving | plain))
 
 
 def scan_intervals(

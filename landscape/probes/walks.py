@@ -9,6 +9,7 @@ their distance from it grows as the root of the number of steps.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import xarray as xr
 
 from evolq.errors import InputError
 from evolq.points import Point, displace, displacement
+from landscape.ledger import Ledger
 from landscape.probes.directions import gaussian, normalize
 from landscape.probes.evaluation import CalibrationLoss, Evaluation, HeldOutLoss
 from landscape.probes.sampling import OnPoint, sample_cells
@@ -67,8 +69,12 @@ def sample_walks(
     objective: CalibrationLoss,
     test: HeldOutLoss,
     on_point: OnPoint | None = None,
+    ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Measure the losses at every Point of walks, one walk after the other.
+
+    `on_point`, `ledger` and `executor` as in `sampling.sample_plane`.
 
     Returns:
         A Dataset as `sampling.sample_plane` makes it, with dimensions `walk, step`; step 0 is the
@@ -99,7 +105,7 @@ def sample_walks(
     also = xr.Dataset({"position": (("walk", "step", "component"), positions)})
     coordinates = {
         "walk": xr.Variable("walk", np.arange(len(walks))),
-        "step": xr.Variable("step", np.arange(lengths[0])),
+        "step": xr.Variable("step", np.arange(lengths[0]), {"long_name": "Step of a walk"}),
     }
     cells = (
         ({"walk": number, "step": step}, ({name: point[name] for name in names},))
@@ -107,7 +113,8 @@ def sample_walks(
         for step, point in enumerate(walk)
     )
     evaluation = Evaluation(objective, test, origin, dict)
-    return sample_cells(evaluation, coordinates, [(names, cells)], on_point, also)
+    groups = [(names, cells)]
+    return sample_cells(evaluation, coordinates, groups, on_point, also, ledger, executor)
 
 
 def _positions(walk: Walk, names: tuple[str, ...]) -> np.ndarray:

@@ -17,7 +17,7 @@ from scipy import stats
 from evolq.errors import InputError
 from landscape.statistics.image_losses import ImageLosses
 
-AXES = ("y", "x", "distance")
+AXES = ("y", "x", "distance", "step")
 
 # What repeats: the steps between neighbors, or how high points lie (over the surface's mean).
 QUANTITIES = ("increments", "levels")
@@ -232,7 +232,7 @@ def _axes(dims: Sequence[Hashable]) -> list[str]:
     axes = [axis for axis in AXES if axis in dims]
     if not axes:
         raise InputError(
-            f"an array of a scan has the dimensions y, x or distance, not {tuple(dims)}"
+            f"an array of a scan has the dimensions y, x, distance or step, not {tuple(dims)}"
         )
     return axes
 
