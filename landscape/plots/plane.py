@@ -21,7 +21,6 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import NDArray
-from scipy.interpolate import RegularGridInterpolator
 from xarray import Dataset
 
 from landscape.analysis import Analysis, analyze, band_edges
@@ -348,13 +347,26 @@ def _seen(axes: Axes3D, info: PlaneInfo, surface: Surface, marker: Marker) -> bo
     # From a cell away, as the surface at the mark itself hides nothing, to beyond any edge.
     start = cell / np.hypot(*step[:2])
     along = np.linspace(start, 2 * max(BOX), RAY_POINTS)
-    height = RegularGridInterpolator(
-        (info.y.values, info.x.values), surface.quantity.values, bounds_error=False
-    )
-    bottom = np.nanmax([marker.value, *height([(marker.y, marker.x)])])
-    x, y, z = (np.array([marker.x, marker.y, bottom]) + along[:, None] * step).T
-    heights = height(np.stack([y, x], axis=1))
-    return not bool((heights > z).any())  # beyond the edge and in holes: NaN
+    foot = np.array([marker.x, marker.y])
+    bottom = np.nanmax([marker.value, *_heights(info, surface, *foot[:, None])])
+    x, y, z = (np.append(foot, bottom) + along[:, None] * step).T
+    return not bool((_heights(info, surface, x, y) > z).any())
+
+
+def _heights(
+    info: PlaneInfo, surface: Surface, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the heights of a surface between its points (bilinear); NaN beyond, and in holes."""
+    values = surface.quantity.values
+    places = []
+    for along, at in ((info.y.values, y), (info.x.values, x)):
+        index = np.interp(at, along, np.arange(len(along)), left=np.nan, right=np.nan)
+        low = np.clip(np.nan_to_num(index).astype(int), 0, len(along) - 2)
+        places.append((low, index - low))
+    (row, down), (column, right) = places
+    upper = values[row, column] * (1 - right) + values[row, column + 1] * right
+    lower = values[row + 1, column] * (1 - right) + values[row + 1, column + 1] * right
+    return upper * (1 - down) + lower * down
 
 
 def _scale(quantity: Quantity) -> Normalize:
