@@ -508,6 +508,36 @@ def test_a_real_vision_transformer(scan, evolq_data) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--points", "3"),
+        (
+            "--probe",
+            "rays",
+            "--rays",
+            "2",
+            "--points",
+            "2",
+            "--over",
+            "weights",
+            "--scheme",
+            "none",
+        ),
+        ("--probe", "layers", "--within", "layer1.*", "--model", "fashion_resnet"),
+        ("--probe", "bits", "--points", "2", "--execution", "integer"),
+    ],
+)
+def test_two_workers_write_the_files_of_one_process(scan, arguments) -> None:
+    for workers in ("1", "2"):
+        run = (*QUICK, *arguments, "--quiet", "--workers", workers, "--out", workers)
+        assert scan(*run)[0] == 0
+    for path in Path("1").iterdir():
+        assert (Path("2") / path.name).read_bytes() == path.read_bytes(), path.name
+    assert len(list(Path("1").iterdir())) == len(list(Path("2").iterdir()))
+
+
+@pytest.mark.slow
 def test_a_scan_with_points_that_fail_ends_and_says_so(scan, monkeypatch) -> None:
     measure, out = Evaluation.at, Path("out")
     arguments = (*QUICK, "--points", "2", "--repeats", "0", "--radius", "0.1", "--quiet", "--out")
