@@ -253,9 +253,17 @@ def test_colors_follow_the_control_and_both_figures_agree(opened, tmp_path) -> N
     page.select_option(".scale", "linear")
     page.wait_for_timeout(1500)
     assert page.evaluate(PICTURES)[0] == picture
+
+
+@pytest.mark.parametrize("kind", ["plane", "pair", "comparison"])
+def test_contours_come_and_go(opened, tmp_path, kind) -> None:
+    page = opened(written(tmp_path, kind))
+    count = "document.querySelectorAll('.figure .contourlayer path').length"
+    assert page.evaluate(count) == 0
     page.check(".contours")
-    page.wait_for_timeout(1000)
-    assert page.evaluate("document.querySelectorAll('.figure .contourlayer path').length") > 0
+    page.wait_for_function(f"{count} > 0", timeout=20_000)
+    page.uncheck(".contours")
+    page.wait_for_function(f"{count} === 0", timeout=20_000)
 
 
 def test_two_planes_share_a_scale_and_show_their_difference(opened, tmp_path) -> None:

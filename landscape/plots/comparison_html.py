@@ -18,6 +18,7 @@ from landscape.plots.comparison_info import (
 )
 from landscape.plots.info import Quantity, table_of
 from landscape.plots.page import OUTLINE, Panel, Section, layout
+from landscape.plots.plane_html import contours
 from landscape.words import Row
 
 FRAMES = 41
@@ -36,6 +37,11 @@ def interactive_comparison(dataset: Dataset) -> Section:
     maps = [
         _heat_map(info, surface).update(meta={"view": view, "loss": True}, visible=view == shown)
         for view, surface in enumerate(surfaces)
+    ]
+    maps += [
+        trace.update(meta={"view": view, "loss": True, "contours": True})
+        for view, surface in enumerate(surfaces)
+        for trace in contours(info.x, info.y, surface, surface.limits)
     ]
     figures = (
         _moving([*maps, _start()], [_routes(info, cost) for cost in costs]),

@@ -14,7 +14,7 @@ from landscape.pairs import Pair, pair_planes
 from landscape.plots.info import LOSSES, Axis, Quantity, axis_of, loss_of, quantity_of, table_of
 from landscape.plots.page import Panel, Section, layout
 from landscape.plots.plane import band_words
-from landscape.plots.plane_html import band_colors
+from landscape.plots.plane_html import band_colors, contours
 
 DIFFERENCE_TITLE = "Difference of the test losses"
 APART_TITLE = "What the test images tell apart"
@@ -98,18 +98,26 @@ def _beside(names: tuple[str, str], first: Dataset, second: Dataset) -> Panel:
     known = [{view: loss_of(one, view) for view in views} for one in (first, second)]
     for name, dataset, quantities in zip(names, (first, second), known, strict=True):
         figure = go.Figure()
+        lines: list[Any] = []
         for view, loss in enumerate(views):
-            limits = [limit for one in known for limit in one[loss].limits]
+            every = [limit for one in known for limit in one[loss].limits]
+            limits = min(every), max(every)
+            x, y = axis_of(dataset.x), axis_of(dataset.y)
+            lines += [
+                trace.update(meta={"view": view, "loss": True, "contours": True})
+                for trace in contours(x, y, quantities[loss], limits)
+            ]
             figure.add_trace(
-                _map(axis_of(dataset.x), axis_of(dataset.y), quantities[loss]).update(
+                _map(x, y, quantities[loss]).update(
                     colorscale="Viridis",
-                    zmin=min(limits),
-                    zmax=max(limits),
+                    zmin=limits[0],
+                    zmax=limits[1],
                     colorbar={"title": {"text": quantities[loss].measure, "side": "right"}},
                     meta={"view": view, "loss": True},
                     visible=view == shown,
                 )
             )
+        figure.add_traces(lines)
         _lay_out(figure, name, dataset)
         figures.append(figure)
     words = "Both maps have the same colors for the same loss."

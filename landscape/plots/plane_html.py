@@ -13,7 +13,7 @@ from xarray import Dataset
 
 from landscape.analysis import Analysis
 from landscape.findings import BAND_WORDS
-from landscape.plots.info import NOT_COMPUTED_WORDS, NOT_FINITE_WORDS, Quantity
+from landscape.plots.info import NOT_COMPUTED_WORDS, NOT_FINITE_WORDS, Axis, Quantity
 from landscape.plots.minima import minima_panel
 from landscape.plots.noise import noise_panel
 from landscape.plots.page import OUTLINE, Panel, layout
@@ -152,7 +152,7 @@ def _flat_traces(
             colorbar=colors["colorbar"],
             meta=_loss_meta(colored),
         ),
-        *_contours(info, colored),
+        *(contours(info.x, info.y, colored, colored.limits) if _loss_meta(colored) else []),
     ]
     for name, symbol, missing in (
         (NOT_FINITE_WORDS, "x", colored.not_finite),
@@ -273,23 +273,23 @@ def _loss_meta(colored: Quantity) -> dict[str, Any]:
     return {} if colored.name == CONFIDENCE_NAME else {"loss": True}
 
 
-def _contours(info: PlaneInfo, colored: Quantity) -> list[Any]:
-    """Return lines of equal loss; bands have none."""
-    meta = _loss_meta(colored)
-    low, high = colored.limits
-    if not meta or low == high:
+def contours(x: Axis, y: Axis, quantity: Quantity, limits: tuple[float, float]) -> list[Any]:
+    """Return lines of equal loss, in equal steps of color; none where all losses are equal."""
+    low, high = limits
+    if low == high:
         return []
     return [
         go.Contour(
-            x=info.x.values,
-            y=info.y.values,
-            z=colored.values,
+            x=x.values,
+            y=y.values,
+            z=quantity.values,
             autocontour=False,
             contours={"coloring": "none", "start": low, "end": high, "size": (high - low) / 10},
             line={"color": "white", "width": 1},
             hoverinfo="skip",
             showlegend=False,
-            meta=meta | {"contours": True},
+            visible=False,
+            meta={"loss": True, "contours": True},
         )
     ]
 
