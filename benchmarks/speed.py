@@ -45,6 +45,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from memory import HEADING
 from speed_profile import PROFILES, draw_growth, sections
 from timing import moved, seconds
 from torch import Tensor, nn
@@ -389,8 +390,9 @@ def notes(found: dict[str, Any]) -> str:
     )
 
 
-def page(found: dict[str, Any]) -> str:
-    """Render docs/speed.md."""
+def page(found: dict[str, Any], old: str) -> str:
+    """Render docs/speed.md; what `benchmarks/memory.py` wrote at its end stays."""
+    memory = HEADING + old.split(HEADING)[1] if HEADING in old else ""
     introduction = (
         "# Speed\n\n"
         "Written by `benchmarks/speed.py`, whose first lines say what each number means. "
@@ -398,7 +400,7 @@ def page(found: dict[str, Any]) -> str:
         "forward pass (fp32, eager, fused attention, `inference_mode`, batches of 50) of the same "
         f"images in the same run, the two interleaved.\n\nMachine: {found['machine']}.\n"
     )
-    return "\n".join([introduction, table(found), "", notes(found), "", *sections(found)])
+    return "\n".join([introduction, table(found), "", notes(found), "", *sections(found), memory])
 
 
 def main(
@@ -444,7 +446,8 @@ def main(
             json_path.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found), notes(found), sep="\n\n")
     if page_path is not None:
-        page_path.write_text(page(found))
+        old = page_path.read_text() if page_path.exists() else ""
+        page_path.write_text(page(found, old))
         draw_growth(found["profile"]["growth"], page_path.with_name("speed_growth.png"))
 
 

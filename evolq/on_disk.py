@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -68,9 +69,9 @@ class DiskArray:
         return self.shape[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the place of the file: another process reads it as long as this one lives."""
+        """Pickle the place of the file: a process of this machine reads it while this one lives."""
         path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-        return _opened, (path, self.shape, self.dtype)
+        return _opened, (path, _identity(self._file), self.shape, self.dtype)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Return slices along any axes, or the parts at an index, as an array in memory."""
@@ -126,12 +127,33 @@ class DiskArray:
         )
 
 
-def _opened(path: str, shape: tuple[int, ...], dtype: np.dtype) -> DiskArray:
-    """Return a DiskArray of another process."""
+def _opened(
+    path: str, identity: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype
+) -> DiskArray:
+    """Return a DiskArray of another process.
+
+    Raises:
+        InputError: if that has ended, or runs on another machine.
+    """
     array = DiskArray.__new__(DiskArray)
     array.shape, array.dtype, array._folder = shape, dtype, path
-    array._file = Path(path).open("r+b", buffering=0)  # noqa: SIM115
+    try:
+        array._file = Path(path).open("r+b", buffering=0)  # noqa: SIM115
+        same = _identity(array._file) == identity
+    except OSError:
+        same = False
+    if not same:
+        raise InputError(
+            "an array that is too large for memory lies in a file that only processes of the same "
+            "machine see; work in parts (--part), or with fewer images"
+        )
     return array
+
+
+def _identity(file: BinaryIO | FileIO) -> tuple[int, ...]:
+    """Return what tells a file from every other one of a machine."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size
 
 
 def full(

@@ -57,6 +57,11 @@ def test_another_process_reads_the_same_file():
     array[1] = [1, 2, 3]
     other = pickle.loads(pickle.dumps(array))
     assert other[:].tolist() == [[0, 0, 0], [1, 2, 3]]
+    opened, (_, *rest) = array.__reduce__()
+    another = DiskArray((2, 3), np.int64)
+    for path in ("/proc/self/fd/nowhere", f"/proc/self/fd/{another._file.fileno()}"):
+        with pytest.raises(InputError, match="only processes of the same machine"):
+            opened(path, *rest)
 
 
 def test_no_file_is_left_and_no_room_is_one_clear_error(tmp_path, monkeypatch):
