@@ -7,10 +7,12 @@ from typing import get_args
 import matplotlib.style
 import pytest
 import synthetic_scans
+import xarray
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from synthetic_comparisons import comparison
 
+from evolq.errors import InputError
 from landscape import plot, store
 from landscape.analysis import analyze, with_analysis
 from landscape.plots import PRINT_STYLE_FILE, STYLE_FILE, draw_map, draw_surface
@@ -96,6 +98,14 @@ def test_a_run_is_redrawn_in_each_format(command_line_of, tmp_path) -> None:
     assert "has no --panel 'map'; choose from curves" in run(".", "--panel", "map")[2]
     for width in ("3.25", "wide", "1in", "1.2.3in"):
         assert f"--width is '{width}'; give a number and its unit" in run(".", "--width", width)[2]
+
+
+def test_a_run_without_panels_says_so() -> None:
+    cliffs = Run("a", "scan", "landscape.scan", "scan.nc", xarray.Dataset(coords={"cliff": [0]}))
+    search = Run("a", "search", "evolq", "report.json", {})
+    for run, words in ((cliffs, "a scan of cliffs"), (search, "a search")):
+        with pytest.raises(InputError, match=f"{words} has no panels"):
+            draw_panels(run, [], 3.25)
 
 
 def test_a_panel_is_drawn_on_the_axes_that_are_given() -> None:

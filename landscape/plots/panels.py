@@ -64,14 +64,14 @@ def panels_of(run: Run) -> Mapping[str, Draw]:
     """Return the panels that a run can be drawn as, by name.
 
     Raises:
-        InputError: for a search or a comparison of criteria, which have none.
+        InputError: for a scan of cliffs, a search or a comparison of criteria, which have none.
     """
     content: Any = run.content
     kind = run.kind
     if kind == "scan":
-        kind = next(dimension for dimension in PANELS if dimension in content.dims)
+        kind = next((name for name in PANELS if name in content.dims), "scan of cliffs")
     if kind not in PANELS:
-        raise InputError(f"a {kind} has no panels; give the run of a scan or of a comparison")
+        raise InputError(f"a {kind} has no panels; give the run of another scan or of a comparison")
     return PANELS[kind]
 
 
