@@ -117,6 +117,8 @@ def significant_minima(
         InputError: if `dataset` is not a scan, for another connectivity, negative `sigmas` or a bad
             level.
     """
+    if "test_loss" not in dataset or "test_loss_per_image" not in dataset:
+        raise InputError("the dataset is no scan: it lacks test_loss or test_loss_per_image")
     if sigmas is not None and not sigmas >= 0:
         raise InputError(f"the number of sigmas must be 0 or more, not {sigmas}")
     surface = dataset["test_loss"]
