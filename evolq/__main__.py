@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evolq import command_line
 from evolq.command_line import Command, Output
+from evolq.declared import check_fields
 from evolq.errors import InputError, require
 from evolq.quantization import MAX_BITS, MIN_BITS, Quantization
 from evolq.settings import Settings
 
 if TYPE_CHECKING:
     from evolq.files.onnx_report import ExportReport
+    from evolq.network.quantized import QuantizedNetwork
     from evolq.optimizers.evolve import Iterate
     from evolq.optimizers.recipes import Recipe
     from evolq.points import Point
@@ -36,6 +39,8 @@ REPEATS = 8
 # What only an unfinished search has.
 STATE = "search_state.safetensors"
 CURVE = "curve.json"
+# Years of work on the smallest network.
+MOST_PASSES = 1_000_000
 RESULTS = ("model.safetensors", "model.onnx", "report.json", CURVE)
 
 
@@ -66,26 +71,30 @@ class Search:
     onnx: bool = False
     onnx_target: TargetName = "onnxruntime"
 
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self, average_bits=(MIN_BITS, MAX_BITS), passes=(0, MOST_PASSES))
+
 
 def main(settings: Settings, search: Search, output: Output, given: frozenset[str]) -> None:
     """Quantize a network, search its scales by evolution, and test it once at the end.
 
     Writes model.safetensors and report.json; the search itself sees no test image.
     """
+    settings = command_line.with_start(settings, given)
     if settings.test_images < 2:
         raise InputError(f"`test_images` is {settings.test_images}; an interval needs 2 or more")
     if settings.quantization.scheme == "none":
         raise InputError("`scheme` none has no scales to search; choose weights, linear or full")
-    average_bits = search.average_bits
-    if average_bits is not None and not MIN_BITS <= average_bits <= MAX_BITS:
-        raise InputError(
-            f"`average_bits` is {average_bits:g}; give a number from {MIN_BITS} to {MAX_BITS}"
-        )
+    if "onnx_target" in given and not search.onnx:
+        raise InputError("`onnx_target` is of the file that `onnx` writes; give that, too")
+    if search.average_bits is not None and "weight_bits" in given:
+        raise InputError("`average_bits` is instead of `weight_bits`; leave out one of the two")
     for package in ("onnx", "onnxruntime") if search.onnx else ():
         require(package, "onnx", "`onnx`")  # now, not after the search
-    command_line.check_start(settings, given)
     command_line.check_output_folder(output, STATE)
 
+    from evolq.optimizers.evolve import visits
     from evolq.optimizers.recipes import choose_recipe
     from evolq.progress import Progress
 
@@ -95,7 +104,11 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     settings = replace(settings, quantization=_quantization(settings, search, given))
     progress = Progress(output.quiet)
     began = time.monotonic()
-    problem = command_line.prepare(settings, given, progress)
+
+    def check_network(network: QuantizedNetwork, _: Any) -> None:
+        visits(network, recipe, _names(network.names, search))
+
+    problem = command_line.prepare(settings, given, progress, check_network)
     if search.onnx:  # what cannot be exported is found out before the search
         with tempfile.TemporaryDirectory() as scratch:
             _export(problem, problem.start, Path(scratch) / "model.onnx", search)
@@ -162,16 +175,20 @@ class _Curve:
         return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
 
+def _names(names: Sequence[str], search: Search) -> Collection[str] | None:
+    """Return the scales that may move, None for all."""
+    from evolq.points import select
+
+    return None if search.within is None else select(names, {"scale"}, search.within)
+
+
 def _search(
     problem: Problem, recipe: Recipe, search: Search, curve: _Curve, progress: Progress
 ) -> Iterate:
     """Search, say how it goes, and return the last Iterate."""
-    from evolq.points import select
     from evolq.workflow import improve, iterates_at_most
 
-    names = None
-    if search.within is not None:
-        names = select(problem.start, {"scale"}, search.within)
+    names = _names(problem.network.names, search)
     total = iterates_at_most(problem.network, recipe, search.average_bits, names)
     first: float | None = None
     with progress.task("Searching", total) as task:

@@ -19,8 +19,19 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import cyclopts
 import h5py
@@ -38,11 +49,17 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from evolq.network.quantized import QuantizedNetwork
     from evolq.problem import Problem
     from evolq.progress import Progress
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+
+# Letters of a word in a message; longer ones (numbers of 5,000 digits) are cut.
+LONGEST = 300
 
 # Tenths of a second to wait for a folder: the workers of a process that was killed notice it, too.
 WAIT = 10
@@ -134,7 +151,7 @@ class Command:
         hints = get_type_hints(self.function)
         return {name: hint for name, hint in hints.items() if _is_part(hint)}
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Option]:
         """Every option by the name of its field."""
         found: dict[str, Option] = {}
@@ -187,7 +204,7 @@ class Command:
                     name,
                     kinds[name in self.positional],
                     default=inspect.Parameter.empty if required else option.default,
-                    annotation=Annotated[option.hint, parameter],
+                    annotation=Annotated[_strict(option.hint), parameter],
                 )
             )
 
@@ -267,6 +284,33 @@ class Command:
             self.function(**arguments)
         except InputError as error:
             raise InputError(_as_options(str(error), self.options)) from error
+
+
+def _strict(hint: Any) -> Any:
+    """Return a hint whose whole numbers are not rounded ones, and whose paths can be some."""
+    if hint in _STRICT:
+        return Annotated[hint, cyclopts.Parameter(converter=_STRICT[hint])]
+    if get_origin(hint) is tuple:
+        return tuple[_strict(get_args(hint)[0]), ...]  # type: ignore[misc]
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(_strict(option) for option in get_args(hint))]  # noqa: UP007
+    return hint
+
+
+def _whole(_: Any, tokens: Sequence[cyclopts.Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError("give a whole number") from None
+
+
+def _path(_: Any, tokens: Sequence[cyclopts.Token]) -> Path:
+    if not tokens[0].value or "\0" in tokens[0].value:
+        raise ValueError(f"{tokens[0].value!r} is no path")
+    return Path(tokens[0].value)
+
+
+_STRICT = {int: _whole, Path: _path}
 
 
 def _is_part(hint: Any) -> bool:
@@ -379,10 +423,18 @@ def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _print_line(kind: str, message: str) -> None:
-    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+    words = (
+        word if len(word) <= LONGEST else f"{word[:40]}...{word[-20:]}" for word in message.split()
+    )
+    print(f"{kind}: {' '.join(words)}", file=sys.stderr)
 
 
-def prepare(settings: Settings, given: Collection[str], progress: Progress) -> Problem:
+def prepare(
+    settings: Settings,
+    given: Collection[str],
+    progress: Progress,
+    check_network: Callable[[QuantizedNetwork, nn.Module], None],
+) -> Problem:
     """Return `evolq.prepare(settings)`, and say what goes on.
 
     Numbers of images that were not given fit themselves to a folder with fewer images.
@@ -392,19 +444,23 @@ def prepare(settings: Settings, given: Collection[str], progress: Progress) -> P
 
     explicit = [role for role in ROLES if f"{role}_images" in given]
     with progress.task("Loading, quantizing and calibrating") as task:
-        return problem.prepare(settings, task.update, explicit)
+        return problem.prepare(settings, task.update, explicit, check_network)
 
 
-def check_start(settings: Settings, given: Collection[str]) -> None:
-    """Check that the options given with `start` do not say again what the saved network brings.
+def with_start(settings: Settings, given: Collection[str]) -> Settings:
+    """Return settings with the quantization that `start` brings, if there is one.
 
     Raises:
-        InputError: if one does; it would have no effect.
+        InputError: if an option says it again, which would have no effect, or for a bad file.
     """
-    if settings.start is not None:
-        for entry in fields(Quantization):
-            if entry.name in given:
-                raise InputError(f"`start` brings its own {entry.name}; leave out `{entry.name}`")
+    if settings.start is None:
+        return settings
+    for entry in fields(Quantization):
+        if entry.name in given:
+            raise InputError(f"`start` brings its own {entry.name}; leave out `{entry.name}`")
+    from evolq import problem
+
+    return problem.with_start(settings)
 
 
 # Configurations -----------------------------------------------------------------------------------
@@ -456,6 +512,8 @@ def read_configuration(source: Path) -> dict[str, Any]:
                 content = json.loads(file.attrs["provenance"])
         else:
             content = yaml.safe_load(path.read_text())  # JSON is YAML, too
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply to hold options") from None
     except (yaml.YAMLError, OSError, KeyError, ValueError) as error:
         raise InputError(f"cannot read options from {path}: {error}") from error
     if isinstance(content, dict) and "options" in content:
@@ -497,7 +555,7 @@ def check_output_folder(output: Output, unfinished: str) -> None:
     if out is None and begun and not output.quiet:
         _print_line("note", f"unfinished: {', '.join(begun)}; --resume --out FOLDER goes on there")
     existing = (out or RUNS).absolute()
-    while not existing.exists():
+    while not existing.exists() and not existing.is_symlink():
         existing = existing.parent
     if not existing.is_dir() or not _writable(existing):
         raise InputError(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from evolq.declared import check_value
 from evolq.errors import InputError
 
 Point = Mapping[str, Tensor]
@@ -31,6 +33,24 @@ def role(name: str) -> str:
     return last if last in QUANTIZER_ROLES else "weight"
 
 
+def check_entry(name: str, value: Any) -> None:
+    """Check that an entry of a Point or direction is a dense float32 tensor with values.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if (
+        not isinstance(value, Tensor)
+        or value.dtype != torch.float32
+        or value.layout != torch.strided
+        or value.is_meta
+    ):
+        kind = f"a {type(value).__name__}"
+        if isinstance(value, Tensor):
+            kind = f"{value.layout} {value.dtype} on {value.device}".replace("torch.", "")
+        raise InputError(f"{name} is {kind}; give a dense float32 tensor")
+
+
 def entry_name(parameter: str) -> str:
     """Return the name that a model's parameter has in a Point.
 
@@ -40,25 +60,46 @@ def entry_name(parameter: str) -> str:
     return parameter if role(parameter) == "weight" else f"{parameter}.weight"
 
 
+@overload
 def select(
     point: Point,
     roles: Collection[str] | None = None,
     within: str | None = None,
     exclude: str | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]: ...
+@overload
+def select(
+    point: Sequence[str],
+    roles: Collection[str] | None = None,
+    within: str | None = None,
+    exclude: str | None = None,
+) -> dict[str, None]: ...
+def select(
+    point: Point | Sequence[str],
+    roles: Collection[str] | None = None,
+    within: str | None = None,
+    exclude: str | None = None,
+) -> dict[str, Tensor] | dict[str, None]:
     """Return the entries with one of `roles` whose names match `within` and do not match `exclude`.
 
     `within` and `exclude` are globs over whole names (`blocks.3.*`, `*.attn.*`), case-sensitive.
 
+    Of names alone (`network.names`) a dict of None is returned.
+
     Raises:
-        InputError: for an unknown role, or if nothing is left.
+        InputError: for an unknown role, an empty glob, or if nothing is left.
     """
+    if not isinstance(point, Sequence):
+        check_value("point", point, Mapping)
+    for name, glob in (("within", within), ("exclude", exclude)):
+        check_value(name, glob, str | None)
     unknown = sorted(set(roles or ()) - set(ROLES))
     if unknown:
         raise InputError(f"unknown role {unknown[0]!r}; choose from {', '.join(ROLES)}")
+    entries: Mapping[str, Any] = point if isinstance(point, Mapping) else dict.fromkeys(point)
     chosen = {
         name: value
-        for name, value in point.items()
+        for name, value in entries.items()
         if (roles is None or role(name) in roles)
         and (within is None or fnmatchcase(name, within))
         and (exclude is None or not fnmatchcase(name, exclude))
@@ -114,13 +155,19 @@ def displacement(
     """Return the direction that leads from `start` to `end` in one step, the inverse of `displace`.
 
     Raises:
-        InputError: if a name is missing in either Point.
+        InputError: if a name is missing in either Point, or has two shapes.
     """
     names = start.keys() if names is None else names
     for name in names:
         if name not in start or name not in end:
             raise InputError(
                 f"{name!r} is missing in one of the two Points; compare equal networks"
+            )
+    for name in names:
+        if start[name].shape != end[name].shape:
+            raise InputError(
+                f"{name!r} has shape {tuple(start[name].shape)} in one Point and "
+                f"{tuple(end[name].shape)} in the other; compare equal networks"
             )
     return {
         name: torch.log(end[name] / start[name])

@@ -24,6 +24,7 @@ from evolq.data.models import (
     preprocessing,
     weights_hash,
 )
+from evolq.declared import check_value
 from evolq.errors import InputError
 from evolq.files.saved import load_point, read
 from evolq.losses.criteria import choose_criterion
@@ -40,11 +41,6 @@ from evolq.tensor.observers import OBSERVERS
 # values are large. Nagel et al. 2021 ("A White Paper on Neural Network Quantization", section 3.1)
 # and FQ-ViT calibrate on about 100 to 1,000 images.
 OBSERVED_IMAGES = 100
-
-# More than any machine has cores; torch takes more without a word, until it runs out of memory.
-MAX_THREADS = 1024
-# Generators take 64 bits; half of that keeps seeds within every library's integers.
-MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def check(settings: Settings) -> None:
     """Check what can be checked without reading a file.
 
     Raises:
-        InputError: for unknown names, or numbers out of range.
+        InputError: for unknown names, or values that do not go together.
     """
     quantization = settings.quantization
     for name, value, known in (
@@ -94,14 +90,11 @@ def check(settings: Settings) -> None:
         if value not in known:
             raise InputError(f"unknown `{name}` {value!r}; choose from {', '.join(known)}")
     criterion = choose_criterion(settings.criterion_name, settings.temperature)
-    criterion.check(settings.calibration_images)
-    criterion.check(settings.selection_images)
-    if settings.batch_size < 1:
-        raise InputError(f"`batch_size` is {settings.batch_size}; give 1 or more images")
-    if settings.threads is not None and not 1 <= settings.threads <= MAX_THREADS:
-        raise InputError(f"`threads` is {settings.threads}; give 1 or more, up to {MAX_THREADS}")
-    if not 0 <= settings.seed <= MAX_SEED:
-        raise InputError(f"`seed` is {settings.seed}; give a number from 0 to {MAX_SEED}")
+    for name in ("calibration_images", "selection_images"):
+        try:
+            criterion.check(getattr(settings, name))
+        except InputError as error:
+            raise InputError(f"`{name}`: {error}") from error
     check_name(settings.model)
     if (settings.calibration_dir is None) != (settings.test_dir is None):
         raise InputError(
@@ -114,6 +107,24 @@ def check(settings: Settings) -> None:
             f"`model` {settings.model} needs images: give a folder as `images`, or two as "
             "`calibration_dir` and `test_dir` (only the bundled networks come with images)"
         )
+
+
+def with_start(settings: Settings) -> Settings:
+    """Return settings with the quantization that `start` brings, if there is one.
+
+    Raises:
+        InputError: if the file cannot be used, or is of another model.
+    """
+    check_value("settings", settings, Settings)
+    if settings.start is None:
+        return settings
+    header, _ = read(settings.start)
+    if header.model not in (settings.model, None):
+        raise InputError(
+            f"`start` {settings.start} was made from {header.model}, and `model` is "
+            f"{settings.model}; give the model it was made from"
+        )
+    return replace(settings, quantization=header.quantization)
 
 
 def load_split(
@@ -159,6 +170,7 @@ def prepare(
     settings: Settings,
     progress: Callable[[int, int, str], None] | None = None,
     explicit: Collection[str] = ROLES,
+    check_network: Callable[[QuantizedNetwork, nn.Module], None] | None = None,
 ) -> Problem:
     """Load model and images, quantize and calibrate.
 
@@ -169,12 +181,13 @@ def prepare(
         explicit: the sets ("calibration", "selection", "test") whose number of images somebody has
             chosen. The other numbers shrink to what a folder has, with a warning; the settings of
             the Problem have the numbers that were taken.
+        check_network: called with the network and the full-precision model before calibration;
+            what raises an error there has cost little.
 
     Raises:
         InputError: for bad settings, models, weights or images; the cheapest checks come first.
     """
-    if settings.start is not None:
-        settings = replace(settings, quantization=read(settings.start)[0].quantization)
+    settings = with_start(settings)
     check(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -187,6 +200,8 @@ def prepare(
         test_images=len(split.test),
     )
     network = quantize(model, split.calibration.images[:2], settings.quantization)
+    if check_network is not None:
+        check_network(network, model)
     network = network.executed(settings.execution)
     start: Point
     start_cost = 0.0

@@ -8,9 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from evolq.declared import check_fields
 from evolq.errors import InputError
 
 MIN_BITS, MAX_BITS = 2, 8
+
+# Weights; no layer has so many inputs.
+LARGEST_GROUP = 2**20
 
 Scheme = Literal["none", "weights", "linear", "full", "published"]
 ObserverName = Literal["minmax", "ema", "percentile", "omse", "mse"]
@@ -58,7 +62,8 @@ class Quantization:
         activation_symmetric: Signed codes of activations, with zero point 0.
 
     Raises:
-        InputError: for bits outside 2 to 8, unknown choices, or an empty group. Schemes,
+        InputError: for values of other types, bits outside 2 to 8, unknown choices, or a group of
+            no size. Schemes,
             observers and roundings are looked up in their registries when used.
     """
 
@@ -79,12 +84,10 @@ class Quantization:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("weight_bits", "activation_bits"):
-            bits = getattr(self, name)
-            if bits not in range(MIN_BITS, MAX_BITS + 1):
-                raise InputError(
-                    f"`{name}` is {bits}; give a whole number from {MIN_BITS} to {MAX_BITS}"
-                )
+        widths = (MIN_BITS, MAX_BITS)
+        check_fields(
+            self, weight_bits=widths, activation_bits=widths, group_size=(1, LARGEST_GROUP)
+        )
         # registries of schemes, observers and roundings are open, these are not
         for name, known in (
             ("softmax", get_args(SoftmaxCodes)),
@@ -94,8 +97,6 @@ class Quantization:
                 raise InputError(
                     f"unknown `{name}` {getattr(self, name)!r}; choose from {', '.join(known)}"
                 )
-        if self.group_size < 1:
-            raise InputError(f"`group_size` is {self.group_size}; give 1 or more weights")
 
     def resolved(self) -> Quantization:
         """Return this with the rule's choice in place of each None."""

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from evolq.declared import MAX_BATCH, MAX_IMAGES, MAX_SEED, check_fields
 from evolq.quantization import Quantization
+
+# More than any machine has cores; torch takes more without a word, until it runs out of memory.
+MAX_THREADS = 1024
 
 ExecutionName = Literal["simulated", "compiled", "integer"]
 CriterionName = Literal["info_nce", "kl", "mse", "cosine", "cross_entropy", "fisher"]
@@ -44,6 +48,9 @@ class Settings:
         skip_unreadable: Leave out images that cannot be read.
         seed: Seed of everything that is drawn.
         device: cpu, cuda, ...
+
+    Raises:
+        InputError: for values of other types, or numbers out of range.
     """
 
     model: str = "fashion_vit"
@@ -64,6 +71,18 @@ class Settings:
     skip_unreadable: bool = False
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(
+            self,
+            calibration_images=(1, MAX_IMAGES),
+            selection_images=(0, MAX_IMAGES),
+            test_images=(1, MAX_IMAGES),
+            batch_size=(1, MAX_BATCH),
+            threads=(1, MAX_THREADS),
+            seed=(0, MAX_SEED),
+        )
 
     @property
     def criterion_name(self) -> CriterionName:

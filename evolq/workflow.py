@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from evolq.data.images import LabeledImages
 from evolq.data.pixels import Images
+from evolq.declared import check_batch_size, check_seed, check_value
 from evolq.errors import InputError
 from evolq.files.saved import save
 from evolq.losses.criteria import choose_criterion
 from evolq.losses.objective import Objective, predict
+from evolq.network.modules import check_images
 from evolq.network.quantized import BATCH_SIZE, DEFAULT, QuantizedNetwork, quantize
 from evolq.optimizers.evolve import Iterate, search_scales, visits
 from evolq.optimizers.mixed_precision import search_bits
 from evolq.optimizers.recipes import Recipe, choose_recipe
 from evolq.points import Point, select
 from evolq.problem import OBSERVED_IMAGES
-from evolq.quantization import Quantization
+from evolq.quantization import MAX_BITS, MIN_BITS, Quantization
 from evolq.starts.calibration import calibrate
 
 # Children of the search of bits. On the bundled networks the loss hardly falls after that.
@@ -162,6 +164,11 @@ def search(
     measure = choose_criterion(criterion)
     if measure.uses_labels:
         raise InputError(f"criterion {criterion} needs labels; choose another, such as info_nce")
+    check_seed(seed)
+    check_batch_size(batch_size)
+    check_value("average_bits", average_bits, float | None, (MIN_BITS, MAX_BITS))
+    check_value("within", within, str | None)
+    check_images(calibration_images)
     if average_bits is not None:
         quantization = replace(quantization, weight_bits=int(average_bits))
     network = quantize(model, calibration_images[:2], quantization)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from xarray import DataArray, Dataset
 
+from evolq.declared import check_value
 from evolq.errors import InputError
 from evolq.losses.paired import paired_standard_error
 from landscape.cliff_analysis import CliffAnalysis, analyze_cliffs
@@ -61,6 +62,12 @@ LAGS = 12
 # surfaces of noise for their band, fewer on grids of more than 20,000 points.
 THRESHOLDS = 25
 CURVE_MOST, CURVE_LEAST, CURVE_POINTS = 199, 19, 4_000_000
+
+# What every scan has.
+MEASURED = (
+    *("loss", "test_loss", "status", "test_loss_per_image", "loss_per_image"),
+    *("start_loss_per_image", "start_test_loss_per_image", "start_test_correct_per_image"),
+)
 
 # The variables of `Analysis.changes`; the last four of rays and walks alone.
 CHANGES = (
@@ -206,6 +213,10 @@ def analyze(dataset: Dataset) -> Analysis:
     Args:
         dataset: the result of a scan of any kind.
     """
+    check_value("dataset", dataset, Dataset)
+    missing = [name for name in MEASURED if name not in dataset]
+    if missing:
+        raise InputError(f"the dataset is no scan: it lacks {', '.join(missing)}")
     status = dataset["status"]
     dataset = _without_garbage(dataset)
     in_space = "bits" not in dataset.dims

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from evolq import command_line
 from evolq.command_line import Command, Output
+from evolq.errors import InputError
 from evolq.settings import Settings, configuration
 from landscape.comparisons import Comparison
 from landscape.work.resources import Resources
@@ -48,9 +49,16 @@ def compare(
 
     progress = Progress(output.quiet)
     settings = replace(settings, selection_images=0)
-    command_line.check_start(settings, given)
+    settings = command_line.with_start(settings, given)
     command_line.check_output_folder(output, UNFINISHED)
     comparison.check(settings)
+    unused = ("plane", "points") if comparison.criteria else ("sizes",)
+    for name in unused:
+        if name in given:
+            raise InputError(
+                f"`{name}` has no effect {'with' if comparison.criteria else 'without'} "
+                f"`criteria`; leave out one of the two"
+            )
     for criterion in comparison.criteria or (settings.criterion_name,):
         if choose_criterion(criterion).uses_labels:
             progress.say(f"Criterion {criterion} reads the labels of calibration images.")
@@ -72,7 +80,11 @@ def compare(
         resources.executor(settings, progress.say) as executor,
         RunFolder(output, name, RESULTS, UNFINISHED, options) as folder,
     ):
-        problem = None if comparison.criteria else command_line.prepare(settings, given, progress)
+        problem = (
+            None
+            if comparison.criteria
+            else command_line.prepare(settings, given, progress, comparison.check_network)
+        )
         with progress.task("Searching") as task:
 
             def on_run(words: str) -> None:

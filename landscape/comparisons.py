@@ -6,23 +6,29 @@ Command lines read these fields for their options, so nothing here imports torch
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from evolq.declared import MAX_IMAGES, check_fields
 from evolq.errors import InputError
 from evolq.settings import CriterionName, Settings, configuration
+from landscape.scans import check_size
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import nn
 
+    from evolq.network.quantized import QuantizedNetwork
     from evolq.problem import Problem
     from landscape.ledger import OpenLedger
 
     OnRun = Callable[[str], None]
     OnPoint = Callable[[xr.Dataset, int, int], None]
+
+# More takes years, or moves scales by more than float32 holds.
+LARGEST_BUDGET, MOST_SEEDS, LARGEST_RATE = 1e6, 1000, 100.0
 
 PlaneName = Literal["ends", "pca", "random"]
 OptimizerName = Literal[
@@ -58,7 +64,7 @@ class Comparison:
         sizes: Numbers of calibration images, with `criteria`.
 
     Raises:
-        InputError: for numbers out of range, or a value given twice.
+        InputError: for values of other types, numbers out of range, or a value given twice.
     """
 
     optimizers: tuple[OptimizerName, ...] = ("evol-q", "adam", "cma")
@@ -73,17 +79,20 @@ class Comparison:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_fields(
+            self,
+            budget=(2, LARGEST_BUDGET),
+            seeds=(1, MOST_SEEDS),
+            learning_rates=(0, LARGEST_RATE),
+            points=(2, MAX_IMAGES),
+            sizes=(1, MAX_IMAGES),
+        )
         for name in ("optimizers", "learning_rates", "criteria", "sizes"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or (not values and name != "criteria"):
                 raise InputError(f"`{name}` is {', '.join(map(str, values))}; give each once")
-        if not all(0 < rate < math.inf for rate in self.learning_rates):
+        if 0 in self.learning_rates:
             raise InputError(f"`learning_rates` is {self.learning_rates}; give positive numbers")
-        for name, least in (("seeds", 1), ("points", 2)):
-            if getattr(self, name) < least:
-                raise InputError(f"`{name}` is {getattr(self, name)}; give {least} or more")
-        if not 2 <= self.budget < math.inf:
-            raise InputError(f"`budget` is {self.budget:g} forward passes; give 2 or more")
 
     def check(self, settings: Settings) -> None:
         """Check that a problem can be compared on, before anything is loaded.
@@ -106,10 +115,22 @@ class Comparison:
                 raise InputError(
                     f"{name} needs gradients, which `execution` integer has not; compiled has"
                 )
-        for criterion in self.criteria:
-            choose_criterion(criterion)
+        for criterion in map(choose_criterion, self.criteria):
+            for size in self.sizes:
+                criterion.check(size)
         if not self.criteria:
+            check_size(self.points**2, settings)
             check_plane(self.plane, self.optimizers)
+
+    def check_network(self, network: QuantizedNetwork, model: nn.Module) -> None:
+        """Refuse a network without a scale to search, before it is calibrated.
+
+        Raises:
+            InputError: if no name matches.
+        """
+        from evolq.points import select
+
+        select(network.names, {"scale"}, self.within)
 
     @property
     def _search(self) -> dict[str, Any]:
@@ -213,7 +234,9 @@ class Comparison:
         say = on_run or (lambda words: None)
         parts: list[xr.Dataset] = []
         for size in sorted(self.sizes, reverse=True):  # too many images are found out at once
-            problem = prepare(replace(settings, calibration_images=size))
+            problem = prepare(
+                replace(settings, calibration_images=size), check_network=self.check_network
+            )
             if not parts:
                 provenance = self._provenance(problem)
                 ledger = begin(open_ledger, problem, configuration(self))

@@ -26,7 +26,7 @@ from landscape.probes.sampling import FINITE
 from landscape.statistics.intervals import Interval
 from landscape.statistics.numerical_noise import NoiseFloor
 from landscape.statistics.resampling import FEWEST_IMAGES
-from landscape.statistics.roughness import Reliability
+from landscape.statistics.roughness import ROUNDING, Reliability
 from landscape.statistics.ruggedness import STATISTICS
 from landscape.words import Row, configuration_of
 
@@ -288,7 +288,8 @@ def _minima(dataset: Dataset, analysis: Analysis) -> list[Row]:
         words = "nothing was measured" if nothing else "no point is finite"
         return [Row("Local minima above the noise", "none", words)]
     others = _others(analysis)
-    on_edge = sum(minimum.boundary for minimum in found)
+    on_edge = sum(minimum.boundary and minimum.edge for minimum in found)
+    beside = sum(minimum.boundary and not minimum.edge for minimum in found)
     words = "the lowest point" + (" of each ray" if "ray" in dataset.dims else "")
     words += ", which always counts, and "
     if np.isinf(minima.sigmas):
@@ -301,6 +302,8 @@ def _minima(dataset: Dataset, analysis: Analysis) -> list[Row]:
         words += f", which noise alone exceeds in {minima.bound.level:.0%} of scans"
     if on_edge:
         words += f"; {on_edge:,} on the edge of the scan: the loss may fall further outside"
+    if beside:
+        words += f"; {beside:,} beside points that are not finite"
     counted = f"{minima.below:,} of them could be made by sampling noise alone"
     if analysis.nulls:
         counted += "; nulls have " + ", ".join(
@@ -327,8 +330,8 @@ def _variation(dataset: Dataset, analysis: Analysis) -> Row:
     if np.isnan(variation):
         return Row(name, "not known", "too few finite points to tell")
     losses = dataset.test_loss.values[dataset.status.transpose(*dataset.test_loss.dims) == FINITE]
-    if losses.size and np.ptp(losses) == 0:
-        return Row(name, "none", "flat: every point has the same loss")
+    if losses.size and np.ptp(losses) <= ROUNDING * np.abs(losses).max():
+        return Row(name, "none", "flat: every point has the same loss, but for rounding")
     if variation < JAGGED and others:
         words = f"few turns along each line, but {others:,} more minima than the lowest are real"
     elif variation <= SMOOTH:

@@ -28,7 +28,7 @@ def scan(
 
     Writes scan.nc (all numbers), scan.png and scan.html (interactive).
     """
-    command_line.check_start(settings, given)
+    settings = command_line.with_start(settings, given)
     command_line.check_output_folder(output, UNFINISHED)
     probe.check(settings)
 
@@ -43,7 +43,7 @@ def scan(
         resources.executor(settings, progress.say) as executor,
         RunFolder(output, name, RESULTS, UNFINISHED, options, resources.own_part) as folder,
     ):
-        problem = command_line.prepare(settings, given, progress)
+        problem = command_line.prepare(settings, given, progress, probe.check_network)
         dataset = measure(probe, problem, folder.open_ledger, progress, executor)
         if resources.part is None:
             write(dataset, folder.path, output.json)

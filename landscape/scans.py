@@ -15,12 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from evolq.declared import MAX_IMAGES, check_fields
 from evolq.errors import InputError
+from evolq.quantization import MAX_BITS, MIN_BITS
 from evolq.settings import configuration
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import nn
 
+    from evolq.network.quantized import QuantizedNetwork
     from evolq.optimizers.mixed_precision import Table
     from evolq.points import Point
     from evolq.problem import Problem, Settings
@@ -33,6 +37,20 @@ if TYPE_CHECKING:
 Over = Literal["scales", "zero_points", "weights"]
 Directions = Literal["gaussian", "uniform", "rademacher", "towards", "pca", "hessian"]
 Normalization = Literal["none", "layer", "filter"]
+
+# Bytes of a point in the Dataset, beside 4 for each calibration image and 5 for each test image;
+# and what a scan may need.
+POINT_BYTES, LARGEST_FILE = 25, 75e9
+# Bounds of numbers. Directions of less than the smallest radius vanish in float32; exp of the
+# largest is the largest factor that it holds.
+NUMBERS = {
+    "radius": (1e-9, 80.0),
+    "repeats": (0, 10_000),
+    "points": (2, MAX_IMAGES),
+    "rows": (2, MAX_IMAGES),
+    "length": (1e-9, 80.0),
+    **dict.fromkeys(("rays", "walks", "steps", "cliffs", "intervals"), (1, MAX_IMAGES)),
+}
 
 # What moves -> the role of its entries in a Point.
 ROLES: dict[Over, str] = {"scales": "scale", "zero_points": "zero_point", "weights": "weight"}
@@ -64,11 +82,10 @@ class _MovingScan:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        check_fields(self, **NUMBERS)
         _check_choice("over", self.over, Over)
-        if self.repeats < 0 or self.repeats == 1:
-            raise InputError(
-                f"`repeats` is {self.repeats}; give 2 or more, or 0 to leave numerical noise out"
-            )
+        if self.repeats == 1:
+            raise InputError("`repeats` is 1; give 2 or more, or 0 to leave numerical noise out")
 
     def check(self, settings: Settings) -> None:
         """Refuse a problem that cannot be scanned like this, before it is prepared.
@@ -78,6 +95,16 @@ class _MovingScan:
         """
         if settings.quantization.scheme == "none" and self.over != "weights":
             raise InputError(f"`scheme` none has no {self.over}; give `over` weights")
+
+    def check_network(self, network: QuantizedNetwork, model: nn.Module) -> None:
+        """Refuse a network that has nothing to scan, before it is calibrated.
+
+        Raises:
+            InputError: if no name matches.
+        """
+        from evolq.points import select
+
+        select(network.names, {ROLES[self.over]}, self.within, self.exclude)
 
 
 @dataclass(frozen=True)
@@ -106,8 +133,8 @@ class _SliceScan(_MovingScan):
         super().__post_init__()
         if self.normalize is not None:
             _check_choice("normalize", self.normalize, Normalization)
-        if self.radius is not None:
-            _check_radius(self.radius)
+        if len({*map(str, self.checkpoints)}) < len(self.checkpoints):
+            raise InputError("`checkpoints` has a file twice; give each once")
         if (self.directions in BY_CHECKPOINTS) != bool(self.checkpoints):
             raise InputError("`directions` towards and pca go with `checkpoints`, and only they")
         if self.directions in LED and self.normalize is not None:
@@ -143,6 +170,28 @@ class _SliceScan(_MovingScan):
             raise InputError(
                 "an automatic `radius` needs 2 test images or more; give one, or more `test_images`"
             )
+        if self.checkpoints:
+            from evolq.data.models import load_model
+            from evolq.files.saved import read
+
+            for path in self.checkpoints:
+                if settings.quantization.scheme == "none":
+                    load_model(settings.model, path, settings.device)
+                else:
+                    read(path)
+
+    def check_network(self, network: QuantizedNetwork, model: nn.Module) -> None:
+        """Refuse a network that cannot be scanned like this, before it is calibrated.
+
+        Raises:
+            InputError: if no name matches, or a checkpoint belongs to another network.
+        """
+        from evolq.files.saved import load_point
+
+        super().check_network(network, model)
+        if network.quantization.scheme != "none":
+            for path in self.checkpoints:
+                load_point(path, network, model)
 
     def sample(
         self,
@@ -202,12 +251,10 @@ class PlaneScan(_SliceScan):
     points: int = 11
     rows: int | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse values that do not go together."""
-        super().__post_init__()
-        _check_at_least("points", self.points, 2)
-        if self.rows is not None:
-            _check_at_least("rows", self.rows, 2)
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, see `_SliceScan.check`."""
+        check_size(self.points * (self.rows or self.points), settings)
+        super().check(settings)
 
     def _sampler(
         self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
@@ -238,11 +285,10 @@ class RayScan(_SliceScan):
     rays: int = 8
     points: int = 11
 
-    def __post_init__(self) -> None:
-        """Refuse values that do not go together."""
-        super().__post_init__()
-        _check_at_least("rays", self.rays, 1)
-        _check_at_least("points", self.points, 2)
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, see `_SliceScan.check`."""
+        check_size(self.rays * self.points, settings)
+        super().check(settings)
 
     def _sampler(
         self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
@@ -271,13 +317,10 @@ class WalkScan(_MovingScan):
     steps: int = 15
     length: float = 0.1
 
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        super().__post_init__()
-        _check_at_least("walks", self.walks, 1)
-        _check_at_least("steps", self.steps, 1)
-        if not 0 < self.length < math.inf:
-            raise InputError(f"`length` is {self.length:g}; give a positive number")
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, see `_MovingScan.check`."""
+        check_size(self.walks * self.steps, settings)
+        super().check(settings)
 
     def sample(
         self,
@@ -333,9 +376,11 @@ class CliffScan(_MovingScan):
                 f"`over` is {self.over}; where codes change is known in closed form along lines "
                 "over scales alone"
             )
-        _check_radius(self.radius)
-        for name, least in (("points", 2), ("cliffs", 1), ("intervals", 1)):
-            _check_at_least(name, getattr(self, name), least)
+
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, see `_MovingScan.check`."""
+        check_size(self.points + self.cliffs + self.intervals, settings)
+        super().check(settings)
 
     def sample(
         self,
@@ -389,13 +434,28 @@ class _WidthScan:
     within: str | None = None
     exclude: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_fields(self, **NUMBERS)
+
     def check(self, settings: Settings) -> None:
         """Refuse a problem that cannot be scanned like this, before it is prepared.
 
         Raises:
             InputError: if it cannot.
         """
-        _check_bits(settings)
+        if settings.quantization.scheme == "none":
+            raise InputError("`scheme` none has no bits; choose another")
+
+    def check_network(self, network: QuantizedNetwork, model: nn.Module) -> None:
+        """Refuse a network that has nothing to scan, before it is calibrated.
+
+        Raises:
+            InputError: if no name matches.
+        """
+        from evolq.points import select
+
+        select(network.names, {"bits"}, self.within, self.exclude)
 
     def sample(
         self,
@@ -436,10 +496,10 @@ class BitScan(_WidthScan):
     radius: float = math.log(2)
     points: int = 11
 
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        _check_radius(self.radius)
-        _check_at_least("points", self.points, 2)
+    def check(self, settings: Settings) -> None:
+        """Refuse a problem that cannot be scanned like this, see `_WidthScan.check`."""
+        check_size((MAX_BITS - MIN_BITS + 1) * self.points, settings)
+        super().check(settings)
 
     def _sampler(self, problem: Problem, table: Table) -> Sampler:
         import numpy as np
@@ -483,19 +543,19 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise InputError(f"unknown `{name}` {value!r}; choose from {', '.join(get_args(choices))}")
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"`{name}` is {value}; give {least} or more")
+def check_size(points: int, settings: Settings) -> None:
+    """Refuse points whose losses would fill `LARGEST_FILE`.
 
-
-def _check_radius(radius: float) -> None:
-    if not 0 < radius < math.inf:
-        raise InputError(f"`radius` is {radius:g}; give a positive number")
-
-
-def _check_bits(settings: Settings) -> None:
-    if settings.quantization.scheme == "none":
-        raise InputError("`scheme` none has no bits; choose another")
+    Raises:
+        InputError: with the estimate.
+    """
+    needed = points * (POINT_BYTES + 4 * settings.calibration_images + 5 * settings.test_images)
+    if needed > LARGEST_FILE:
+        raise InputError(
+            f"{points:,} `points` with {settings.calibration_images:,} calibration and "
+            f"{settings.test_images:,} test images need {needed / 1e9:,.0f} GB; ask for less than "
+            f"{LARGEST_FILE / 1e9:,.0f} GB: fewer points or images"
+        )
 
 
 def _normalization(scan: _SliceScan) -> Normalization:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5netcdf
 import h5py
+import numpy as np
 import xarray as xr
 from xarray.backends import H5NetCDFStore
 from xarray.conventions import encode_cf_variable
 
 from evolq.atomic import whole_file
+from evolq.declared import check_value
 from evolq.errors import InputError
 from landscape.large import block_points, blocks, copied, is_large
 
@@ -31,7 +37,10 @@ def save(dataset: xr.Dataset, path: str | Path, kind: str = "scan") -> None:
     Raises:
         InputError: if the file cannot be written; an older file is then still there, unchanged.
     """
+    _check_kind(kind)
+    check_value("dataset", dataset, xr.Dataset)
     dataset = dataset.assign_attrs(format=_format(kind))
+    dataset = dataset.assign_attrs(checksum=_checksum(dataset))
     large = {name: array.variable for name, array in dataset.data_vars.items() if is_large(array)}
     small = dataset.drop_vars(large)
     compressed = {name: {"zlib": True} for name, array in small.data_vars.items() if array.ndim}
@@ -116,8 +125,11 @@ def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
     (`evolq.on_disk`); it vanishes with the Dataset.
 
     Raises:
-        InputError: if there is no such file, it cannot be read, or it is of another kind.
+        InputError: if there is no such file, it cannot be read, it is of another kind, or it does
+            not hold what was written. Files of format 1 have no checksum, which a warning says.
     """
+    _check_kind(kind)
+    check_value("path", path, Path)
     path = Path(path)
     if not path.is_file():
         command = "scan" if kind == "scan" else "compare"
@@ -132,7 +144,17 @@ def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
     except Exception as error:  # a damaged file fails in HDF5, h5netcdf or xarray, each in its way
         raise InputError(f"cannot read {path} as NetCDF-4: {error}") from error
     missing = [name for name in KINDS[kind] if name not in dataset]
-    if dataset.attrs.pop("format", None) != _format(kind) or missing:
+    written = dataset.attrs.pop("checksum", None)
+    if dataset.attrs.get("format") == _format(kind) and written != _checksum(dataset):
+        raise InputError(
+            f"{path} cannot be used: its checksum does not fit its content; measure again, or "
+            "fetch the file again"
+        )
+    found = dataset.attrs.pop("format", None)
+    if found == _format(kind, 1):
+        warnings.warn(f"{path} is of format 1, without a checksum", stacklevel=2)
+        found = _format(kind)
+    if found != _format(kind) or missing:
         raise InputError(
             f"{path} is not a {kind} of this program ({_format(kind)!r}"
             + (f"; it lacks {', '.join(missing)})" if missing else ")")
@@ -140,5 +162,36 @@ def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
     return dataset
 
 
-def _format(kind: str) -> str:
-    return f"evolq landscape {kind} 1"
+def _format(kind: str, version: int = 2) -> str:
+    return f"evolq landscape {kind} {version}"
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise InputError(f"unknown `kind` {kind!r}; choose from {', '.join(KINDS)}")
+
+
+def _checksum(dataset: xr.Dataset) -> str:
+    """Return the SHA-256 (hex) of names, dimensions, types, values and attributes."""
+    digest = hashlib.sha256(_words(dataset.attrs))
+    for name, array in sorted(dataset.variables.items(), key=lambda item: str(item[0])):
+        numbers = array.dtype.kind in "biufc"
+        kind = array.dtype.newbyteorder("=") if numbers else "text"  # its type is the reader's
+        digest.update(f"{name} {array.dims} {array.shape} {kind}".encode() + _words(array.attrs))
+        for block in (b for _, b in blocks(array)) if is_large(array) else (array,):
+            values = block.values
+            digest.update(
+                np.ascontiguousarray(values, kind).tobytes()
+                if numbers
+                else "\0".join(map(str, values.ravel())).encode()
+            )
+    return digest.hexdigest()
+
+
+def _words(attributes: Mapping[Any, Any]) -> bytes:
+    named = {
+        str(name): str(np.asarray(value).tolist())
+        for name, value in attributes.items()
+        if name != "checksum"
+    }
+    return json.dumps(named, sort_keys=True).encode()

@@ -235,7 +235,10 @@ def test_the_package_lists_its_commands(command_line_of) -> None:
     code, out, _ = run()
     assert code == 0
     assert all(name in out for name in package.COMMANDS)
-    assert run("scan", "--points", "1")[::2] == (2, "error: --points is 1; give 2 or more\n")
+    assert run("scan", "--points", "1")[::2] == (
+        2,
+        "error: --points is 1; give a whole number from 2 to 100000000\n",
+    )
     known = ", ".join(package.COMMANDS)
     assert run("scann")[2] == f"error: there is no command 'scann'; choose from {known}\n"
     assert run("--version")[1].startswith("evolq ")

@@ -139,8 +139,8 @@ def test_temperature() -> None:
     ("name", "temperature", "message"),
     [
         ("nce", None, "unknown criterion 'nce'"),
-        ("info_nce", 0.0, "positive"),
-        ("info_nce", float("nan"), "positive"),
+        ("info_nce", 0.0, "give a number from 0.0001"),
+        ("info_nce", float("nan"), "give a number from 0.0001"),
         ("kl", 2.0, "has no temperature"),
     ],
 )

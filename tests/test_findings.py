@@ -148,7 +148,7 @@ def test_rows_do_not_contradict_each_other():
     for name in ("test_loss", "test_loss_per_image"):
         scan[name][:] = 1.0
     flat = rows(scan)["Total variation / range"]
-    assert flat[1:] == ("none", "flat: every point has the same loss")
+    assert flat[1:] == ("none", "flat: every point has the same loss, but for rounding")
 
 
 def test_one_test_image_has_no_error():
@@ -206,3 +206,29 @@ def test_walks_are_described_by_where_they_end():
     assert "mean of 3 after 8 steps; single walks +8.000 to +16.000" in row.meaning
     assert "over walks and images" in found["Autocorrelation"].meaning
     assert not any("minima" in name for name in found)
+
+
+def test_losses_that_are_equal_but_for_rounding_are_flat_and_have_no_reliability():
+    scan = synthetic_scans.plane(columns=5, rows=5)
+    rounding = 1e-7 * np.random.default_rng(0).standard_normal((5, 5, 1))
+    same = scan.start_test_loss_per_image.values * (1 + rounding)
+    scan["test_loss_per_image"][:] = same
+    scan["test_loss"][:] = same.mean(-1)
+    found = rows(scan)
+    assert found["Total variation / range"].value == "none"
+    assert found["Jaggedness: the network's"][1:] == (
+        "not known",
+        "nothing varies between neighbors",
+    )
+
+
+def test_a_minimum_beside_a_hole_is_not_on_the_edge():
+    scan = synthetic_scans.plane(columns=5, rows=5)
+    x, y = (int(i) for i in np.unravel_index(12, (5, 5)))
+    scan["test_loss"][{"x": x, "y": y}] = -1.0
+    for column in range(5):
+        for row in range(5):
+            if (column, row) != (x, y) and max(abs(column - x), abs(row - y)) == 1:
+                synthetic_scans.spoil(scan, x=column, y=row)
+    found = rows(scan)["Local minima above the noise"].meaning
+    assert "1 beside points that are not finite" in found

@@ -24,6 +24,7 @@ from evolq.data.decoding import decoder
 from evolq.data.fashion import MEAN, STD
 from evolq.data.folders import ImageFile, list_images, readable
 from evolq.data.pixels import Images, Pixels, batches, normalize
+from evolq.declared import check_seed, check_value
 from evolq.errors import InputError
 from evolq.on_disk import DiskArray
 
@@ -48,6 +49,10 @@ class LabeledImages:
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""
+        check_value("names", self.names, tuple[str, ...])
+        if not hasattr(self.images, "to"):
+            raise InputError(f"`images` is a {type(self.images).__name__}; give a tensor")
+        check_value("labels", self.labels, Tensor)
         count = len(self.names)
         if (
             len(self.images.shape) != 4
@@ -101,6 +106,8 @@ class Split:
 
     def __post_init__(self) -> None:
         """Check that no name occurs in two sets."""
+        for role, data in vars(self).items():
+            check_value(role, data, LabeledImages)
         for (first, a), (second, b) in itertools.combinations(vars(self).items(), 2):
             common = set(a.names) & set(b.names)
             if common:
@@ -147,6 +154,7 @@ def bundled_split(
     """
     counts = {"calibration": calibration, "selection": selection, "test": test}
     _check_counts(counts)
+    check_seed(seed)
     sets = {}
     with np.load(Path(__file__).parents[1] / "bundled" / "fashion_mnist.npz") as arrays:
         for role, count in counts.items():
@@ -250,6 +258,8 @@ def folder_split(
     """
     counts = {"calibration": calibration, "selection": selection, "test": test}
     _check_counts(counts)
+    check_value("folder", folder, Path)
+    check_seed(seed)
     pools = _list_pools(folder, test_folder, class_count)
     decode = decoder(preprocessing)
     decoded: dict[Path, _Decoded] = {}
@@ -306,6 +316,7 @@ class _Decoded(NamedTuple):
 def _check_counts(counts: Mapping[str, int]) -> None:
     for role, count in counts.items():
         least = 0 if role == "selection" else 1
+        check_value(f"{role}_images", count, int)
         if count < least:
             raise InputError(
                 f"{count} {role} images asked for; give a number that is at least {least}"
@@ -362,15 +373,20 @@ def _request(counts: Mapping[str, int]) -> str:
 def _check_contents(
     sets: Mapping[str, Sequence[ImageFile]], decoded: Mapping[Path, _Decoded]
 ) -> None:
-    """Refuse the same file under two names in two sets."""
-    owners: dict[str, tuple[str, Path]] = {}
+    """Refuse the same file under two names in two sets, or in two classes."""
+    owners: dict[str, tuple[str, ImageFile]] = {}
     for role, images in sets.items():
         for image in images:
-            owner, twin = owners.setdefault(decoded[image.path].content, (role, image.path))
-            if owner != role:
+            owner, twin = owners.setdefault(decoded[image.path].content, (role, image))
+            if owner != role or twin.label != image.label:
+                here, there = (
+                    (f"class {twin.label}", f"class {image.label}")
+                    if owner == role
+                    else (owner, role)
+                )
                 raise InputError(
-                    f"{readable(twin)} ({owner}) and {readable(image.path)} ({role}) are the same "
-                    "image; remove one"
+                    f"{readable(twin.path)} ({here}) and {readable(image.path)} ({there}) are the "
+                    "same image; remove one"
                 )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from evolq.data.fashion import MEAN, STD, fashion_resnet, fashion_vit
 from evolq.data.weights import fitted, read_weights
+from evolq.declared import check_value
 from evolq.errors import InputError
 from evolq.points import fingerprint
 
@@ -56,7 +57,9 @@ def load_model(
         InputError: for an unknown name (with near names), a device that is not there, weights that
             cannot be downloaded or read, that do not fit (with the keys), or that are not finite.
     """
+    check_value("weights", weights, Path | None)
     target = _usable_device(device)
+    check_name(name)
     if name in BUNDLED and weights is None:
         weights = Path(__file__).parents[1] / "bundled" / f"{name}.safetensors"
     model = _pretrained(name) if weights is None else _with_weights(name, Path(weights))
@@ -137,6 +140,7 @@ def check_name(name: str) -> None:
     Raises:
         InputError: for an unknown name, with those that begin so or look alike.
     """
+    check_value("model", name, str)
     if name in BUNDLED:
         return
     strange = re.search(r"[^\w./:@-]", name)

@@ -95,6 +95,7 @@ def export_onnx(
             "`integer_layer_norm` to false, or leave out `onnx`"
         )
     network.check(point)
+    network.check_images(images)
     form = replace(TARGETS[target], without_vnni=without_vnni)
     if form.symmetric:
         _check_symmetric(network, point, target)

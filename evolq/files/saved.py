@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,12 +28,14 @@ from torch import Tensor, nn
 
 from evolq.atomic import write_whole
 from evolq.data.models import untrained, weights_hash
+from evolq.declared import check_fields, check_value
 from evolq.errors import InputError
 from evolq.files.checksum import checksum
 from evolq.files.codes import IntegerWeight, integer_weights, pack, unpack
 from evolq.network.deployed import deployed, deployed_nodes, weight_nodes
 from evolq.network.layer_norms import folded_like
 from evolq.network.layers import grid_of, move_into_cells
+from evolq.network.modules import check_model
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
 from evolq.quantization import Quantization
@@ -41,6 +44,9 @@ from evolq.tensor.quantizers import (
 )
 
 FORMAT, FORMAT_1 = "evolq quantized network 2", "evolq quantized network 1"
+
+# Far above any network's; of a weight in values.
+MOST_CLASSES, LARGEST_SIDE, LARGEST_WEIGHT = 10**6, 2**16, 2**31
 
 # Of a row's mean and deviation, in deviations: float32 rounding of sums over a row.
 MOMENT_ERROR = 1e-5
@@ -86,7 +92,7 @@ class Header:
 
         Raises:
             ValueError, KeyError, TypeError or AttributeError: if it is none.
-            InputError: if header or tensors are not those that were written.
+            InputError: if header or tensors are not those that were written, or absurd.
         """
         content = json.loads(text)
         written = content.pop("checksum", None)
@@ -95,6 +101,9 @@ class Header:
                 raise InputError("its checksum does not fit its content")
             content["quantization"] = Quantization(**_now(content["quantization"]))
         elif content["format"] == FORMAT_1:
+            warnings.warn(
+                "a file of format 1 has no checksum; save the network again", stacklevel=4
+            )
             content["quantization"] = _quantization_1(**content["quantization"])
         else:
             raise ValueError("another format")
@@ -102,6 +111,14 @@ class Header:
         content["image_shape"] = tuple(content["image_shape"])
         content["weight_shapes"] = {k: tuple(v) for k, v in content["weight_shapes"].items()}
         return cls(**content)
+
+    def __post_init__(self) -> None:
+        """Check types and sizes: what is absurd would be made before it is compared."""
+        check_fields(self, classes=(1, MOST_CLASSES), image_shape=(1, LARGEST_SIDE))
+        for name, shape in self.weight_shapes.items():
+            check_value(f"shape of {name}", shape, tuple[int, ...], (1, LARGEST_WEIGHT))
+        if len(self.image_shape) != 3 or math.prod(self.image_shape) > LARGEST_WEIGHT:
+            raise InputError(f"`image_shape` is {self.image_shape}; give channels, height, width")
 
 
 def _now(quantization: dict[str, Any]) -> dict[str, Any]:
@@ -170,10 +187,10 @@ def save(
         InputError: for a Point that does not belong to the network or is not float32, or a file
             that cannot be written.
     """
+    check_value("network", network, QuantizedNetwork)
     network.check(point)
-    for name, value in point.items():
-        if value.dtype != torch.float32:
-            raise InputError(f"{name} is {value.dtype}; only Points in float32 can be saved")
+    network.check_images(images)
+    check_model(model)
     weights = integer_weights(network, point)
     entries, buffers = _kept(network)
     tensors = {name: point[name] for name in entries}
@@ -205,7 +222,11 @@ def save(
         provenance=dict(provenance or {}),
     )
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    write_whole(path, to_bytes(tensors, {"evolq": header.to_json(tensors)}))
+    try:
+        text = header.to_json(tensors)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`provenance` cannot be written as JSON: {error}") from error
+    write_whole(path, to_bytes(tensors, {"evolq": text}))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -259,6 +280,8 @@ def load_point(path: str | Path, network: QuantizedNetwork, model: nn.Module) ->
         InputError: if the file cannot be read or is not from `save`, or if it was made from other
             weights, another model, or with another scheme or specs.
     """
+    check_value("network", network, QuantizedNetwork)
+    check_model(model)
     header, tensors = read(path)
     own_hash = weights_hash(model)
     if header.weights_hash != own_hash:
@@ -324,6 +347,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     Raises:
         InputError: if the file cannot be read or is not from `save`.
     """
+    check_value("path", path, Path)
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}; quantized networks are written by evolq")
@@ -337,7 +361,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
         return Header.from_json(metadata["evolq"], tensors), tensors
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}; save the network again") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not a quantized network of this program ({FORMAT!r}); give a file that "
             "evolq saved"
@@ -369,6 +393,7 @@ def _check_fit(
     wanted = {*entries, *buffers, *(f"{name}.{ending}" for name in weights for ending in endings)}
     given = {name: tuple(value.shape) for name, value in tensors.items()} | header.weight_shapes
     wanted_shapes = {name: tuple(value.shape) for name, value in network.weights.items()}
+    wanted_shapes |= {name: tuple(network.module.get_buffer(name).shape) for name in buffers}
     different = [
         *(f"has {name}, which the model lacks" for name in sorted(tensors.keys() - wanted)),
         *(f"lacks {name}" for name in sorted(wanted - tensors.keys())),
@@ -383,6 +408,36 @@ def _check_fit(
             f"{path} does not fit the model: it {different[0]} ({len(different)} such problems); "
             f"give the architecture that it was made from"
         )
+    point = {
+        name: tensors[name].float() if name in entries else value
+        for name in network.names
+        for value in (network.weights.get(name),)
+    }
+    try:
+        network.check(point)  # type: ignore[arg-type]  # weights or entries: None is neither
+        for name in weights:
+            shape, bits = header.weight_shapes[name], int(point[f"{name}.bits"])  # type: ignore[arg-type]
+            _check_codes(name, tensors, shape, bits, network.sites[name].spec)
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}; save the network again") from error
+
+
+def _check_codes(
+    name: str, tensors: Mapping[str, Tensor], shape: tuple[int, ...], bits: int, spec: QuantSpec
+) -> None:
+    """Raise InputError unless codes fill their bytes, and each row has its moments."""
+    codes, moments = tensors[f"{name}.codes"], tensors.get(f"{name}.moments")
+    wanted = -(-math.prod(shape) * bits // 8)
+    if codes.dtype != torch.uint8 or tuple(codes.shape) != (wanted,):
+        raise InputError(
+            f"{name}.codes are {codes.dtype} {tuple(codes.shape)}; {bits} bits of {shape} need "
+            f"uint8 {(wanted,)}"
+        )
+    rows = math.prod(spec.granularity.parameter_shape(shape))
+    if moments is not None and not (
+        tuple(moments.shape) == (3, rows) and bool(torch.isfinite(moments).all())
+    ):
+        raise InputError(f"{name}.moments have shape {tuple(moments.shape)}, or are not finite")
 
 
 def _kept(network: QuantizedNetwork) -> tuple[list[str], list[str]]:

@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evolq.declared import check_value
 from evolq.errors import InputError
 
 # Frumkin et al. 2023 (Evol-Q), section 4: temperature and batch of the published code.
 INFO_NCE_TEMPERATURE = 3.0
 INFO_NCE_BATCH = 100
+# Beyond these, cosines over the temperature differ by less than float32 keeps, or by so much that
+# only the largest counts.
+TEMPERATURES = (1e-4, 1e4)
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,10 @@ def choose_criterion(name: str, temperature: float | None = None) -> Criterion:
     """Return the criterion `name`, with `temperature` for infoNCE.
 
     Raises:
-        InputError: for an unknown name, a temperature that is not positive, or a temperature for a
+        InputError: for an unknown name, a temperature outside `TEMPERATURES`, or one for a
             criterion that has none.
     """
+    check_value("criterion", name, str)
     if name not in CRITERIA:
         raise InputError(f"unknown criterion {name!r}; choose from {', '.join(CRITERIA)}")
     criterion = CRITERIA[name]
@@ -149,8 +154,7 @@ def choose_criterion(name: str, temperature: float | None = None) -> Criterion:
         return criterion
     if name != "info_nce":
         raise InputError(f"criterion {name} has no temperature; leave it out or use info_nce")
-    if not 0 < temperature < float("inf"):
-        raise InputError(f"temperature is {temperature:g}; give a positive number such as 3")
+    check_value("temperature", temperature, float, TEMPERATURES)
     return replace(criterion, per_image=partial(info_nce, temperature=temperature))
 
 

@@ -18,15 +18,19 @@ from torch.nn import functional
 
 from evolq.data.images import LabeledImages
 from evolq.data.pixels import Images, batches
+from evolq.declared import check_batch_size, check_value
 from evolq.errors import InputError
 from evolq.losses.criteria import Criterion
-from evolq.network.modules import logits_of
+from evolq.network.modules import check_images, check_model, logits_of
 from evolq.network.quantized import BATCH_SIZE, PartialEvaluation, QuantizedNetwork
 from evolq.points import Point
 
 
 def predict(model: nn.Module, images: Images, batch_size: int = BATCH_SIZE) -> Tensor:
     """Return the logits (n, classes) of a plain module, such as the full-precision teacher."""
+    check_model(model)
+    check_images(images)
+    check_batch_size(batch_size)
     return torch.cat([logits_of(model, batch) for batch in batches(images, batch_size)])
 
 
@@ -108,7 +112,10 @@ class Objective:
             InputError: if `teacher` is not one finite row of logits per image, or there is a single
                 image for a criterion that contrasts images.
         """
+        _check_parts(network, data)
+        check_value("criterion", criterion, Criterion)
         criterion.check(len(data))
+        check_value("teacher", teacher, Tensor)
         if teacher.dim() != 2 or len(teacher) != len(data.images):
             raise InputError(
                 f"teacher logits have shape {tuple(teacher.shape)}; wanted one row for each of the "
@@ -117,6 +124,7 @@ class Objective:
         if not bool(torch.isfinite(teacher).all()):
             raise InputError("the full-precision model's logits are not finite; check its weights")
         forward = Forward.whole(network, data.images, batch_size)
+        _check_classes(network, data, teacher.shape[1])
         return cls(forward, data.labels, criterion, teacher)
 
     @property
@@ -162,6 +170,9 @@ class Objective:
                 "is needed"
             )
         function = self.forward.function
+        for name in function.entries:
+            if name not in point:
+                raise InputError(f"the Point has no entry {name!r}, which was to vary")
         entries = {
             name: point[name].detach().requires_grad_()
             for name in function.entries
@@ -205,7 +216,13 @@ class TestEvaluation:
     def of(
         cls, network: QuantizedNetwork, data: LabeledImages, batch_size: int = BATCH_SIZE
     ) -> TestEvaluation:
-        """Return the evaluation of all entries on test images."""
+        """Return the evaluation of all entries on test images.
+
+        Raises:
+            InputError: for labels that are none of the network's classes.
+        """
+        _check_parts(network, data)
+        _check_classes(network, data)
         return cls(Forward.whole(network, data.images, batch_size), data.labels)
 
     def per_image(self, point: Point) -> tuple[Tensor, Tensor]:
@@ -215,6 +232,33 @@ class TestEvaluation:
     def vary(self, names: Collection[str], at: Point) -> TestEvaluation:
         """Return the same evaluation as a function of the entries `names` alone."""
         return replace(self, forward=self.forward.vary(names, at))
+
+
+def _check_parts(network: QuantizedNetwork, data: LabeledImages) -> None:
+    check_value("network", network, QuantizedNetwork)
+    check_value("data", data, LabeledImages)
+
+
+def _check_classes(
+    network: QuantizedNetwork, data: LabeledImages, teachers: int | None = None
+) -> None:
+    """Check labels, and the number of the teacher's logits, against the network's classes.
+
+    Raises:
+        InputError: if they are others.
+    """
+    classes = network.classes or teachers
+    if teachers not in (None, classes):
+        raise InputError(f"`teacher` has {teachers} logits per image, and the network {classes}")
+    if (
+        classes
+        and len(data)
+        and not 0 <= int(data.labels.min()) <= int(data.labels.max()) < classes
+    ):
+        raise InputError(
+            f"`labels` go from {int(data.labels.min())} to {int(data.labels.max())}, and the "
+            f"network has {classes} classes: 0 to {classes - 1}"
+        )
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

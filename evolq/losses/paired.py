@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evolq.errors import InputError
+
 # The two-sided 95 % quantile of the normal distribution; a mean of hundreds of images is close to
 # one.
 NORMAL_95 = 1.959963984540054
@@ -26,8 +28,17 @@ def paired_difference(before: Tensor | NDArray, after: Tensor | NDArray) -> Diff
 
     Both have one value per image, (n,) with n >= 2, of any number type or bool. What both share
     cancels image by image, so the interval is narrower than those of the two means.
+
+    Raises:
+        InputError: for other shapes.
     """
-    difference = _float64(after) - _float64(before)
+    first, second = _float64(before), _float64(after)
+    if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
+        raise InputError(
+            f"values of 2 images or more, the same ones, are compared, not {first.shape} and "
+            f"{second.shape}"
+        )
+    difference = second - first
     mean = float(difference.mean())
     half = NORMAL_95 * float(paired_standard_error(difference))
     return Difference(mean, mean - half, mean + half)

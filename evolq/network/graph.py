@@ -295,6 +295,7 @@ def _as_graph(program: torch.export.ExportedProgram, model: str, images: Tensor)
     for node in placeholders:
         if node.name in signature.user_inputs:
             image_node = copies[node] = graph.placeholder("images")
+            image_node.meta["image_shape"] = tuple(images.shape[1:])
     for node in placeholders:
         if node not in copies:
             key = (

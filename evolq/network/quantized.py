@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from evolq.data.models import reparameterize
 from evolq.data.pixels import Images
+from evolq.declared import check_batch_size, check_value
 from evolq.errors import InputError
 from evolq.network.graph import (
     Graph,
@@ -27,13 +28,13 @@ from evolq.network.graph import (
     split,
 )
 from evolq.network.lowering import lower
-from evolq.network.modules import logits_of, plain_copy
+from evolq.network.modules import check_images, logits_of, plain_copy
 from evolq.network.placement import Site, place
 from evolq.network.records import pack, unpack
 from evolq.network.regions import fuse
-from evolq.points import Point
+from evolq.points import Point, check_entry, role
 from evolq.quantization import Quantization
-from evolq.tensor.quantizers import check_parameters
+from evolq.tensor.quantizers import PerTensor, check_parameters
 
 DEFAULT = Quantization()
 
@@ -154,6 +155,15 @@ class QuantizedNetwork:
         return self.graph.module
 
     @property
+    def classes(self) -> int | None:
+        """The number of logits; None for a network from another process."""
+        (output,) = self.graph.module.graph.find_nodes(op="output")
+        made = output.args[0]
+        made = made[0] if isinstance(made, tuple | list) else made
+        value = made.meta.get("val")
+        return None if value is None else int(value.shape[-1])
+
+    @property
     def operations(self) -> float:
         """Multiply-accumulates of one image in linear, convolution and matmul operators."""
         return sum(self.graph.operations.values())
@@ -164,15 +174,31 @@ class QuantizedNetwork:
         In multiply-accumulates: what one evaluation of `vary(names, ...)` costs. Compiled regions
         run whole, so that this can be more than in the simulated graph.
         """
+        self._check_names(names)
         return share(self._executed, names)
 
     def __call__(self, point: Point, images: Tensor) -> Tensor:
         """Return the logits (n, classes) of `images` (n, channels, height, width), one pass.
 
         Raises:
-            InputError: if the Point lacks an entry.
+            InputError: if the Point lacks an entry, or for images of another shape or type.
         """
+        check_value("point", point, Mapping)
+        self.check_images(images)
         return self._executed.module(*[self._entry(point, name) for name in self.names], images)
+
+    def check_images(self, images: Any) -> None:
+        """Check that images are such as the network was made for, but for their number.
+
+        Raises:
+            InputError: for another shape or type.
+        """
+        check_images(images, self.graph.images.meta.get("image_shape"))
+
+    def _check_names(self, names: Collection[str]) -> None:
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise InputError(f"{unknown[0]!r} is not an entry of this network's Points")
 
     def _entry(self, point: Point, name: str) -> Tensor:
         if name not in point:
@@ -227,9 +253,10 @@ class QuantizedNetwork:
         """Check a whole Point that comes from outside, once.
 
         Raises:
-            InputError: for missing or unknown names, wrong shapes, scales that are not positive,
-                values that are not finite, bits outside 2 to 8.
+            InputError: for missing or unknown names, wrong shapes or types, scales that are not
+                positive, values that are not finite, bits outside 2 to 8.
         """
+        check_value("point", point, Mapping)
         unknown = sorted(set(point) - set(self.names))
         if unknown:
             raise InputError(
@@ -238,13 +265,15 @@ class QuantizedNetwork:
             )
         for name in self.names:
             value = self._entry(point, name)
+            check_entry(name, value)
             if name in self.weights and value.shape != self.weights[name].shape:
                 raise InputError(
                     f"{name} has shape {tuple(value.shape)} in the Point and "
                     f"{tuple(self.weights[name].shape)} in the network"
                 )
-            if not bool(torch.isfinite(value).all()):
+            if role(name) == "weight" and not bool(torch.isfinite(value).all()):
                 raise InputError(f"{name} holds values that are not finite")
+        shapes = self._parameter_shapes(point)
         for name, site in self.sites.items():
             check_parameters(
                 name,
@@ -252,7 +281,33 @@ class QuantizedNetwork:
                 point.get(f"{name}.zero_point"),
                 point[f"{name}.bits"],
                 site.spec,
+                shapes.get(name, ()),
             )
+            factor, zero_point = point.get(f"{name}.factor"), point.get(f"{name}.zero_point")
+            known = [tuple(e.shape) for e in (point[f"{name}.scale"], factor) if e is not None]
+            if zero_point is not None and tuple(zero_point.shape) not in known:
+                raise InputError(
+                    f"{name}.zero_point has shape {tuple(zero_point.shape)}; give {known[0]}"
+                )
+            if factor is not None and not bool((torch.isfinite(factor) & (factor > 0)).all()):
+                raise InputError(f"{name}.factor must be positive and finite")
+
+    def _parameter_shapes(self, point: Point) -> dict[str, tuple[int, ...] | None]:
+        """Return the shape of scale and zero point of each quantizer that has not one scale.
+
+        None where it depends on the value's shape.
+        """
+        shapes: dict[str, tuple[int, ...] | None] = {}
+        for name, site in self.sites.items():
+            if isinstance(site.spec.granularity, PerTensor):
+                continue
+            weight = point.get(name)
+            shapes[name] = (
+                None
+                if weight is None
+                else tuple(site.spec.granularity.parameter_shape(tuple(weight.shape)))
+            )
+        return shapes
 
     def vary(
         self, names: Collection[str], at: Point, images: Images, batch_size: int = BATCH_SIZE
@@ -272,11 +327,9 @@ class QuantizedNetwork:
         Raises:
             InputError: for a name that the network lacks, or no images.
         """
-        unknown = sorted(set(names) - set(self.names))
-        if unknown:
-            raise InputError(f"{unknown[0]!r} is not an entry of this network's Points")
-        if len(images) == 0:
-            raise InputError("no images; give at least one")
+        self._check_names(names)
+        self.check_images(images)
+        check_batch_size(batch_size)
         graph = self._executed
         stages = split(graph, [name for name in self.names if name in set(names)])
         values: dict[fx.Node, Any] = {
@@ -361,6 +414,7 @@ class PartialEvaluation:
 
     def prepare(self, point: Point) -> dict[fx.Node, Any]:
         """Return what is the same for all images: quantized weights and the like."""
+        check_value("point", point, Mapping)
         values = dict(self.constants)
         for name, node in self.entries.items():
             if name not in point:
@@ -406,6 +460,8 @@ def quantize(
             operator that cannot be quantized (named with its module), gives other logits once its
             batch norms are folded, or logits that depend on what else is in the batch.
     """
+    check_value("quantization", quantization, Quantization)
+    check_images(images)
     plain = plain_copy(model)
     wanted = logits_of(plain, images[:2])
     merged = reparameterize(plain)

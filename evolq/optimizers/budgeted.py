@@ -8,7 +8,7 @@ those of the same coordinates, s dL/ds for a scale s.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evolq.declared import LARGEST_FLOAT, check_value
 from evolq.errors import InputError
 from evolq.losses.objective import Objective
 from evolq.optimizers.evolve import ROUNDING, Iterate, comparable
@@ -158,7 +159,7 @@ def within_budget(method: Method) -> Search:
         generator: torch.Generator,
         **options: Any,
     ) -> Iterator[Iterate]:
-        check_search(objective, start, names, budget)
+        check_search(objective, start, names, budget, generator, options)
         return run(objective, start, names, budget, generator, options)
 
     def run(
@@ -181,12 +182,20 @@ def within_budget(method: Method) -> Search:
     return search
 
 
-def check_search(objective: Objective, start: Point, names: Collection[str], budget: float) -> None:
+def check_search(
+    objective: Objective,
+    start: Point,
+    names: Collection[str],
+    budget: float,
+    generator: torch.Generator,
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Check what every optimizer is given.
 
     Raises:
         TypeError: for anything but an `Objective`: test images must not be searched on.
-        InputError: for names that are not scales of the start, or a budget that pays for nothing.
+        InputError: for names that are not scales of the start, a budget that pays for nothing, no
+            generator, or a learning rate that is none.
     """
     if not isinstance(objective, Objective):
         raise TypeError(
@@ -200,7 +209,7 @@ def check_search(objective: Objective, start: Point, names: Collection[str], bud
             f"an optimizer moves scales of the start and was given {given}; "
             "choose names with select(start, {'scale'})"
         )
-    if not 1 <= budget < math.inf:
-        raise InputError(
-            f"the budget is {budget:g} forward passes; give 1 (the start alone) or more"
-        )
+    check_value("budget", budget, float, (1, LARGEST_FLOAT))
+    check_value("generator", generator, torch.Generator)
+    rate = (options or {}).get("learning_rate", 1.0)
+    check_value("learning_rate", rate, float, (0, LARGEST_FLOAT))

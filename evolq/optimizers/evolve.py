@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from evolq.data.pixels import Images, batches
+from evolq.declared import check_seed, check_value
 from evolq.errors import InputError
 from evolq.files.search_state import load_search_state, save_search_state
 from evolq.losses.objective import Objective
@@ -104,6 +105,11 @@ def search_scales(
                 f"a search needs an Objective on calibration or selection images, not a "
                 f"{type(given).__name__}"
             )
+    check_value("recipe", recipe, Recipe)
+    check_seed(seed)
+    if math.isnan(budget):
+        raise InputError("`budget` is NaN; give a number of forward passes")
+    objective.forward.network.check(start)
     return _search(objective, start, recipe, seed, names, budget, selection, state_file)
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evolq.declared import check_seed, check_value
 from evolq.errors import InputError
 from evolq.losses.objective import Objective
 from evolq.network.deployed import constants, weight_nodes
@@ -30,6 +31,8 @@ from evolq.optimizers.recipes import RECIPES, Recipe
 from evolq.points import Point, role
 from evolq.starts.calibration import observer_of, start_of
 from evolq.tensor.quantizers import MAX_BITS, MIN_BITS
+
+MAX_EVALUATIONS = 10**9
 
 Table = Mapping[str, Mapping[int, Mapping[str, Tensor]]]
 """Entries of each weight's quantizer (its name) at each number of bits."""
@@ -66,10 +69,10 @@ def search_bits(
         raise TypeError(
             f"a search needs an Objective on calibration images, not a {type(objective).__name__}"
         )
-    if not MIN_BITS <= average <= MAX_BITS:
-        raise InputError(
-            f"{average:g} bits on average cannot be; give a number from {MIN_BITS} to {MAX_BITS}"
-        )
+    check_value("average", average, float, (MIN_BITS, MAX_BITS))
+    check_value("evaluations", evaluations, int, (0, MAX_EVALUATIONS))
+    check_value("recipe", recipe, Recipe)
+    check_seed(seed)
     weights = weight_values(objective.forward.network, start)
     if not weights:
         raise InputError("the network has no quantized weights, so there are no bits to search")

@@ -7,14 +7,19 @@ Minima: Quantization in the Loss Landscape of Vision Transformers"), less its lo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from evolq.declared import check_fields
 from evolq.errors import InputError
 from evolq.quantization import MAX_BITS
+
+# Far beyond what pays; a population is kept in memory.
+LARGEST_POPULATION, MOST_CYCLES, LARGEST_ADAPTATION = 10_000, 1_000_000, 100.0
 
 Perturbation = Callable[[Tensor, Tensor, float, float], Tensor]
 """(scale, noise in [-1, 1] of its shape, bits, step factor) to the perturbed scale."""
@@ -88,11 +93,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, least in (("passes", 0), ("population", 1), ("sample", 1), ("cycles", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}; give a whole number from {least} on"
-                )
+        check_fields(
+            self,
+            passes=(0, sys.maxsize),
+            population=(1, LARGEST_POPULATION),
+            sample=(1, LARGEST_POPULATION),
+            cycles=(1, MOST_CYCLES),
+            adaptation=(1.0, LARGEST_ADAPTATION),
+        )
 
 
 PUBLISHED = Recipe()

@@ -81,7 +81,7 @@ def evol_q(
     An Iterate follows each visit of a block. A visit that the budget does not cover is not begun,
     so that a part of it may be left.
     """
-    check_search(objective, start, names, budget)
+    check_search(objective, start, names, budget, generator)
     seed = int(torch.randint(2**62, (), generator=generator))
     chosen = replace(choose_recipe(recipe), passes=sys.maxsize)
     return search_scales(objective, start, chosen, seed=seed, names=names, budget=budget)

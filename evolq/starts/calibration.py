@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evolq.data.pixels import Images, batches
+from evolq.declared import check_batch_size, check_seed, check_value
 from evolq.errors import InputError
 from evolq.network.layer_norms import fold_layer_norms
 from evolq.network.placement import Site
@@ -57,8 +58,10 @@ def calibrate(
         InputError: for an unknown observer or rounding, no images, or values that are not finite
             (the quantizer is named).
     """
-    if len(images) == 0:
-        raise InputError("calibration needs at least one image and got none")
+    check_value("network", network, QuantizedNetwork)
+    network.check_images(images)
+    check_batch_size(batch_size)
+    check_seed(seed)
     for role in ("weight_observer", "activation_observer"):
         name = getattr(network.quantization, role)
         if name not in OBSERVERS:

@@ -380,14 +380,31 @@ class Quantizer(nn.Module):
 
 
 def check_parameters(
-    name: str, scale: Tensor, zero_point: Tensor | None, bits: Tensor | float, spec: QuantSpec
+    name: str,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bits: Tensor | float,
+    spec: QuantSpec,
+    shape: tuple[int, ...] | None = None,
 ) -> None:
     """Check the entries of a Point that belong to the quantizer `name`. Call it once per Point.
 
+    Args:
+        name: of the quantizer.
+        scale: its entry.
+        zero_point: its entry, None if there is none.
+        bits: its entry.
+        spec: its constants.
+        shape: of the scale, and of the zero point but for one per channel; None for any.
+
     Raises:
-        InputError: if a scale is not positive and finite, a zero point is missing, superfluous or
-            not finite, or the bits are not a whole number from 2 to 8.
+        InputError: if the scale has another shape, a scale is not positive and finite, a zero point
+            is missing, superfluous or not finite, or the bits are not a whole number from 2 to 8.
     """
+    if isinstance(bits, Tensor) and bits.numel() != 1:
+        raise InputError(f"{name}.bits has shape {tuple(bits.shape)}; give one number")
+    if shape is not None and tuple(scale.shape) not in (shape, (1,) * len(shape)):
+        raise InputError(f"{name}.scale has shape {tuple(scale.shape)}; give {shape}")
     width = float(bits)
     if not (MIN_BITS <= width <= MAX_BITS and width == int(width)):
         raise InputError(

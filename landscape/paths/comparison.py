@@ -191,11 +191,11 @@ def check_plane(name: str, optimizers: Sequence[str]) -> None:
         InputError: for an unknown name, or ends without both a gradient method and another one.
     """
     if name not in PLANES:
-        raise InputError(f"unknown plane {name!r}; choose from {', '.join(PLANES)}")
+        raise InputError(f"unknown `plane` {name!r}; choose from {', '.join(PLANES)}")
     if name == "ends" and len({choose_optimizer(each).gradient for each in optimizers}) < 2:
         raise InputError(
-            "plane ends goes through the end of a gradient method and of another one, and "
-            f"optimizers is {','.join(optimizers)}; add one (adam, evol-q), or choose plane pca"
+            "`plane` ends goes through the end of a gradient method and of another one, and "
+            f"`optimizers` is {','.join(optimizers)}; add one (adam, evol-q), or choose `plane` pca"
         )
 
 

@@ -19,6 +19,7 @@ from landscape.plots.info import (
     NOT_COMPUTED_WORDS,
     NOT_FINITE_WORDS,
     Quantity,
+    error_words,
     name_of,
     quantity_of,
     subtitle_of,
@@ -246,7 +247,7 @@ def _bits_text(info: BitsInfo) -> NDArray[np.object_]:
         else:
             change, error = info.quantity.values[cell], info.change_error[cell]
             lines += [
-                f"Test loss, from the start: {change:+.4f} ± {error:.4f}",
+                f"Test loss, from the start: {change:+.4f}{error_words(error)}",
                 f"Test accuracy: {info.accuracy[cell]:.1%}",
                 f"Calibration loss: {info.loss[cell]:.4f}",
             ]

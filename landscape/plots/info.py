@@ -25,6 +25,11 @@ NOT_FINITE_WORDS = "loss not finite"
 NOT_COMPUTED_WORDS = "not computed"
 
 
+def error_words(error: float) -> str:
+    """Return an error as it stands behind a value; nothing where none is known (one image)."""
+    return f" ± {error:.4f}" if np.isfinite(error) else ""
+
+
 @dataclass(frozen=True, eq=False)
 class Axis:
     """Coordinates along one axis, what a reader calls them and what a step of 1 is."""

@@ -117,13 +117,15 @@ def asked(info: PlaneInfo) -> dict[str, Any]:
         info.change_error,
         100 * info.accuracy,
     )
+    known = bool(np.isfinite(info.change_error).any())  # of one image it is not
+    error = " ± %{customdata[3]:.4f} (paired standard error)" if known else ""
     lines = [
         "x = %{x:.4g}, y = %{y:.4g}",
         *(
             f"{escape(quantity.label)}: %{{customdata[{number}]:.4f}}"
             for number, quantity in enumerate((info.loss.quantity, info.test_loss.quantity))
         ),
-        "from the start %{customdata[2]:+.4f} ± %{customdata[3]:.4f} (paired standard error)",
+        "from the start %{customdata[2]:+.4f}" + error,
         "Test accuracy: %{customdata[4]:.1f} %",
     ]
     return {

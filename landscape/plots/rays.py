@@ -20,6 +20,7 @@ from landscape.plots.info import (
     Axis,
     Quantity,
     axis_of,
+    error_words,
     loss_of,
     subtitle_of,
     title_of,
@@ -273,7 +274,7 @@ def _place_text(info: RaysInfo, number: int, index: int) -> str:
     lines = [f"{info.line} {number}, {place}"]
     for curves in (info.loss, info.test_loss):
         change = curves.quantity.values[number, index]
-        error = "" if curves.errors is None else f" ± {curves.errors[number, index]:.4f}"
+        error = "" if curves.errors is None else error_words(curves.errors[number, index])
         lines.append(
             f"{curves.quantity.name}, {curves.quantity.measure}: "
             + (

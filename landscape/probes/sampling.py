@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from evolq.declared import LARGEST_FLOAT, MAX_IMAGES, SMALLEST_FLOAT, check_value
 from evolq.errors import InputError
 from evolq.losses.paired import paired_standard_error
 from evolq.on_disk import DiskArray, full
@@ -78,10 +79,8 @@ def axis(radius: float, points: int) -> np.ndarray:
     Raises:
         InputError: if the radius is not positive and finite, or there are fewer than 2 points.
     """
-    if not 0 < radius < np.inf:
-        raise InputError(f"the radius must be positive and finite, not {radius}")
-    if points < 2:
-        raise InputError(f"an axis needs 2 points or more, not {points}")
+    check_value("radius", radius, float, (SMALLEST_FLOAT, LARGEST_FLOAT))
+    check_value("points", points, int, (2, MAX_IMAGES))
     return (np.arange(points) - (points - 1) / 2) * (2 * radius / (points - 1))
 
 
@@ -205,6 +204,7 @@ def auto_radius(
     Raises:
         InputError: if there is no line, fewer than 2 test images, or no radius in the bounds.
     """
+    check_value("standard_errors", standard_errors, float, (0, LARGEST_FLOAT))
     if not 0 < smallest <= largest < np.inf:
         raise InputError(f"the bounds of the radius must be 0 < {smallest} <= {largest} < infinity")
     if not lines:
@@ -257,7 +257,10 @@ def _shift(radius: float, losses: np.ndarray, start: np.ndarray) -> Shift:
 
 def _ascending(name: str, coordinates: np.ndarray, words: str) -> xr.Variable:
     """Check the coordinates along a dimension and give them a name and a unit."""
-    values = np.asarray(coordinates, dtype=np.float64)
+    try:
+        values = np.asarray(coordinates, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the coordinates along {name} are no numbers ({error})") from error
     if values.ndim != 1 or len(values) < 2:
         raise InputError(f"{name} needs 2 points or more along one axis, not shape {values.shape}")
     if not (np.isfinite(values).all() and (np.diff(values) > 0).all()):

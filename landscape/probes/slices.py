@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from evolq.declared import check_value
 from evolq.errors import InputError
-from evolq.points import Direction, Point, combine, displace, displacement, inner, norm
+from evolq.points import (
+    Direction,
+    Point,
+    check_entry,
+    combine,
+    displace,
+    displacement,
+    inner,
+    norm,
+    role,
+)
 
 # Two directions count as parallel when the sine of their angle is below this: float32 entries
 # cannot tell such directions apart from equal ones.
@@ -22,7 +34,8 @@ class Line:
     """The Points `origin + t direction`, t in units of the direction.
 
     Raises:
-        InputError: if the direction is zero, not finite or names what the origin does not have.
+        InputError: if the direction is zero, not finite, of another shape or type than the origin's
+            entries, or names what the origin does not have.
     """
 
     origin: Point
@@ -64,8 +77,8 @@ class Plane:
     """The Points `origin + a x + b y`; `x` and `y` need not be orthogonal or of equal length.
 
     Raises:
-        InputError: if a direction is zero, not finite or names what the origin does not have, or
-            if the two are parallel.
+        InputError: if a direction is zero, not finite, of another shape or type than the origin's
+            entries, or names what the origin does not have; or if the two are parallel.
     """
 
     origin: Point
@@ -101,9 +114,20 @@ class Plane:
 
 
 def _check(origin: Point, direction: Direction) -> None:
+    check_value("origin", origin, Mapping)
+    check_value("direction", direction, Mapping)
     unknown = direction.keys() - origin.keys()
     if unknown:
         raise InputError(f"the direction names {min(unknown)!r}, which the Point does not have")
+    for name, value in direction.items():
+        if role(name) in ("bits", "factor"):
+            raise InputError(f"{name} is no coordinate; move scales, zero points or weights")
+        check_entry(f"the direction of {name}", value)
+        if value.shape != origin[name].shape:
+            raise InputError(
+                f"the direction of {name} has shape {tuple(value.shape)}, and the Point's entry "
+                f"{tuple(origin[name].shape)}; give the same"
+            )
     length = norm(direction)
     if not 0 < length < float("inf"):
         raise InputError(f"a direction must be finite and not zero; this one has norm {length}")

@@ -41,7 +41,8 @@ class Minimum:
 
     `noise` is the paired standard error of the persistence (NaN if not estimated or infinite),
     `points` the number of grid points of equal loss that form it, `boundary` whether it touches the
-    edge of what was measured.
+    edge of what was measured, `edge` whether that is the edge of the grid, and not a point that is
+    not finite.
     """
 
     coordinates: Mapping[str, float]
@@ -50,6 +51,7 @@ class Minimum:
     noise: float
     points: int
     boundary: bool
+    edge: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def significant_minima(
         InputError: if `dataset` is not a scan, for another connectivity, negative `sigmas` or a bad
             level.
     """
+    if "test_loss" not in dataset or "test_loss_per_image" not in dataset:
+        raise InputError("the dataset is no scan: it lacks test_loss or test_loss_per_image")
     if sigmas is not None and not sigmas >= 0:
         raise InputError(f"the number of sigmas must be 0 or more, not {sigmas}")
     surface = dataset["test_loss"]
@@ -230,6 +234,7 @@ def described(
     offsets = np.argwhere(neighbors)  # indices in `walls`, whose indices are higher by one
     edges = ((0, 0), *((1, 1) for _ in range(dimensions)))  # the edge of the grid is a wall too
     walls = np.pad(np.isinf(values), edges, constant_values=True)
+    outside = np.pad(np.zeros(values.shape[1:], bool), 1, constant_values=True)
     axes = [(str(name), grid[name].values) for name in grid.dims]
     for piece, *bottom in zip(*np.unravel_index(minima, values.shape), strict=True):
         heights, place = values[piece], tuple(bottom)
@@ -249,4 +254,5 @@ def described(
             "value": float(heights[place]),
             "points": len(members),
             "boundary": bool(walls[piece][tuple(around.T)].any()),
+            "edge": bool(outside[tuple(around.T)].any()),
         }

@@ -26,6 +26,9 @@ QUANTITIES = ("increments", "levels")
 # to 98 % of simulated cases (20 to 200 images, weights of images lognormal).
 _EVEN_ENOUGH = 0.7
 
+# Losses that differ by less, relative to them, are equal but for float32 sums in another order.
+ROUNDING = 1e-6
+
 # Correlations are kept this far from 1, where Fisher's transform is infinite.
 _ALMOST_1 = 1 - 1e-12
 
@@ -180,6 +183,7 @@ def split_half_reliability(
             found = block[ends] if of == "levels" else block[ends] - block[starts]
             yield found - found.mean(axis=0)
 
+    largest = max(float(np.abs(block[ends]).max(initial=0)) for block in losses.by_images())
     total, own_parts = np.zeros(len(ends)), []
     for found in deviations():
         total += found.sum(axis=1)
@@ -188,6 +192,8 @@ def split_half_reliability(
     with_total = np.concatenate([total @ found for found in deviations()])  # <d_i, sum of all d>
     squared_total, sum_own = total @ total, own.sum()
 
+    if np.sqrt(sum_own / images / len(ends)) <= ROUNDING * largest:  # the steps are rounding
+        return Reliability(np.nan, np.nan, np.nan, np.nan, images)
     half = images // 2
     value = _correlation(squared_total, sum_own, images, half)
     without = _correlation(  # each entry leaves one image out

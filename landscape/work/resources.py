@@ -11,8 +11,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal
 
+from evolq.declared import check_value
 from evolq.errors import InputError
-from evolq.settings import Settings
+from evolq.settings import MAX_THREADS, Settings
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Resources:
             makes one scan of all parts.
 
     Raises:
-        InputError: for less than one worker, or a part that there is not.
+        InputError: for less than one worker or too many, or a part that there is not.
     """
 
     workers: int | Literal["auto"] = "auto"
@@ -37,8 +38,8 @@ class Resources:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.workers != "auto" and self.workers < 1:
-            raise InputError(f"`workers` is {self.workers}; give 1 or more, or auto")
+        if self.workers != "auto":
+            check_value("workers", self.workers, int, (1, MAX_THREADS))
         _ = self.own_part
 
     @property
