@@ -380,9 +380,7 @@ def test_a_file_of_format_1_still_loads() -> None:
 def test_what_cannot_be_saved_is_refused(linear: Case, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     wrong = {**linear.point, "conv1.bias": linear.point["conv1.bias"].double()}
-    with pytest.raises(
-        InputError, match=r"conv1\.bias is strided float64 on cpu; give a dense float32"
-    ):
+    with pytest.raises(InputError, match=r"conv1\.bias is strided float64 on cpu"):
         save(linear.network, wrong, path, linear.model, images())
     assert not path.exists()
 
