@@ -301,7 +301,7 @@ def _whole(_: Any, tokens: Sequence[cyclopts.Token]) -> int:
     try:
         return int(tokens[0].value)
     except ValueError:
-        raise ValueError("give a whole number") from None
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
 
 
 def _path(_: Any, tokens: Sequence[cyclopts.Token]) -> Path:

@@ -177,8 +177,15 @@ class _SliceScan(_MovingScan):
             for path in self.checkpoints:
                 if settings.quantization.scheme == "none":
                     load_model(settings.model, path, settings.device)
-                else:
-                    read(path)
+                    continue
+                header, _ = read(path)
+                own = settings.quantization.scheme
+                if header.quantization.scheme != own or header.model not in (settings.model, None):
+                    raise InputError(
+                        f"`checkpoints` {path} has scheme {header.quantization.scheme} of "
+                        f"{header.model}, and the start {own} of {settings.model}; give one of the "
+                        "same scheme and model"
+                    )
 
     def check_network(self, network: QuantizedNetwork, model: nn.Module) -> None:
         """Refuse a network that cannot be scanned like this, before it is calibrated.

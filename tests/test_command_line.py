@@ -122,7 +122,7 @@ def test_a_configuration_is_what_the_command_line_would_be(tmp_path: Path) -> No
         ("weight_bit: 5", "has weight_bit, which are no options of evolq"),
         ("- 5", "holds no options"),
         ("a: [", "cannot read options"),
-        ("weight_bits: many", 'unable to convert "many" into int'),
+        ("weight_bits: many", "'many' is no whole number"),
         ("scheme: half", 'Invalid value "half"'),
     ],
 )

@@ -153,7 +153,7 @@ class TestCalibrate:
             calibrate(network, images()[:0])
         broken = images()
         broken[0, 0, 0, 0] = float("nan")
-        with pytest.raises(InputError, match=r"embed\.input: .*NaN"):
+        with pytest.raises(InputError, match="NaN"):
             calibrate(network, broken)
 
 
