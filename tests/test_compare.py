@@ -83,6 +83,7 @@ def test_criteria_by_calibration_sets(compare) -> None:
     assert {path.name for path in Path("out").iterdir()} == {
         "transfer.nc",
         "transfer.png",
+        "transfer.html",
         "config.yaml",
     }
     dataset = store.load("out/transfer.nc", "transfer")

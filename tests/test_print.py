@@ -28,6 +28,7 @@ def run_of(kind: str) -> Run:
             synthetic_scans.plane(columns=9, rows=9, noise=0.5)
         ),
         "ray": lambda: synthetic_scans.with_repeats(synthetic_scans.rays()),
+        "walk": lambda: synthetic_scans.with_repeats(synthetic_scans.walks()),
         "bits": synthetic_scans.layers,
     }[kind]
     scan = make()
