@@ -1,9 +1,5 @@
 """Scans whose losses are in files: the same bits as those in memory."""
 
-import os
-import resource
-import signal
-
 import numpy as np
 import pytest
 import synthetic_scans
@@ -11,7 +7,6 @@ import xarray as xr
 from test_sampling import PLANE, XS, YS, Toy, ToyTest
 
 from evolq import on_disk
-from evolq.errors import InputError
 from evolq.on_disk import DiskArray
 from landscape import large
 from landscape.analysis import analyze, with_analysis
@@ -71,22 +66,3 @@ def test_an_analysis_reads_blocks_and_finds_the_same():
             found = with_analysis(lazy, analyze(lazy))
         assert all(is_lazy(found[name]) for name in LARGE), "nothing was loaded as a whole"
         xr.testing.assert_allclose(found, wanted, rtol=1e-12)
-
-
-def test_a_full_disk_is_one_clear_error_also_in_the_middle(tmp_path, monkeypatch):
-    scan = sample_plane(PLANE, XS, YS, Toy(), ToyTest())
-    save(scan, tmp_path / "scan.nc")
-    before = (tmp_path / "scan.nc").read_bytes()
-    monkeypatch.setattr(large, "largest_in_memory", lambda: 0)
-    pid = os.fork()
-    if pid == 0:  # what the operating system does, not what is simulated
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-        try:
-            save(scan, tmp_path / "scan.nc")
-        except InputError as error:
-            os._exit(0 if "File too large" in str(error) else 2)
-        os._exit(3)
-    assert os.waitpid(pid, 0)[1] == 0
-    assert (tmp_path / "scan.nc").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["scan.nc"]
