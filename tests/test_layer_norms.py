@@ -35,13 +35,13 @@ def changed(before: Point, after: Point) -> set[str]:
 
 
 def test_full_precision_stays_the_same() -> None:
-    model = transformer(8.0).double()
-    network = quantize(model, images().double(), FOUR_BITS)
-    folded = fold_layer_norms(network, images().double())
+    model = transformer(8.0)
+    network = quantize(model, images(), FOUR_BITS)
+    folded = fold_layer_norms(network, images())
     assert changed(network.weights, folded.weights) == FOLDED
-    wanted = predict(model, images(20).double())
-    logits = folded.full_precision()(folded.weights, images(20).double())
-    torch.testing.assert_close(logits, wanted, rtol=1e-12, atol=1e-12 * float(wanted.abs().max()))
+    wanted = predict(model, images(20))
+    logits = folded.full_precision()(folded.weights, images(20))
+    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_channels_get_one_range_with_zero_in_the_middle() -> None:

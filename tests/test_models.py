@@ -83,13 +83,17 @@ def test_unknown_names_are_refused_with_near_ones(name, near):
         ("vit\ntiny", "holds '.n'"),
         ("resnet18.$TAG", r"holds '\$'"),
         ("hf-hub:$OWNER/vit", r"holds '\$'"),
-        ("", "it is empty"),
     ],
 )
 def test_names_that_a_shell_has_mangled_are_told_in_one_line(name, reason):
     with pytest.raises(InputError, match=rf"is no name: .*{reason}.*shell") as refused:
         load_model(name)
     assert "\n" not in str(refused.value)
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(InputError, match="`model` is ''; give a text that is not empty"):
+        load_model("")
 
 
 def test_unknown_tags_are_refused_with_the_known_ones(weights):

@@ -215,7 +215,7 @@ def test_what_no_optimizer_accepts(name):
         search(name, names=["fc1.weight"])
     with pytest.raises(InputError, match="no name"):
         OPTIMIZERS[name](objective(), problem().start, names=[], budget=9, generator=None)
-    with pytest.raises(InputError, match="budget is 0 "):
+    with pytest.raises(InputError, match="`budget` is 0; give a number from 1"):
         search(name, budget=0)
 
 

@@ -37,6 +37,7 @@ from landscape import PlaneScan, analyze, results, scans, store, with_analysis
 from landscape.merge import COMMAND as MERGE
 from landscape.probes import directions
 from landscape.probes.evaluation import Evaluation
+from landscape.scans import NUMBERS
 from landscape.work.shared import PREFIX
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -198,7 +199,8 @@ def test_class_folders_and_the_plain_weights(scan, tmp_path) -> None:
     assert code == 0, err
 
 
-def test_losses_that_are_not_finite_are_kept_and_reported(scan) -> None:
+def test_losses_that_are_not_finite_are_kept_and_reported(scan, monkeypatch) -> None:
+    monkeypatch.setitem(NUMBERS, "radius", (1e-9, 1e38))  # such radii are refused otherwise
     code, out, err = scan(
         *QUICK, "--scheme", "none", "--over", "weights", "--radius", "1e38", "--points", "2"
     )
@@ -223,12 +225,12 @@ BAD = {
     "bits": (["--weight-bits", "9"], "2 to 8"),
     "no bits": (["--activation-bits", "0"], "2 to 8"),
     "bits in words": (["--weight-bits", "four"], "--weight-bits"),
-    "one point": (["--points", "1"], "2 or more"),
+    "one point": (["--points", "1"], "a whole number from 2"),
     "no number of points": (["--points", "3x"], "--points"),
     "rays on a grid": (["--rows", "3", "--probe", "rays"], "does not go with --probe rays"),
-    "no rays": (["--probe", "rays", "--rays", "0"], "1 or more"),
-    "zero radius": (["--radius", "0"], "positive"),
-    "negative radius": (["--radius", "-1"], "positive"),
+    "no rays": (["--probe", "rays", "--rays", "0"], "a whole number from 1"),
+    "zero radius": (["--radius", "0"], "a number from 1e-09"),
+    "negative radius": (["--radius", "-1"], "a number from 1e-09"),
     "radius in words": (["--radius", "wide"], "--radius"),
     "unknown probe": (["--probe", "cube"], '"plane", "rays"'),
     "unknown scheme": (["--scheme", "half"], "linear"),
@@ -240,7 +242,7 @@ BAD = {
     "temperature of another criterion": (["--criterion", "kl", "--temperature", "2"], "info_nce"),
     "nothing within": (["--within", "layers.*"], "within"),
     "too many images": (["--calibration-images", "1002"], "1000"),
-    "no test images": (["--test-images", "0"], "at least 1"),
+    "no test images": (["--test-images", "0"], "a whole number from 1"),
     "one test image and no radius": (["--test-images", "1"], "2 test images"),
     "one image to contrast": (["--calibration-images", "1"], "contrasts"),
     "one selection image to contrast": (["--selection-images", "1"], "contrasts"),
@@ -260,8 +262,8 @@ BAD = {
         "leave out --weight-observer",
     ),
     "one folder of two": (["--test-dir", "."], "--calibration-dir"),
-    "batch of nothing": (["--batch-size", "0"], "1 or more"),
-    "no threads": (["--threads", "0"], "1 or more"),
+    "batch of nothing": (["--batch-size", "0"], "a whole number from 1"),
+    "no threads": (["--threads", "0"], "a whole number from 1"),
     "unknown device": (["--device", "abacus"], "abacus"),
     "existing output": (["--out", "labels"], "--overwrite"),
     "output below a file": (["--out", "file/out"], "not a folder"),

@@ -158,7 +158,7 @@ def test_a_plane_led_by_checkpoints_says_where_they_are(scan, tmp_path, kind) ->
         (("--scheme", "none", "--probe", "bits"), "--scheme none has no bits"),
         (("--scheme", "none", "--probe", "walks"), "--scheme none has no scales"),
         (("--probe", "cliffs", "--over", "weights"), "along lines over scales alone"),
-        (("--probe", "walks", "--length", "0"), "--length is 0; give a positive number"),
+        (("--probe", "walks", "--length", "0"), "--length is 0; give a number from 1e-09"),
         (("--probe", "walks", "--radius", "1"), "--radius does not go with --probe walks"),
         (
             ("--scheme", "none", "--over", "weights", "--directions", "hessian",

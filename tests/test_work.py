@@ -251,7 +251,7 @@ def test_workers_are_not_started_for_little_work_or_without_memory(monkeypatch):
 
 
 def test_a_number_of_workers_out_of_range_is_refused():
-    with pytest.raises(InputError, match="`workers` is 0; give 1 or more, or auto"):
+    with pytest.raises(InputError, match="`workers` is 0; give a whole number from 1 to"):
         Resources(workers=0)
     assert isinstance(Resources(workers=1).executor(Settings(), print), Here)
 
