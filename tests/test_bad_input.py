@@ -241,8 +241,7 @@ def edited(saved: Path, path: Path, tensors: dict[str, Any], header: dict[str, A
     del content["checksum"]
     content |= header
     content = {name: value for name, value in content.items() if value != "taken away"}
-    own = {name: value for name, value in content.items() if name != "format"}
-    text = json.dumps(content | {"checksum": checksum(own, kept)})
+    text = json.dumps(content | {"checksum": checksum(content, kept)})
     save_file(kept, path, {"evolq": text})
 
 
@@ -265,6 +264,7 @@ TENSORS: dict[str, tuple[str, Callable[[Tensor], Tensor | None]]] = {
     "moments NaN": (f"{WEIGHT}.moments", lambda value: value * float("nan")),
     "moments too few": (f"{WEIGHT}.moments", lambda value: value[:2]),
     "bias NaN": ("qkv.bias", lambda value: value * float("nan")),
+    "bias complex": ("qkv.bias", lambda value: value.to(torch.complex64)),
     "bias gone": ("qkv.bias", lambda value: None),
     "one more": ("more", lambda value: torch.ones(1)),
 }
@@ -295,16 +295,18 @@ HEADERS: dict[str, dict[str, Any]] = {
 def test_an_edited_model_file_is_refused(case: str, saved: Path, tmp_path: Path) -> None:
     tensors = dict([TENSORS[case]]) if case in TENSORS else {}
     edited(saved, tmp_path / "edited", tensors, HEADERS.get(case, {}))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         load(tmp_path / "edited", TinyTransformer())
+    assert "checksum" not in str(caught.value), "it fits; what is wrong must be seen itself"
 
 
 @pytest.mark.parametrize("change", [{"weight_bits": 9}, {"weight_bits": 4.0}, {"scheme": "linear"}])
 def test_an_edited_quantization_is_refused(change: Any, saved: Path, tmp_path: Path) -> None:
     content = dataclasses.asdict(read(saved)[0].quantization)
     edited(saved, tmp_path / "edited", {}, {"quantization": content | change})
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         load(tmp_path / "edited", TinyTransformer())
+    assert "checksum" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ['{"a":' * 10**5, '{"a":' * 10**5 + "1" + "}" * 10**5, "[]", "5"])

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from evolq.atomic import write_whole
 from evolq.data.models import untrained, weights_hash
+from evolq.data.weights import FLOATS, INTEGERS
 from evolq.declared import check_fields, check_value
 from evolq.errors import InputError
 from evolq.files.checksum import checksum
@@ -397,6 +398,15 @@ def _check_fit(
     different = [
         *(f"has {name}, which the model lacks" for name in sorted(tensors.keys() - wanted)),
         *(f"lacks {name}" for name in sorted(wanted - tensors.keys())),
+        *(
+            f"has a shape of {name}, or none"
+            for name in sorted(header.weight_shapes.keys() ^ weights.keys())
+        ),
+        *(
+            f"has {name} of type {value.dtype}"
+            for name, value in tensors.items()
+            if value.dtype not in FLOATS | INTEGERS
+        ),
         *(
             f"has {name} in shape {given[name]} instead of {shape}"
             for name, shape in wanted_shapes.items()
