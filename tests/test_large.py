@@ -73,7 +73,8 @@ def test_an_analysis_reads_blocks_and_finds_the_same():
         xr.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
-def test_a_full_disk_is_one_clear_error_also_in_the_middle(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", [0, 3000, 9000, 15_000, 20_000])
+def test_a_full_disk_is_one_clear_error_also_in_the_middle(tmp_path, monkeypatch, limit):
     scan = sample_plane(PLANE, XS, YS, Toy(), ToyTest())
     save(scan, tmp_path / "scan.nc")
     before = (tmp_path / "scan.nc").read_bytes()
@@ -81,7 +82,7 @@ def test_a_full_disk_is_one_clear_error_also_in_the_middle(tmp_path, monkeypatch
     pid = os.fork()
     if pid == 0:  # what the operating system does, not what is simulated
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:
             save(scan, tmp_path / "scan.nc")
         except InputError as error:
