@@ -1,6 +1,6 @@
 """How much memory scans and images take: measured in processes of their own, for docs/speed.md.
 
-    python benchmarks/memory.py --json FILE            all cases; those in FILE are not run again
+    python benchmarks/memory.py --json FILE            all cases; goes on where it stopped
     python benchmarks/memory.py --json FILE --full     also 101 x 101 points x 50,000 images
     python benchmarks/memory.py --json FILE --page docs/speed.md       only writes what is there
 
@@ -14,12 +14,10 @@ time (`ru_maxrss`), less what was after the imports for `beyond imports`.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +25,8 @@ from typing import Annotated, Any
 import typer
 
 CASES: list[tuple[str, dict[str, int]]] = [
-    *(("scan", {"side": 31, "images": images}) for images in (200, 2_000, 20_000)),
-    *(("scan", {"side": side, "images": 2_000}) for side in (11, 61)),
+    *(("scan", {"side": side, "images": 2_000}) for side in (11, 31, 61)),
+    ("scan", {"side": 31, "images": 60_000}),
     *(("images", {"count": count}) for count in (200, 800, 3_200)),
 ]
 FULL = [("scan", {"side": 101, "images": 50_000})]
@@ -127,7 +125,7 @@ def images(folder: Path, count: int) -> dict[str, float]:
 
     on_disk.SHARE *= LARGE / on_disk.largest_in_memory()
     random = np.random.default_rng(0)
-    (folder / "0").mkdir()
+    (folder / "0").mkdir(exist_ok=True)
     for number in range(count + 1):
         values = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
         Image.fromarray(values).resize((256, 256)).save(folder / "0" / f"{number}.jpg")
@@ -155,20 +153,23 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measured(what: str, case: dict[str, int]) -> dict[str, Any]:
+def measured(what: str, case: dict[str, int], folder: Path) -> dict[str, Any]:
     """Return what a process of its own found in a case.
+
+    Args:
+        what: `scan` or `images`.
+        case: arguments.
+        folder: for its files; what is finished of a scan stays there if it is killed.
 
     Raises:
         SystemExit: if it fails.
     """
-    folder = Path(tempfile.mkdtemp(prefix="memory-", dir=os.environ.get("TMPDIR")))
-    try:
-        command = [sys.executable, __file__, "--case", json.dumps([what, case, str(folder)])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    finally:
-        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--case", json.dumps([what, case, str(folder)])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{what} {case} ended with {done.returncode}")
+        raise SystemExit(f"{what} {case} ended with {done.returncode}; {folder} has what it made")
+    shutil.rmtree(folder)
     return {"what": what, **case, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -198,7 +199,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main(
-    to: Annotated[Path | None, typer.Option("--json", help="File of results.")] = None,
+    to: Annotated[Path, typer.Option("--json", help="File of results.")] = Path("memory.json"),
     full: Annotated[bool, typer.Option(help="Also 101 x 101 points x 50,000 images.")] = False,
     page: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     case: Annotated[str | None, typer.Option(help="One case, in this process.")] = None,
@@ -208,13 +209,13 @@ def main(
         what, arguments, folder = json.loads(case)
         print(json.dumps({"scan": scan, "images": images}[what](Path(folder), **arguments)))
         return
-    found = json.loads(to.read_text()) if to and to.exists() else []
+    found = json.loads(to.read_text()) if to.exists() else []
     for what, arguments in CASES + (FULL if full else []):
         if not any({"what": what, **arguments}.items() <= one.items() for one in found):
-            found.append(measured(what, arguments))
+            name = "-".join([what, *map(str, arguments.values())])
+            found.append(measured(what, arguments, to.with_suffix("") / name))
             print(json.dumps(found[-1]), file=sys.stderr)
-            if to:
-                to.write_text(json.dumps(found, indent=1))
+            to.write_text(json.dumps(found, indent=1))
     print(table(found))
     if page is not None:
         page.write_text(section(page.read_text(), found))

@@ -36,8 +36,8 @@ def variable(dims: Sequence[Hashable], array: NDArray[Any] | DiskArray) -> xr.Va
 
 
 def is_large(found: xr.Variable | xr.DataArray) -> bool:
-    """Whether a variable has more than its share of memory."""
-    return found.nbytes > largest_in_memory()
+    """Whether a variable, of points and images, has more than its share of memory."""
+    return found.ndim > 1 and found.nbytes > largest_in_memory()
 
 
 def blocks(found: xr.Variable) -> Iterator[tuple[tuple[slice, ...], xr.Variable]]:

@@ -46,11 +46,13 @@ def save(dataset: xr.Dataset, path: str | Path, kind: str = "scan") -> None:
     compressed = {name: {"zlib": True} for name, array in small.data_vars.items() if array.ndim}
     with whole_file(path) as file:
         patient = _Patient(file)
-        with h5netcdf.File(patient, "w") as netcdf:
-            small.dump_to_store(H5NetCDFStore(netcdf), encoding=compressed)
-            for name, variable in large.items():
-                _write_blocks(netcdf, str(name), variable, patient)
-        patient.check()
+        try:
+            with h5netcdf.File(patient, "w") as netcdf:
+                small.dump_to_store(H5NetCDFStore(netcdf), encoding=compressed)
+                for name, variable in large.items():
+                    _write_blocks(netcdf, str(name), variable, patient)
+        finally:
+            patient.check()  # whatever HDF5 made of it
 
 
 def _write_blocks(
@@ -80,7 +82,7 @@ def _write_blocks(
 
 
 class _Patient:
-    """A file whose writes never fail, because HDF5 crashes the process when one does.
+    """A file that never fails, because HDF5 crashes the process when one does.
 
     The first error is raised by `check`.
     """
@@ -93,29 +95,45 @@ class _Patient:
         """Raise what went wrong, if anything has.
 
         Raises:
-            OSError: of a write.
+            OSError: as the file gave it.
         """
         if self._error is not None:
             raise self._error
 
-    def write(self, content: memoryview) -> int:
-        """Write, or remember that it was not possible."""
+    def _done(self, name: str, *arguments: Any, otherwise: Any = None) -> Any:
         try:
-            self._file.write(content)
+            return getattr(self._file, name)(*arguments)
         except OSError as error:
             self._error = self._error or error
-        return len(content)
+            return otherwise
+
+    def write(self, content: memoryview) -> int:
+        """Write."""
+        return self._done("write", content, otherwise=len(content))
+
+    def readinto(self, content: memoryview) -> int:
+        """Read."""
+        return self._done("readinto", content, otherwise=len(content))
+
+    def read(self, size: int = -1) -> bytes:
+        """Read."""
+        return self._done("read", size, otherwise=b"")
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """Go to a place."""
+        return self._done("seek", place, whence, otherwise=place)
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._done("tell", otherwise=0)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut, or make longer."""
+        return self._done("truncate", size, otherwise=size or 0)
 
     def flush(self) -> None:
-        """Do what a file does, or remember that it was not possible."""
-        try:
-            self._file.flush()
-        except OSError as error:
-            self._error = self._error or error
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what else a file can do."""
-        return getattr(self._file, name)
+        """Write what is kept back."""
+        self._done("flush")
 
 
 def load(path: str | Path, kind: str = "scan") -> xr.Dataset:

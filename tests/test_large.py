@@ -1,5 +1,9 @@
 """Scans whose losses are in files: the same bits as those in memory."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import synthetic_scans
@@ -66,3 +70,43 @@ def test_an_analysis_reads_blocks_and_finds_the_same():
             found = with_analysis(lazy, analyze(lazy))
         assert all(is_lazy(found[name]) for name in LARGE), "nothing was loaded as a whole"
         xr.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from test_sampling import PLANE, XS, YS, Toy, ToyTest
+from evolq.errors import InputError
+from landscape import large
+from landscape.probes.sampling import sample_plane
+from landscape.store import save
+
+scan = sample_plane(PLANE, XS, YS, Toy(), ToyTest())
+save(scan, sys.argv[1])
+large.largest_in_memory = lambda: 0
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+for limit in (0, 3000, 9000, 15_000, 20_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    try:
+        save(scan, sys.argv[1])
+    except InputError as error:
+        assert "File too large" in str(error), error
+    else:
+        raise AssertionError(f"{limit}: it was saved")
+    print(open(sys.argv[1], "rb").read().hex())
+"""
+
+
+@pytest.mark.slow  # a process of its own: limits hold for all of one, and threads do not fork
+def test_a_full_disk_is_one_clear_error_also_in_the_middle(tmp_path):
+    path = tmp_path / "scan.nc"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [path.read_bytes().hex()] * 5  # the old file stays whole
+    assert [each.name for each in tmp_path.iterdir()] == ["scan.nc"]
