@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from evolq.data.decoding import decoder, normalize
+from evolq.data.decoding import decoder
 from evolq.data.models import load_model, preprocessing
+from evolq.data.pixels import normalize
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
 from evolq.quantization import Quantization
