@@ -232,6 +232,9 @@ Written by `benchmarks/memory.py --page`, which says what is measured. Losses of
 beyond 1/64 of the memory lie in a file without a name in the folder of the run (pixels: of the
 system); here already beyond {LARGE // 2**20} MiB. While a scan is unfinished its ledger holds the
 same losses, so that a scan takes up to twice their size on the disk, and `scan.nc` as much again.
+Imports alone take some 870 MiB. Seconds are of a machine that did other things, too. Calibration is
+no part of this: it keeps what each quantizer sees of all its images, of as many quantizers at a
+time as fit in 2 GiB, and some copies of one; commands observe 100 images.
 
 {table(found)}
 """
