@@ -54,7 +54,8 @@ def compare(
     comparison.check(settings)
     unused = ("plane", "points") if comparison.criteria else ("sizes",)
     for name in unused:
-        if name in given:
+        # a repeated configuration names all options, those at their defaults too
+        if name in given and getattr(comparison, name) != getattr(Comparison(), name):
             raise InputError(
                 f"`{name}` has no effect {'with' if comparison.criteria else 'without'} "
                 f"`criteria`; leave out one of the two"

@@ -302,8 +302,9 @@ def test_blocks_have_the_names_of_modules(case: Case) -> None:
 def test_gradients_reach_every_scale(case: Case) -> None:
     network = case.networks["full"]
     point = case.points["full"]
+    # a little is clipped, but not a whole attention map that is nearly constant
     scales = {
-        f"{name}.scale": (0.9 * point[f"{name}.scale"]).requires_grad_() for name in network.sites
+        f"{name}.scale": (0.97 * point[f"{name}.scale"]).requires_grad_() for name in network.sites
     }
     network({**point, **scales}, case.images).square().sum().backward()
     for name, site in network.sites.items():
