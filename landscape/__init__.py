@@ -11,6 +11,7 @@ from evolq.lazy import lazy_names
 if TYPE_CHECKING:
     from landscape.analysis import Analysis, analyze, read_analysis, with_analysis
     from landscape.comparisons import Comparison
+    from landscape.landscaper import to_landscaper
     from landscape.paths.trajectories import (
         measure_path,
         pca_plane,
@@ -72,6 +73,7 @@ _MODULES = {
     "probes.sampling": ("Radius", "auto_radius", "axis", "sample_plane", "sample_rays"),
     "probes.slices": ("Line", "Plane"),
     "store": ("load", "save"),
+    "landscaper": ("to_landscaper",),
     "paths.trajectories": (
         "measure_path",
         "pca_plane",
@@ -122,6 +124,7 @@ __all__ = [
     "save",
     "significant_minima",
     "split_half_reliability",
+    "to_landscaper",
     "total_variation",
     "with_analysis",
 ]
