@@ -118,15 +118,18 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from landscape.paths.barrier import barrier
     from landscape.paths.comparison import outcomes
     from landscape.plots.comparison_info import (
         against_words,
+        barrier_words,
         cost_words,
         interval_words,
         seeds_words,
     )
 
     found = outcomes(dataset)
+    between = barrier(dataset)
     table = Table(
         "Optimizer", "Calibration\nloss", "Test\naccuracy", "Change, points\n95 % interval"
     )
@@ -137,7 +140,16 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
     if as_json:
         start = {"loss": loss, "test_accuracy": accuracy}
         rows = [row._asdict() for row in found]
-        command_line.print_json({"start": start, "optimizers": rows, "folder": str(folder)})
+        content: dict[str, object] = {"start": start, "optimizers": rows, "folder": str(folder)}
+        if between:
+            height = between.height
+            content["barrier"] = {
+                "ends": between.ends,
+                "height": (height.estimate, height.low, height.high),
+                "at": between.at,
+                "numerical_noise": between.floor,
+            }
+        command_line.print_json(content)
         return
     table.add_row("start", f"{loss:.4f}", f"{accuracy:.1%}")
     for row in found:
@@ -152,6 +164,9 @@ def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:
     console = Console()
     console.print(table)
     console.print(f"95 %: {seeds_words(dataset.sizes['seed'])}.", highlight=False)
+    if between:
+        words = f"Barrier between the ends of {' and '.join(between.ends)}"
+        console.print(f"{words}: {barrier_words(between)}.", highlight=False)
     console.print(f"Written to {folder}: compare.nc, compare.png, compare.html", highlight=False)
 
 

@@ -160,12 +160,14 @@ class Comparison:
             executor: runs searches and measures points side by side; see `landscape.sample_plane`.
 
         Returns:
-            The Dataset of `landscape.paths.comparison.compare` with its map and provenance.
+            The Dataset of `landscape.paths.comparison.measure_runs` with its map, the line between
+            two ends (`landscape.paths.barrier`) and provenance.
         """
         import torch
 
         from evolq.points import select
         from landscape.ledger import begin
+        from landscape.paths.barrier import choose_ends, sample_between, with_barrier
         from landscape.paths.comparison import (
             common_plane,
             measure_runs,
@@ -191,11 +193,20 @@ class Comparison:
         generator = torch.Generator().manual_seed(problem.settings.seed)
         common = common_plane(self.plane, problem.start, runs, names, generator)
         dataset = measure_runs(runs, common.plane, problem.test)
+        measured = problem.objective, problem.test
+        ends = choose_ends(runs)
+        if ends:
+            say(f"Measuring between the ends of {ends[0].optimizer} and {ends[1].optimizer}")
+            between = sample_between(
+                ends, names, problem.start, *measured, ledger=ledger, executor=executor
+            )
+            if between:
+                seed = problem.settings.seed
+                dataset = with_barrier(dataset, between, ends[0].point, *measured, seed, ledger)
         surface = sample_surface(
             dataset,
             common.plane,
-            problem.objective,
-            problem.test,
+            *measured,
             self.points,
             on_point,
             ledger,

@@ -33,6 +33,7 @@ PanelName = Literal[
     "calibration-losses",
     "calibration-paths",
     "distances",
+    "barrier",
 ]
 INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4}
 NARROWEST, WIDEST = 2.0, 40.0

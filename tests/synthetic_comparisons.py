@@ -30,6 +30,9 @@ def comparison(seeds: int = 2, iterates: int = 6, points: int = 5) -> xarray.Dat
                 start - 0.1 * (index + 1) + 0.01 * generator.standard_normal(IMAGES)
             )
     path = np.where(np.isnan(cost), np.nan, 0.01 * (cost - 1))
+    way = np.linspace(0, 1, 5)
+    hill = 0.2 * np.sin(np.pi * way)[:, None]
+    between = final[1, 0] + hill + way[:, None] * (final[0, 0] - final[1, 0])
     axis = np.linspace(-0.05, 0.1, points)
     surface = 2 + axis[None, :] ** 2 + 3 * axis[:, None]
     over = ("optimizer", "seed", "iterate")
@@ -48,6 +51,11 @@ def comparison(seeds: int = 2, iterates: int = 6, points: int = 5) -> xarray.Dat
             "sweep_cost": (over[:2], np.array([[0.0] * seeds, [30.0] * seeds])),
             "final_test_loss_per_image": (images, final),
             "final_test_correct_per_image": (images, final < 0.5),
+            "between_test_loss_per_image": (("between", "image"), between),
+            "repeat_test_loss_per_image": (
+                ("repeat", "image"),
+                final[1, 0] + 0.001 * np.arange(8)[:, None],
+            ),
             "start_test_loss_per_image": ("image", start),
             "start_test_correct_per_image": ("image", start < 0.5),
             "surface_loss": (("y", "x"), surface),
@@ -59,12 +67,15 @@ def comparison(seeds: int = 2, iterates: int = 6, points: int = 5) -> xarray.Dat
             "optimizer": list(OPTIMIZERS),
             "seed": np.arange(seeds),
             "iterate": np.arange(iterates),
+            "between": way,
             "x": axis,
             "y": axis,
         },
         {
             "provenance": json.dumps({"configuration": CONFIGURATION | {"calibration_images": 9}}),
             "plane": "plane of the test",
+            "between_from": "adam, seed 0",
+            "between_to": "evol-q, seed 0",
             "x_name": "Towards adam",
             "y_name": "Towards evol-q",
         },

@@ -62,6 +62,12 @@ def test_a_comparison(compare, plane) -> None:
     configuration = json.loads(dataset.attrs["provenance"])["configuration"]
     assert configuration["weight_bits"] == 3
     assert configuration["budget"] == 8
+    gradient, other = dataset.attrs["between_from"], dataset.attrs["between_to"]
+    assert f"Barrier between the ends of {gradient} and {other}" in " ".join(out.split())
+    assert gradient.startswith("adam")
+    last = dataset.final_test_loss_per_image.sel(optimizer="adam", seed=0)
+    measured = dataset.between_test_loss_per_image.isel(between=0)
+    np.testing.assert_array_equal(measured, last, "the line begins at the very end")
     assert "Against" in out
     assert str(folder) in out
 

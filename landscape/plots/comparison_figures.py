@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from xarray import Dataset
 
+from evolq.errors import InputError
+from landscape.paths.barrier import Barrier
 from landscape.plots.comparison_info import (
     COST_WORDS,
     Band,
@@ -46,9 +48,12 @@ def draw_comparison(dataset: Dataset) -> Figure:
         _losses_on(left, info, test=False)
         _losses_on(right, info, test=True)
         _distances_on(off, info)
-        left, right = maps.subplots(1, 2)
+        widths = (3, 3, 2) if info.barrier else (1, 1)
+        left, right, *between = maps.subplots(1, len(widths), width_ratios=widths)
         _paths_on(left, info, info.loss)
         _paths_on(right, info, info.test_loss)
+        if info.barrier:
+            _barrier_on(between[0], info.barrier)
         handles, labels = right.get_legend_handles_labels()
         entries = [*handles, Patch(color="0.5", alpha=0.3, label=BAND_WORDS)]
         maps.legend(entries, [*labels, BAND_WORDS], loc="outside upper center", ncols=len(entries))
@@ -95,6 +100,24 @@ def draw_paths(dataset: Dataset, *, loss: str = "test_loss", axes: Axes | None =
     with drawing(axes) as (figure, axes):
         _paths_on(axes, info, getattr(info, loss))
         axes.legend()
+    return figure
+
+
+def draw_barrier(dataset: Dataset, *, axes: Axes | None = None) -> Figure:
+    """Draw the test loss along the straight line between two ends, above the higher of them.
+
+    Args:
+        dataset: a comparison with its surface.
+        axes: where to draw; a new figure's if not given.
+
+    Raises:
+        InputError: for a comparison without such a line.
+    """
+    found = comparison_info(dataset).barrier
+    if found is None:
+        raise InputError("this comparison has no line between two ends; compare again")
+    with drawing(axes) as (figure, axes):
+        _barrier_on(axes, found)
     return figure
 
 
@@ -156,6 +179,19 @@ def _paths_on(axes: Axes, info: ComparisonInfo, surface: Quantity) -> None:
     axes.set_title(surface.name)
     axes.set_xlabel(f"{info.x.name} ({info.x.unit})")
     axes.set_ylabel(f"{info.y.name}\n({info.y.unit})")
+
+
+def _barrier_on(axes: Axes, found: Barrier) -> None:
+    axes.fill_between(
+        found.way, found.low, found.high, color="0.85", linewidth=0, label="95 %, all at once"
+    )
+    axes.axhspan(-found.floor, found.floor, color="0.7", linewidth=0, label="numerical noise")
+    axes.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
+    axes.plot(found.way, found.above, color="black", marker="o", markersize=4)
+    axes.set_title("Straight from end to end")
+    axes.set_xlabel("\nto ".join(found.ends))
+    axes.set_ylabel("Test loss above the higher end (nats)")
+    axes.legend(fontsize="small")
 
 
 def _table_on(axes: Axes, info: ComparisonInfo) -> None:

@@ -13,6 +13,7 @@ from landscape.plots.comparison_info import (
     COST_WORDS,
     ComparisonInfo,
     OptimizerInfo,
+    barrier_words,
     comparison_info,
     interval_words,
 )
@@ -101,6 +102,9 @@ def outcome_rows(info: ComparisonInfo) -> list[Row]:
         change = interval_words(*reached.test_accuracy_change, percent=True)
         words = f"change {change} points (95 %, paired)"
         rows.append(Row(f"Test accuracy, {optimizer.name}", f"{reached.test_accuracy:.1%}", words))
+    if info.barrier:
+        height, words = f"{info.barrier.height.estimate:+.4f}", barrier_words(info.barrier)
+        rows.append(Row(f"Barrier, {' to '.join(info.barrier.ends)}", height, words))
     return rows
 
 

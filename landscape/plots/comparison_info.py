@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from xarray import Dataset
 
 from evolq.optimizers.registry import OPTIMIZERS
+from landscape.paths.barrier import Barrier, barrier
 from landscape.paths.comparison import Outcome, outcomes
 from landscape.plots.info import Axis, Quantity, quantity_of
 from landscape.plots.palette import Look, looks
+from landscape.statistics.resampling import FEWEST_IMAGES
 from landscape.words import TEST_LOSS_WORDS, configuration_of, criterion_words, title_of
 
 COST_WORDS = "Cost (forward passes of the calibration set)"
@@ -70,6 +72,7 @@ class ComparisonInfo:
     loss: Quantity
     test_loss: Quantity
     optimizers: tuple[OptimizerInfo, ...]
+    barrier: Barrier | None
 
 
 def comparison_info(dataset: Dataset) -> ComparisonInfo:
@@ -122,6 +125,7 @@ def comparison_info(dataset: Dataset) -> ComparisonInfo:
         loss=quantity_of(loss, status, "Calibration loss on the plane", measure),
         test_loss=quantity_of(test_loss, status, "Test loss on the plane", TEST_LOSS_WORDS),
         optimizers=tuple(found),
+        barrier=barrier(dataset),
     )
 
 
@@ -147,6 +151,27 @@ def seeds_words(seeds: int) -> str:
     if seeds == 1:
         return "1 seed: intervals are over test images and speak of these runs only"
     return f"intervals over {seeds} seeds and the test images"
+
+
+def barrier_words(found: Barrier) -> str:
+    """Return how high a barrier is and whether it is one, in words."""
+    height = found.height
+    if not np.isfinite(height.estimate):
+        return "unknown: a loss on the way is not finite"
+    if not np.isfinite(height.low):
+        return f"{height.estimate:+.4f} nats; fewer than {FEWEST_IMAGES} images tell nothing"
+    if height.low > 0:
+        verdict = "a barrier"
+        if height.estimate < 2 * found.floor:
+            verdict += " on these very pixels, but of the size of numerical noise"
+    elif height.estimate <= 0:
+        verdict = "no barrier: no point between is higher than the higher end"
+    else:
+        verdict = "no barrier is told apart from sampling noise"
+    return (
+        f"{interval_words(height.estimate, height.low, height.high)} nats at {found.at:.0%} of the "
+        f"way, numerical noise {found.floor:.4f}: {verdict}"
+    )
 
 
 def against_words(outcome: Outcome) -> str:

@@ -13,7 +13,12 @@ from matplotlib.figure import Figure
 from evolq.errors import InputError
 from landscape.analysis import analysis_of
 from landscape.plots.bits import draw_bits
-from landscape.plots.comparison_figures import draw_distances, draw_losses, draw_paths
+from landscape.plots.comparison_figures import (
+    draw_barrier,
+    draw_distances,
+    draw_losses,
+    draw_paths,
+)
 from landscape.plots.minima import draw_counts, draw_persistence
 from landscape.plots.noise import draw_noise, draw_nulls
 from landscape.plots.plane import draw_confidence, draw_map, draw_surface
@@ -52,6 +57,7 @@ PANELS: Mapping[str, Mapping[str, Draw]] = {
         "calibration-losses": partial(draw_losses, loss="loss"),
         "calibration-paths": partial(draw_paths, loss="loss"),
         "distances": draw_distances,
+        "barrier": draw_barrier,
     },
 }
 DEFAULTS = 2
