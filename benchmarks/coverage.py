@@ -2,8 +2,8 @@
 
     python benchmarks/coverage.py [--repetitions N] [TABLE ...]
 
-Tables: intervals, minima, skewed, power, bands, reliability. At 1,000 repetitions a share has a standard
-error of 0.7 % at 95 % and at 5 %. All of them take about an hour on one core.
+Tables: intervals, minima, skewed, power, bands, reliability. At 1,000 repetitions a share has a
+standard error of 0.7 % at 95 % and at 5 %. All of them take about an hour on one core.
 """
 
 from __future__ import annotations
