@@ -143,6 +143,13 @@ def test_words_say_what_the_numbers_do():
     assert "a barrier" in barrier_words(barrier(dataset))
     few = dataset.isel(image=slice(5))
     assert "fewer than 10 images" in barrier_words(barrier(few))
+    flat = dataset.final_test_loss_per_image.isel(optimizer=1, seed=0).values
+    noise = np.random.default_rng(0).normal(size=(5, IMAGES))
+    noise -= noise.mean(axis=1, keepdims=True)
+    noise[1:-1] -= 0.05
+    wide = dataset.assign(between_test_loss_per_image=(("between", "image"), flat + 9 * noise))
+    assert "no barrier seen" in barrier_words(barrier(wide))
+    assert "is not excluded" in barrier_words(barrier(wide))
     jittered = dataset.assign(repeat_test_loss_per_image=40 * dataset.repeat_test_loss_per_image)
     assert "of the size of numerical noise" in barrier_words(barrier(jittered))
     dataset["between_test_loss_per_image"][2, 3] = np.inf

@@ -164,8 +164,13 @@ def barrier_words(found: Barrier) -> str:
         verdict = "a barrier"
         if height.estimate < 2 * found.floor:
             verdict += " on these very pixels, but of the size of numerical noise"
+    elif height.high <= 0:
+        verdict = "no barrier: every point between is lower than the higher end"
     elif height.estimate <= 0:
-        verdict = "no barrier: no point between is higher than the higher end"
+        verdict = (
+            "no barrier seen, since no point between is higher than the higher end; one of up to "
+            f"{height.high:.4f} is not excluded"
+        )
     else:
         verdict = "no barrier is told apart from sampling noise"
     return (
