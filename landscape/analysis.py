@@ -17,6 +17,7 @@ from evolq.errors import InputError
 from evolq.losses.paired import paired_standard_error
 from landscape.cliff_analysis import CliffAnalysis, analyze_cliffs
 from landscape.probes.sampling import FINITE, NOT_COMPUTED, NOT_FINITE
+from landscape.slice_analysis import Escape, FrozenNull, analyze_escapes, analyze_frozen
 from landscape.statistics.image_losses import ImageLosses
 from landscape.statistics.intervals import IMAGES, Interval, mean_interval, proportion_interval
 from landscape.statistics.minima import Minima, find_minima, significant_minima
@@ -165,6 +166,8 @@ class Analysis:
         counts: of minima as a function of the threshold; None below 10 images, or without minima.
         nulls: minima, whatever their depth, of smooth surfaces with one kind of noise; see
             `landscape.statistics.null_counts`.
+        frozen: the null of frozen weight codes; None where it was not measured.
+        escapes: descents off the slice from each minimum, the deepest first.
         ruggedness: statistics of the test loss with intervals over images, by their names in
             `landscape.statistics.ruggedness.STATISTICS`; of a plane with different steps along its
             axes along x alone; of 2 walks or more over walks and images. Empty where points are not
@@ -197,6 +200,8 @@ class Analysis:
     numerical_share: Interval | None
     counts: Counts | None
     nulls: Mapping[str, NullCount]
+    frozen: FrozenNull | None
+    escapes: tuple[Escape, ...]
     ruggedness: Mapping[str, Ruggedness]
     correlogram: Correlogram | None
     cliffs: CliffAnalysis | None
@@ -247,6 +252,8 @@ def analyze(dataset: Dataset) -> Analysis:
         numerical_share=_numerical_share(dataset, test_loss_floor) if in_space else None,
         counts=None if minima is None else _counts(dataset, minima),
         nulls=(null_counts(dataset, np.random.default_rng(0), noise) if slice_of_space else {}),
+        frozen=analyze_frozen(dataset) if "frozen_test_loss_per_image" in dataset else None,
+        escapes=(analyze_escapes(dataset, noise or 0.0) if "escape_loss_change" in dataset else ()),
         ruggedness=_ruggedness(dataset, noise or 0.0) if in_space else {},
         correlogram=_correlogram(dataset) if "walk" in dataset.dims else None,
         cliffs=analyze_cliffs(dataset, noise or 0.0) if "cliff" in dataset.dims else None,

@@ -66,7 +66,8 @@ def describe(dataset: Dataset, analysis: Analysis) -> list[Row]:
         own = [*_ends(dataset, analysis), *_lowest(analysis)]
     else:
         variation = _variation(dataset, analysis)
-        own = [*_lowest(analysis), *_minima(dataset, analysis), variation]
+        minima = [*_minima(dataset, analysis), *_frozen(analysis), *_escapes(analysis)]
+        own = [*_lowest(analysis), *minima, variation]
     if analysis.cliffs is not None:
         own = [*describe_cliffs(analysis.cliffs), *own]
     return [*_jaggedness(analysis), *known, *own, *_ruggedness(dataset, analysis)]
@@ -314,6 +315,34 @@ def _minima(dataset: Dataset, analysis: Analysis) -> list[Row]:
         Row("Local minima above the noise", f"{len(found):,}", words),
         Row("Local minima, noise ignored", f"{len(found) + minima.below:,}", counted),
     ]
+
+
+def _frozen(analysis: Analysis) -> list[Row]:
+    """Describe the null of frozen weight codes; nothing where it was not measured."""
+    null = analysis.frozen
+    if null is None:
+        return []
+    words = f"{null.ignored:,} with noise ignored; scales move, but no weight's code changes"
+    if np.isfinite(null.step_share):
+        words += f": steps have {_percent(null.step_share)} of the variance of the network's"
+    return [Row("Local minima, codes frozen", f"{null.above:,}", words)]
+
+
+def _escapes(analysis: Analysis) -> list[Row]:
+    """Describe descents off the slice from each minimum."""
+    rows = []
+    for found in analysis.escapes:
+        place = ", ".join(f"{name} = {value:.3g}" for name, value in found.coordinates.items())
+        words = f"descents off the slice from {place} that lower the test loss by more than noise"
+        words += f"; {found.lower} lower the calibration loss"
+        if found.lower:
+            words += f", the best by {-found.loss_change:.2g}: test loss {found.change:+.4f}"
+            if np.isfinite(found.error):
+                words += f" ± {found.error:.4f}"
+            if found.floor:
+                words += f", numerical noise {found.floor:.1g}"
+        rows.append(Row("Ways out of a minimum", f"{found.escaped} of {found.descents}", words))
+    return rows
 
 
 def _others(analysis: Analysis) -> int:

@@ -234,7 +234,8 @@ class _SliceScan(_MovingScan):
         measured = {**scan_options(self), "normalize": _normalization(self), **chosen}
         sampler = self._sampler(problem, lines, radius, ends)
         hashes = {"directions": hash_of(line.direction for line in lines)}
-        return _complete(sampler, problem, self, measured, on_point, ledger, executor, hashes)
+        dataset = _complete(sampler, problem, self, measured, on_point, ledger, executor, hashes)
+        return _compared(self, problem, lines, moving, dataset, on_point, ledger, executor)
 
     def _sampler(
         self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
@@ -675,6 +676,35 @@ def _calibrated(problem: Problem, within: str | None, exclude: str | None) -> Ta
     return calibration_table(
         problem.network,
         {name: value for name, value in values.items() if f"{name}.bits" in moving},
+    )
+
+
+def _compared(
+    scan: _SliceScan,
+    problem: Problem,
+    lines: list[Line],
+    moving: Point,
+    dataset: xr.Dataset,
+    on_point: OnPoint | None,
+    ledger: Ledger | None,
+    executor: Executor | None,
+) -> xr.Dataset:
+    """Measure the null of frozen codes, and ways out of the minima off the slice."""
+    import torch
+
+    from landscape.probes.escapes import add_escapes
+    from landscape.probes.frozen_null import add_frozen, can_freeze, slice_of
+
+    where = slice_of(lines, plane=isinstance(scan, PlaneScan))
+    if scan.over == "scales" and can_freeze(problem.network, where):
+        add_frozen(dataset, where, problem.network, problem.test, on_point, ledger, executor)
+    if ledger is not None and ledger.part is not None:
+        return dataset  # its minima are known when all parts are together
+    # another stream than that of the directions of the slice
+    generator = torch.Generator().manual_seed(problem.settings.seed + 1)
+    how = _normalization(scan)
+    return add_escapes(
+        dataset, where, moving, how, problem.objective, problem.test, generator, ledger
     )
 
 

@@ -1,0 +1,161 @@
+"""Ways out of a minimum that a slice does not show: short descents in directions off the slice.
+
+A minimum of a plane is one of two directions among thousands. From each that counts, the
+calibration loss is followed downhill along random directions orthogonal to the slice; what the test
+loss does there is measured afterwards, on images that had no part in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import numpy as np
+import torch
+import xarray as xr
+
+from evolq.errors import InputError
+from evolq.points import Direction, Point, displace
+from landscape.ledger import Arrays, Ledger, remember
+from landscape.probes.directions import gaussian, normalize, orthogonal_to
+from landscape.probes.evaluation import CalibrationLoss, HeldOutLoss
+from landscape.probes.frozen_null import Slice, directions_of, point_at
+from landscape.statistics.minima import significant_minima
+
+# Deepest minima that are left, directions from each, and doublings of the step of one descent.
+MOST_MINIMA = 5
+DIRECTIONS = 6
+DOUBLINGS = 4
+# The first step of a descent, in steps of the grid.
+FIRST = 0.25
+
+
+def add_escapes(
+    dataset: xr.Dataset,
+    where: Slice,
+    moving: Point,
+    how: str,
+    objective: CalibrationLoss,
+    test: HeldOutLoss,
+    generator: torch.Generator,
+    ledger: Ledger | None = None,
+) -> xr.Dataset:
+    """Descend off the slice from each minimum above the noise, the deepest 5 at most.
+
+    A descent looks a quarter of a step of the grid to both sides, and goes on to the lower one, if
+    the calibration loss is lower there, with twice the step while it keeps falling, four times at
+    most: four steps of the grid.
+
+    Args:
+        dataset: a complete scan of a plane or of rays.
+        where: the slice that was scanned.
+        moving: the entries that move.
+        how: normalization of the directions, see `directions.normalize`.
+        objective: on calibration images; chooses.
+        test: on test images; judges.
+        generator: draws the directions.
+        ledger: keeps each descent.
+
+    Returns:
+        The scan with, over `minimum` and `direction`, `escape_loss_change` (calibration),
+        `escape_distance` (signed, in lengths of the direction; 0 where no side is lower),
+        `escape_change_per_image` (..., image) of the test loss, and where each minimum is
+        (`minimum_x`, ...). Unchanged if nothing is orthogonal to the slice, or no point is finite.
+    """
+    found = significant_minima(dataset).minima[:MOST_MINIMA]
+    step = FIRST * _grid_step(dataset)
+    names = tuple(sorted(moving))
+    rows: list[list[Arrays]] = []
+    for number, minimum in enumerate(found):
+        origin = point_at(where, minimum.coordinates)
+        try:
+            directions = _off(where, moving, how, generator)
+        except InputError:  # all that moves is in the slice
+            return dataset
+        losses = cache(partial(_vary, objective, test, names, origin))
+        rows.append([
+            remember(
+                ledger,
+                f"escape {number} {index}",
+                partial(_descend, losses, {name: origin[name] for name in names}, direction, step),
+            )
+            for index, direction in enumerate(directions)
+        ])  # fmt: skip
+    if not rows:
+        return dataset
+    columns = {
+        name: np.array([[each[name] for each in row] for row in rows]) for name in rows[0][0]
+    }
+    over = ("minimum", "direction")
+    places = {
+        f"minimum_{name}": ("minimum", [minimum.coordinates[name] for minimum in found])
+        for name in found[0].coordinates
+    }
+    return dataset.assign(places).assign(
+        escape_loss_change=(over, columns["loss_change"]),
+        escape_distance=(over, columns["distance"]),
+        escape_change_per_image=((*over, "image"), columns["test_loss_change"]),
+    )
+
+
+def _off(
+    where: Slice, moving: Point, how: str, generator: torch.Generator
+) -> list[dict[str, torch.Tensor]]:
+    """Return random directions orthogonal to a slice."""
+    basis: list[Direction] = []
+    for direction in directions_of(where):
+        part = normalize(direction, moving, how)
+        for other in basis:
+            part = orthogonal_to(other, part, moving, how)
+        basis.append(part)
+    found = []
+    for _ in range(DIRECTIONS):
+        drawn = normalize(gaussian(moving, generator), moving, how)
+        for other in basis:
+            drawn = orthogonal_to(other, drawn, moving, how)
+        found.append(drawn)
+    return found
+
+
+def _vary(
+    objective: CalibrationLoss, test: HeldOutLoss, names: tuple[str, ...], origin: Point
+) -> tuple[CalibrationLoss, HeldOutLoss]:
+    return objective.vary(names, at=origin), test.vary(names, at=origin)
+
+
+def _descend(
+    losses: Callable[[], tuple[CalibrationLoss, HeldOutLoss]],
+    origin: Point,
+    direction: Direction,
+    step: float,
+) -> Arrays:
+    """Follow the calibration loss along one direction, and measure the test loss at the end."""
+    objective, test = losses()
+
+    def loss(distance: float) -> float:
+        return float(objective.per_image(displace(origin, direction, distance)).double().mean())
+
+    def test_loss(distance: float) -> np.ndarray:
+        per_image, _ = test.per_image(displace(origin, direction, distance))
+        return per_image.detach().double().cpu().numpy()
+
+    at_minimum, reached = loss(0.0), 0.0
+    best, nearest = min((loss(side * step), side * step) for side in (-1, 1))
+    if best < at_minimum:
+        reached = nearest
+        for _ in range(DOUBLINGS):
+            further = loss(2 * reached)
+            if not further < best:
+                break
+            best, reached = further, 2 * reached
+    return {
+        "loss_change": np.array(best - at_minimum if reached else 0.0),
+        "distance": np.array(reached),
+        "test_loss_change": test_loss(reached) - test_loss(0.0),
+    }
+
+
+def _grid_step(dataset: xr.Dataset) -> float:
+    """Return the step of a grid: the smaller one of its two."""
+    axes: Sequence[str] = ("distance",) if "ray" in dataset.dims else ("x", "y")
+    return float(min(np.diff(dataset[axis].values).min() for axis in axes))
