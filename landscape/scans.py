@@ -698,8 +698,8 @@ def _compared(
     where = slice_of(lines, plane=isinstance(scan, PlaneScan))
     if scan.over == "scales" and can_freeze(problem.network, where):
         add_frozen(dataset, where, problem.network, problem.test, on_point, ledger, executor)
-    if ledger is not None and ledger.part is not None:
-        return dataset  # its minima are known when all parts are together
+    if "failed" in dataset.attrs or (ledger is not None and ledger.part is not None):
+        return dataset  # its minima are known when all points are
     # another stream than that of the directions of the slice
     generator = torch.Generator().manual_seed(problem.settings.seed + 1)
     how = _normalization(scan)

@@ -7,6 +7,7 @@ codes of weights. Codes of activations depend on the images and follow.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -84,7 +85,7 @@ def add_frozen(
 
     Args:
         dataset: of a plane or of rays; gets `frozen_test_loss_per_image` (..., image), NaN at
-            points that failed.
+            points that failed, which the attribute `failed` names.
         where: the slice that was scanned.
         network: from `quantize`; see `can_freeze`.
         test: on test images.
@@ -109,11 +110,16 @@ def add_frozen(
     shape = (*dataset.test_loss.shape, dataset.sizes["image"])
     array = full(shape, np.nan, np.float32, folder)
     dataset["frozen_test_loss_per_image"] = variable((*dims, "image"), array)
+    failed = json.loads(dataset.attrs.get("failed", "{}"))
     for done, (key, found) in enumerate(finish(pieces, ledger, executor), start=1):
-        if not isinstance(found, Failed):
+        if isinstance(found, Failed):
+            failed[key] = found.error
+        else:
             array[cells[key]] = found["test_loss"]
         if on_point:
             on_point(dataset, done, len(pieces))
+    if failed:
+        dataset.attrs["failed"] = json.dumps(failed)
 
 
 def _frozen_at(
