@@ -109,6 +109,7 @@ def test_intervals_cover_what_more_directions_give():
     assert np.mean(hits) > 0.85  # 80 intervals of 95 %: fewer than 68 hits in 1 of 1,000 cases
 
 
+@pytest.mark.slow
 def test_slopes_of_a_quantized_network_are_those_of_its_objective():
     problem = prepare(
         Settings(

@@ -123,6 +123,7 @@ def test_full_precision_has_no_floor_to_speak_of_and_a_quantized_network_has():
     assert floors["full"].per_image > 10 * floors["none"].per_image
 
 
+@pytest.mark.slow
 def test_repeats_can_be_left_out():
     problem = prepare(Settings(calibration_images=10, selection_images=0, test_images=10))
     scan = PlaneScan(points=2, radius=0.01, repeats=0)

@@ -71,6 +71,7 @@ def exported(name: str) -> tuple[Graph, nn.Module, Tensor]:
     return export(randomized(layer), values), layer, values
 
 
+@pytest.mark.slow
 def test_every_layer_of_the_table_is_tested() -> None:
     tested = {node.target for name in LAYERS for node in exported(name)[0].nodes}
     assert {target for target, rule in OPERATORS.items() if rule.weight is not None} <= tested

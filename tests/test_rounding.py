@@ -191,6 +191,7 @@ def test_adaround_without_iterations_changes_nothing(kind, matching):
 
 @MODELS
 @MATCHING
+@pytest.mark.slow
 def test_adaround_reconstructs_blocks_at_least_as_well_as_nearest(kind, matching):
     _, network, start = prepared(kind, matching)
     data = images(12)

@@ -96,6 +96,7 @@ def test_the_library_gives_what_the_command_writes(scan) -> None:
     assert with_analysis(dataset, analyze(dataset)).identical(store.load("a/scan.nc"))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(scan) -> None:
     arguments = (*QUICK, "--points", "2", "--radius", "0.1", "--out")
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
@@ -134,6 +135,7 @@ def test_the_radius_is_chosen_and_said(scan) -> None:
     assert (configuration["radius_is_auto"], configuration["radius_reached"]) == (True, True)
 
 
+@pytest.mark.slow
 def test_around_a_saved_network(scan) -> None:
     problem = prepare(
         Settings(quantization=Quantization(weight_bits=3), calibration_images=20, test_images=20)
@@ -370,6 +372,7 @@ def test_an_unfinished_run_is_named(scan, capsys) -> None:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_another_scan_does_not_go_on_with_this_one(scan, monkeypatch) -> None:
     arguments = (*QUICK, "--radius", "0.1", "--out", "out", "--points")
     monkeypatch.setattr(results, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -390,7 +393,8 @@ def test_another_scan_does_not_go_on_with_this_one(scan, monkeypatch) -> None:
     assert Path("out/scan.sqlite").read_bytes() == before
 
 
-@pytest.mark.parametrize("full", [pytest.param("scan.png", marks=pytest.mark.slow), "scan.html"])
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["scan.png", "scan.html"])
 def test_a_full_disk_leaves_the_numbers(scan, monkeypatch, full) -> None:
     replace = Path.replace
 

@@ -31,6 +31,7 @@ def test_three_lines_for_any_module(tmp_path: Path) -> None:
         assert torch.equal(loaded(IMAGES), result(IMAGES))
 
 
+@pytest.mark.slow
 def test_bits_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evolq.workflow.BIT_EVALUATIONS", 5)
     result = search(load_model("fashion_resnet"), IMAGES, average_bits=3.5, passes=0)
