@@ -9,17 +9,16 @@ What ONNX Runtime computes fast was found by measuring it (1.32, x86; docs/deplo
 
 - Matrix products multiply uint8 codes from the left with int8 codes from the right, and allow a
   zero point for each column. MatMul between DequantizeLinears is fused into one such product.
-- Convolutions whose outputs are not codes have one integer operator, ConvInteger, with uint8 codes
-  (1.20 has no other) and one zero point for all. Zero points per channel become a part of the
-  shift, unless codes have 7 bits or fewer: then their differences fit 8. The sum of x over the
-  receptive field comes from one more filter of ones (in each group), which counts padding as it
-  should.
+- Convolutions whose outputs are not codes have one integer operator, ConvInteger, which is 2 to 20
+  times slower than floats. With many channels they are matrix products of patches, channels last,
+  with the filters; others, depthwise ones among them, are fastest in floats.
 
 `compact` and networks of quantized weights alone have weights dequantized in front of the product.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +38,9 @@ FOUR_BIT_OPSET = 21
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
 
+# Below, the matrices of a convolution are so small that floats are faster.
+FEWEST_CHANNELS = 64
+
 # What the names of products end with that only add the shifts of a weight's rows.
 SHIFT = "shift"
 
@@ -49,7 +51,8 @@ class Target:
 
     Attributes:
         integer_products: weights beside quantized activations stay codes up to the product.
-        explicit_convolutions: as ConvInteger; else Conv between DequantizeLinears.
+        convolutions_as_matrices: those with many channels as matrix products, others in floats; else
+            Conv between DequantizeLinears.
         zero_points: weights may have them; else they are a part of the shift.
         fuses_elementwise: operators one by one cost no pass over memory each.
         symmetric: all zero points must be 0.
@@ -57,7 +60,7 @@ class Target:
     """
 
     integer_products: bool = True
-    explicit_convolutions: bool = True
+    convolutions_as_matrices: bool = True
     zero_points: bool = True
     fuses_elementwise: bool = False
     symmetric: bool = False
@@ -69,7 +72,7 @@ class Target:
         return self.symmetric or mixed
 
 
-COMPILER = Target(explicit_convolutions=False, zero_points=False, fuses_elementwise=True)
+COMPILER = Target(convolutions_as_matrices=False, zero_points=False, fuses_elementwise=True)
 
 TARGETS = {
     "onnxruntime": Target(),
@@ -323,11 +326,13 @@ def _matrix_product(
     axis: int,
     bias: str | None,
 ) -> str | None:
-    """Write x times the matrix `weight`, whose output channels are along `axis`."""
+    """Write x times `weight`, whose output channels are along `axis` and become columns."""
     if not (isinstance(x, Codes) and isinstance(weight, Weight) and weight.has_rows(axis)):
         return None
     codes, scale, zero, shift = _signed(weight, axis, target)
-    values = dequantized_constant(onnx, weight.name, codes.movedim(axis, 1), scale, zero, 1)
+    columns = codes.movedim(axis, -1)
+    columns = columns.movedim(0, -2).flatten(0, -2)  # of a filter: channels last, as in patches
+    values = dequantized_constant(onnx, weight.name, columns, scale, zero, 1)
     result = onnx("MatMul", dequantized(onnx, x), values)
     behind = torch.zeros_like(shift) if bias is None else onnx.constants[bias]
     # ONNX Runtime would make a Gemm of MatMul and Add for one row per image, and run it in floats.
@@ -382,13 +387,18 @@ def _convolution(
     if not (isinstance(x, Codes) and isinstance(weight, Weight) and weight.has_rows(0)):
         return None
     attributes = convolution_attributes(onnx, node, *geometry)
-    write = _explicit_convolution if target.explicit_convolutions else _fused_convolution
-    return write(onnx, node, target, x, weight, bias, attributes)
+    if not target.convolutions_as_matrices:
+        return _fused_convolution(onnx, target, x, weight, bias, attributes)
+    if attributes["group"] > 1 or weight.integer.codes.shape[1] < FEWEST_CHANNELS:
+        return _float_convolution(onnx, x, weight, bias, attributes)
+    patches = _patches(onnx, x, onnx.shapes[node][2:], attributes)
+    result = _matrix_product(onnx, node, target, patches, weight, 0, bias)
+    rank = len(onnx.shapes[node])
+    return onnx("Transpose", result, perm=[0, rank - 1, *range(1, rank - 1)])
 
 
 def _fused_convolution(
     onnx: OnnxGraph,
-    node: fx.Node,
     target: Target,
     x: Codes,
     weight: Weight,
@@ -410,72 +420,52 @@ def _fused_convolution(
     return onnx("Add", result, onnx("Conv", summed, kernel_name, suffix=SHIFT, **attributes))
 
 
-def _explicit_convolution(
-    onnx: OnnxGraph,
-    node: fx.Node,
-    target: Target,
-    x: Codes,
-    weight: Weight,
-    bias: str | None,
-    attributes: dict[str, Any],
+def _float_convolution(
+    onnx: OnnxGraph, x: Codes, weight: Weight, bias: str | None, attributes: dict[str, Any]
 ) -> str:
-    """Write ConvInteger, and what makes values of its sums."""
-    codes, scale, zero, shift = _with_one_zero_point(weight)
-    groups, filters = attributes["group"], len(codes)
-    factor = scale * onnx.constants[x.scale]
-    offset = torch.zeros_like(scale) if bias is None else onnx.constants[bias]
-    if shift.any():  # one more filter in each group: the sum of x, times no scale but its own
-        ones = (zero + 1).expand(groups, 1, *codes.shape[1:])
-        codes = torch.cat([codes.unflatten(0, (groups, -1)), ones], 1).flatten(0, 1)
-        own = onnx.constants[x.scale].expand(groups, 1)
-        factor = torch.cat([factor.reshape(groups, -1), own], 1).flatten()
-        offset = torch.cat([offset.reshape(groups, -1), offset.new_zeros(groups, 1)], 1).flatten()
-    name = weight.name
-    inputs = (
-        onnx.constant(codes, f"{name}.codes"),
-        x.zero_point,
-        onnx.constant(zero, f"{name}.zero_point"),
-    )
-    sums = onnx("Cast", onnx("ConvInteger", x.name, *inputs, **attributes), to=FLOAT)
-    # scale and bias of each channel in one pass over memory
-    result = onnx(
-        "BatchNormalization",
-        sums,
-        onnx.constant(factor, f"{name}.scale"),
-        onnx.constant(offset),
-        onnx.constant(torch.zeros_like(factor)),
-        onnx.constant(torch.ones_like(factor)),
-        epsilon=0.0,
-    )
-    if not shift.any():
-        return result
-    spatial = onnx.shapes[node][2:]
-    if groups > 1:
-        sizes = [-1, groups, filters // groups + 1, *spatial]
-        result = onnx("Reshape", result, onnx.constant(sizes))
-    axis = 1 if groups == 1 else 2
-    parts = onnx.constant([filters // groups, 1])
-    result, total = onnx.outputs(2, "Split", result, parts, axis=axis)
-    shape = (*((groups,) if groups > 1 else ()), -1, *(1 for _ in spatial))
-    shifts = onnx.constant(shift.reshape(shape), f"{name}.shift")
-    result = onnx("Add", result, onnx("Mul", total, shifts))
-    return (
-        result if groups == 1 else onnx("Reshape", result, onnx.constant([-1, filters, *spatial]))
-    )
+    """Write a Conv in floats of the codes of x.
 
-
-def _with_one_zero_point(weight: Weight) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return codes in uint8, the rows' scales, one zero point for all, and the rows' shifts."""
+    The weight is a product of constants, which ONNX Runtime computes when it loads the model.
+    """
     scale, zero, shift = weight.rows(0)
-    bits, codes = weight.integer.bits, weight.integer.codes
-    highest = 2**bits - 1
-    if bool((zero == zero[0]).all()) and 0 <= zero[0] <= highest:
-        return codes, scale, zero[0].to(torch.uint8), shift
-    if bits < MAX_BITS and zero.min() >= 0 and zero.max() <= highest:
-        codes = codes + 128 - _along(zero, 0, codes.ndim).to(torch.uint8)
-        return codes, scale, torch.tensor(128, dtype=torch.uint8), shift
-    center = 2 ** (bits - 1)
-    return codes, scale, torch.tensor(center, dtype=torch.uint8), shift - scale * (zero - center)
+    rank = weight.integer.codes.ndim
+    codes = onnx("Cast", onnx.constant(weight.integer.codes, f"{weight.name}.codes"), to=FLOAT)
+    zeros = onnx.constant(_along(zero - shift / scale, 0, rank), f"{weight.name}.zero_point")
+    scales = onnx.constant(_along(scale * onnx.constants[x.scale], 0, rank), f"{weight.name}.scale")
+    values = onnx.once("Cast", x.name, to=FLOAT)
+    if onnx.constants[x.zero_point] != 0:
+        zero_point = onnx.constant(onnx.constants[x.zero_point].float(), f"{x.zero_point}.float")
+        values = onnx.once("Sub", values, zero_point)
+    biases = () if bias is None else (bias,)
+    kernel = onnx("Mul", onnx("Sub", codes, zeros), scales)
+    return onnx("Conv", values, kernel, *biases, **attributes)
+
+
+def _patches(
+    onnx: OnnxGraph, x: Codes, spatial: Sequence[int], attributes: dict[str, Any]
+) -> Codes:
+    """Return what each place of a convolution sees, (n, *spatial, window times channels)."""
+    kernel, strides, dilations, pads = (
+        attributes[name] for name in ("kernel_shape", "strides", "dilations", "pads")
+    )
+    axes = list(range(1, 1 + len(spatial)))
+    name = onnx("Transpose", x.name, perm=[0, *(axis + 1 for axis in axes), 1])
+    if any(pads):
+        begins, ends = pads[: len(axes)], pads[len(axes) :]
+        widths = onnx.constant([0, *begins, 0, 0, *ends, 0])
+        name = onnx("Pad", name, widths, x.zero_point)
+    parts = []
+    for place in itertools.product(*map(range, kernel)):
+        starts = [at * step for at, step in zip(place, dilations, strict=True)]
+        ends = [
+            start + (count - 1) * stride + 1
+            for start, count, stride in zip(starts, spatial, strides, strict=True)
+        ]
+        parts.append((starts, ends))
+    if len(parts) > 1 or max(strides) > 1:
+        cut = [onnx("Slice", name, *map(onnx.constant, (*part, axes, strides))) for part in parts]
+        name = onnx("Concat", *cut, axis=-1) if len(cut) > 1 else cut[0]
+    return replace(x, name=name)
 
 
 INTEGER_PRODUCTS: dict[Any, Callable[..., str | None]] = {

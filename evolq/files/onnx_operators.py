@@ -197,7 +197,7 @@ def convolution_attributes(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> dict[str, Any]:
-    """Return the attributes of ONNX's Conv and ConvInteger for a convolution of ATen's."""
+    """Return the attributes of ONNX's Conv for a convolution of ATen's."""
     kernel = list(onnx.input_shape(node, 1)[2:])
     dilations = _per_axis(dilation, len(kernel))
     if padding == "same":  # the odd one out comes last
