@@ -51,8 +51,8 @@ class Target:
 
     Attributes:
         integer_products: weights beside quantized activations stay codes up to the product.
-        convolutions_as_matrices: those with many channels as matrix products, others in floats; else
-            Conv between DequantizeLinears.
+        convolutions_as_matrices: those with many channels as matrix products, others in floats;
+            else Conv between DequantizeLinears.
         zero_points: weights may have them; else they are a part of the shift.
         fuses_elementwise: operators one by one cost no pass over memory each.
         symmetric: all zero points must be 0.
@@ -234,29 +234,24 @@ def activation(
     if spec.kind == "log2":
         return _log2(onnx, x, scale, top + 1, math.log(2) / spec.octave_codes)
     zero = _unsigned(zero_point, scale, float(bits), spec)
-    one = zero.numel() == 1
-    axis: dict[str, Any] = {} if one else {"axis": -zero.ndim}
-    zero = zero.reshape(()) if one else zero
     lowest = -(2.0 ** (float(bits) - 1)) if signed else 0.0
     dtype = torch.int8 if signed else torch.uint8
-    bounds, stored = torch.iinfo(dtype), zero + lowest
-    if bounds.min <= stored.min() and stored.max() <= bounds.max:
-        stored = stored if one else stored.flatten()
-        parameters = (
-            onnx.constant(scale.expand_as(stored), f"{name}.scale"),
-            onnx.constant(stored.to(dtype), f"{name}.zero_point"),
-        )
-        codes = onnx("QuantizeLinear", x, *parameters, **axis)
-        if bits < MAX_BITS:
-            limits = (torch.tensor(limit).to(dtype) for limit in (lowest, lowest + top))
-            codes = onnx("Clip", codes, *(onnx.constant(limit) for limit in limits))
-        if one:
-            return Codes(codes, *parameters)
-        return onnx("DequantizeLinear", codes, *parameters, **axis)
-    scale_name, zero_name = onnx.constant(scale), onnx.constant(zero)
-    codes = onnx("Add", onnx("Div", x, scale_name), zero_name)
-    codes = onnx("Round", onnx("Clip", codes, onnx.constant(0.0), onnx.constant(top)))
-    return onnx("Mul", onnx("Sub", codes, zero_name), scale_name)
+    bounds, stored = torch.iinfo(dtype), zero.reshape(-1) + lowest
+    fits = stored.numel() == 1 and bool(bounds.min <= stored <= bounds.max)
+    # others are added to what is quantized: a QuantizeLinear of channels is many times slower
+    offset = None if fits else onnx.constant(zero * scale)
+    stored = stored.reshape(()) if fits else torch.tensor(lowest)
+    parameters = (
+        onnx.constant(scale, f"{name}.scale"),
+        onnx.constant(stored.to(dtype), f"{name}.zero_point"),
+    )
+    codes = onnx("QuantizeLinear", x if offset is None else onnx("Add", x, offset), *parameters)
+    if bits < MAX_BITS:
+        limits = (torch.tensor(limit).to(dtype) for limit in (lowest, lowest + top))
+        codes = onnx("Clip", codes, *(onnx.constant(limit) for limit in limits))
+    if offset is None:
+        return Codes(codes, *parameters)
+    return onnx("Sub", onnx("DequantizeLinear", codes, *parameters), offset)
 
 
 def _log2(onnx: OnnxGraph, x: str, scale: Tensor, highest: float, step: float) -> str:
@@ -394,7 +389,7 @@ def _convolution(
     patches = _patches(onnx, x, onnx.shapes[node][2:], attributes)
     result = _matrix_product(onnx, node, target, patches, weight, 0, bias)
     rank = len(onnx.shapes[node])
-    return onnx("Transpose", result, perm=[0, rank - 1, *range(1, rank - 1)])
+    return result and onnx("Transpose", result, perm=[0, rank - 1, *range(1, rank - 1)])
 
 
 def _fused_convolution(
