@@ -189,8 +189,15 @@ def test_a_zero_point_out_of_reach_is_named() -> None:
 
 @pytest.mark.usefixtures("uncompiled")
 # 8-bit codes minus a zero point do not fit in int8, others do
-@pytest.mark.parametrize("bits", [3, 8])
-@pytest.mark.parametrize("matched", [False, True], ids=["plain", "matched"])
+@pytest.mark.parametrize(
+    ("matched", "bits"),
+    [
+        (True, 3),
+        (False, 8),
+        pytest.param(False, 3, marks=pytest.mark.slow),
+        pytest.param(True, 8, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("kind", MODELS)
 # the products of attention on codes, or in floats

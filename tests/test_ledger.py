@@ -118,6 +118,7 @@ def test_a_full_disk_keeps_what_was_finished(path):
     ledger.close()
 
 
+@pytest.mark.slow
 def test_a_file_that_must_not_grow_is_one_clear_error(path):
     """What the operating system says, not what SQLite simulates: a limit on the size of files."""
     program = (

@@ -109,7 +109,7 @@ def test_a_teacher_of_other_images_is_refused(network, data, model):
 
 class TestCalibrate:
     @pytest.mark.parametrize("observer", OBSERVERS)
-    @pytest.mark.parametrize("scheme", ["linear", "full"])
+    @pytest.mark.parametrize("scheme", ["linear", pytest.param("full", marks=pytest.mark.slow)])
     def test_every_observer_gives_a_complete_point(self, model, observer, scheme):
         observers = {"weight_observer": observer, "activation_observer": observer}
         network = quantize(model, images(), plain(scheme, weight_bits=4, **observers))

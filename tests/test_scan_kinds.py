@@ -21,6 +21,7 @@ def configuration(dataset) -> dict:
     return json.loads(dataset.attrs["provenance"])["configuration"]
 
 
+@pytest.mark.slow
 def test_bits_against_a_factor_on_the_scales(scan) -> None:
     code, out, err = scan(*SMALL, "--probe", "bits", "--points", "2", "--out", "a")
     assert code == 0, err
