@@ -8,6 +8,7 @@ loss does there is measured afterwards, on images that had no part in the choice
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
@@ -72,12 +73,12 @@ def add_escapes(
             directions = _off(where, moving, how, generator)
         except InputError:  # all that moves is in the slice
             return dataset
-        losses = cache(partial(_vary, objective, test, names, origin))
+        measured = cache(partial(_measure, objective, test, names, origin))
         rows.append([
             remember(
                 ledger,
                 f"escape {number} {index}",
-                partial(_descend, losses, {name: origin[name] for name in names}, direction, step),
+                partial(_descend, measured, direction, step),
             )
             for index, direction in enumerate(directions)
         ])  # fmt: skip
@@ -117,41 +118,61 @@ def _off(
     return found
 
 
-def _vary(
+@dataclass(frozen=True)
+class _Minimum:
+    """Both losses as functions of what moves, and their values at a minimum."""
+
+    point: Point
+    objective: CalibrationLoss
+    test: HeldOutLoss
+    loss: float
+    test_loss: np.ndarray
+
+
+def _measure(
     objective: CalibrationLoss, test: HeldOutLoss, names: tuple[str, ...], origin: Point
-) -> tuple[CalibrationLoss, HeldOutLoss]:
-    return objective.vary(names, at=origin), test.vary(names, at=origin)
+) -> _Minimum:
+    """Measure a minimum, once for all descents from it."""
+    point = {name: origin[name] for name in names}
+    objective, test = objective.vary(names, at=origin), test.vary(names, at=origin)
+    return _Minimum(point, objective, test, _loss(objective, point), _test_loss(test, point))
 
 
-def _descend(
-    losses: Callable[[], tuple[CalibrationLoss, HeldOutLoss]],
-    origin: Point,
-    direction: Direction,
-    step: float,
-) -> Arrays:
+def _loss(objective: CalibrationLoss, point: Point) -> float:
+    return float(objective.per_image(point).double().mean())
+
+
+def _test_loss(test: HeldOutLoss, point: Point) -> np.ndarray:
+    per_image, _ = test.per_image(point)
+    return per_image.detach().double().cpu().numpy()
+
+
+def _descend(measured: Callable[[], _Minimum], direction: Direction, step: float) -> Arrays:
     """Follow the calibration loss along one direction, and measure the test loss at the end."""
-    objective, test = losses()
+    minimum = measured()
+
+    def at(distance: float) -> Point:
+        return displace(minimum.point, direction, distance)
 
     def loss(distance: float) -> float:
-        return float(objective.per_image(displace(origin, direction, distance)).double().mean())
+        return _loss(minimum.objective, at(distance))
 
-    def test_loss(distance: float) -> np.ndarray:
-        per_image, _ = test.per_image(displace(origin, direction, distance))
-        return per_image.detach().double().cpu().numpy()
-
-    at_minimum, reached = loss(0.0), 0.0
-    best, nearest = min((loss(side * step), side * step) for side in (-1, 1))
-    if best < at_minimum:
-        reached = nearest
-        for _ in range(DOUBLINGS):
-            further = loss(2 * reached)
-            if not further < best:
-                break
-            best, reached = further, 2 * reached
+    best, reached = min((loss(side * step), side * step) for side in (-1, 1))
+    if not best < minimum.loss:
+        return {
+            "loss_change": np.array(0.0),
+            "distance": np.array(0.0),
+            "test_loss_change": np.zeros_like(minimum.test_loss),
+        }
+    for _ in range(DOUBLINGS):
+        further = loss(2 * reached)
+        if not further < best:
+            break
+        best, reached = further, 2 * reached
     return {
-        "loss_change": np.array(best - at_minimum if reached else 0.0),
+        "loss_change": np.array(best - minimum.loss),
         "distance": np.array(reached),
-        "test_loss_change": test_loss(reached) - test_loss(0.0),
+        "test_loss_change": _test_loss(minimum.test, at(reached)) - minimum.test_loss,
     }
 
 
