@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from evolq.problem import Problem, Settings
     from landscape.ledger import Ledger, OpenLedger
     from landscape.probes.sampling import OnPoint
-    from landscape.probes.slices import Line
+    from landscape.probes.slices import Line, Plane, Slice
 
     Sampler = Callable[..., xr.Dataset]
 
@@ -232,13 +232,18 @@ class _SliceScan(_MovingScan):
         ledger = begin(open_ledger, problem, scan_options(self), leads)
         radius, chosen = _choose_radius(self, problem, lines, ends, ledger)
         measured = {**scan_options(self), "normalize": _normalization(self), **chosen}
-        sampler = self._sampler(problem, lines, radius, ends)
+        where = self._slice(lines)
+        sampler = self._sampler(problem, where, radius, ends)
         hashes = {"directions": hash_of(line.direction for line in lines)}
         dataset = _complete(sampler, problem, self, measured, on_point, ledger, executor, hashes)
-        return _compared(self, problem, lines, moving, dataset, on_point, ledger, executor)
+        return _compared(self, problem, where, moving, dataset, on_point, ledger, executor)
+
+    def _slice(self, lines: list[Line]) -> Slice:
+        """Return what lines from the start span."""
+        raise NotImplementedError
 
     def _sampler(
-        self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
+        self, problem: Problem, where: Any, radius: float, ends: Mapping[str, Point]
     ) -> Sampler:
         """Return what samples the slice, given what is told and a ledger."""
         raise NotImplementedError
@@ -264,17 +269,20 @@ class PlaneScan(_SliceScan):
         check_size(self.points * (self.rows or self.points), settings)
         super().check(settings)
 
-    def _sampler(
-        self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
-    ) -> Sampler:
-        from landscape.probes.sampling import axis, sample_plane
+    def _slice(self, lines: list[Line]) -> Plane:
         from landscape.probes.slices import Plane
 
         x, y = lines
-        plane = Plane(problem.start, x.direction, y.direction)
+        return Plane(x.origin, x.direction, y.direction)
+
+    def _sampler(
+        self, problem: Problem, where: Plane, radius: float, ends: Mapping[str, Point]
+    ) -> Sampler:
+        from landscape.probes.sampling import axis, sample_plane
+
         columns, rows = axis(radius, self.points), axis(radius, self.rows or self.points)
         return partial(
-            sample_plane, plane, columns, rows, problem.objective, problem.test, checkpoints=ends
+            sample_plane, where, columns, rows, problem.objective, problem.test, checkpoints=ends
         )
 
 
@@ -298,13 +306,16 @@ class RayScan(_SliceScan):
         check_size(self.rays * self.points, settings)
         super().check(settings)
 
+    def _slice(self, lines: list[Line]) -> tuple[Line, ...]:
+        return tuple(lines)
+
     def _sampler(
-        self, problem: Problem, lines: list[Line], radius: float, ends: Mapping[str, Point]
+        self, problem: Problem, where: tuple[Line, ...], radius: float, ends: Mapping[str, Point]
     ) -> Sampler:
         from landscape.probes.sampling import axis, sample_rays
 
         distances = axis(radius, self.points)
-        return partial(sample_rays, lines, distances, problem.objective, problem.test)
+        return partial(sample_rays, where, distances, problem.objective, problem.test)
 
 
 @dataclass(frozen=True)
@@ -682,7 +693,7 @@ def _calibrated(problem: Problem, within: str | None, exclude: str | None) -> Ta
 def _compared(
     scan: _SliceScan,
     problem: Problem,
-    lines: list[Line],
+    where: Slice,
     moving: Point,
     dataset: xr.Dataset,
     on_point: OnPoint | None,
@@ -693,9 +704,8 @@ def _compared(
     import torch
 
     from landscape.probes.escapes import add_escapes
-    from landscape.probes.frozen_null import add_frozen, can_freeze, slice_of
+    from landscape.probes.frozen_null import add_frozen, can_freeze
 
-    where = slice_of(lines, plane=isinstance(scan, PlaneScan))
     if scan.over == "scales" and can_freeze(problem.network, where):
         add_frozen(dataset, where, problem.network, problem.test, on_point, ledger, executor)
     if "failed" in dataset.attrs or (ledger is not None and ledger.part is not None):

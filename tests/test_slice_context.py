@@ -13,7 +13,7 @@ from landscape.ledger import Ledger
 from landscape.probes.cliff_losses import frozen
 from landscape.probes.directions import orthogonal_pair
 from landscape.probes.escapes import add_escapes
-from landscape.probes.frozen_null import add_frozen, can_freeze, slice_of
+from landscape.probes.frozen_null import add_frozen, can_freeze
 from landscape.probes.sampling import axis, sample_plane, sample_rays
 from landscape.probes.slices import Line, Plane
 from landscape.slice_analysis import analyze_escapes, analyze_frozen
@@ -44,7 +44,7 @@ def test_with_matched_moments_weights_alone_are_flat_at_frozen_codes():
     network, plane = plane_of(True)
     line = Line(plane.origin, plane.x)
     found = sample_rays([line], axis(0.2, 5), SquaredLogits(network), Test(network))
-    add_frozen(found, slice_of([line], plane=False), network, Test(network))
+    add_frozen(found, (line,), network, Test(network))
     held = found.frozen_test_loss_per_image
     np.testing.assert_array_equal(held, held.isel(distance=[2]).values.repeat(5, 1))
     said = analyze_frozen(found)

@@ -20,7 +20,7 @@ from evolq.points import Direction, Point, displace
 from landscape.ledger import Arrays, Ledger, remember
 from landscape.probes.directions import gaussian, normalize, orthogonal_to
 from landscape.probes.evaluation import CalibrationLoss, HeldOutLoss
-from landscape.probes.frozen_null import Slice, directions_of, point_at
+from landscape.probes.slices import Slice, directions_of, point_at
 from landscape.statistics.minima import significant_minima
 
 # Deepest minima that are left, directions from each, and doublings of the step of one descent.
@@ -67,10 +67,11 @@ def add_escapes(
     step = FIRST * _grid_step(dataset)
     names = tuple(sorted(moving))
     rows: list[list[Arrays]] = []
+    basis = cache(partial(_basis, where, moving, how))
     for number, minimum in enumerate(found):
         origin = point_at(where, minimum.coordinates)
         try:
-            directions = _off(where, moving, how, generator)
+            directions = _off(basis(), moving, how, generator)
         except InputError:  # all that moves is in the slice
             return dataset
         measured = cache(partial(_measure, objective, test, names, origin))
@@ -99,23 +100,29 @@ def add_escapes(
     )
 
 
-def _off(
-    where: Slice, moving: Point, how: str, generator: torch.Generator
-) -> list[dict[str, torch.Tensor]]:
-    """Return random directions orthogonal to a slice."""
+def _basis(where: Slice, moving: Point, how: str) -> list[Direction]:
+    """Return orthogonal directions that span a slice."""
     basis: list[Direction] = []
     for direction in directions_of(where):
-        part = normalize(direction, moving, how)
-        for other in basis:
-            part = orthogonal_to(other, part, moving, how)
-        basis.append(part)
-    found = []
-    for _ in range(DIRECTIONS):
-        drawn = normalize(gaussian(moving, generator), moving, how)
-        for other in basis:
-            drawn = orthogonal_to(other, drawn, moving, how)
-        found.append(drawn)
-    return found
+        basis.append(_orthogonal(normalize(direction, moving, how), basis, moving, how))
+    return basis
+
+
+def _off(
+    basis: Sequence[Direction], moving: Point, how: str, generator: torch.Generator
+) -> list[Direction]:
+    """Return random directions orthogonal to a basis."""
+    drawn = (normalize(gaussian(moving, generator), moving, how) for _ in range(DIRECTIONS))
+    return [_orthogonal(direction, basis, moving, how) for direction in drawn]
+
+
+def _orthogonal(
+    direction: Direction, basis: Sequence[Direction], moving: Point, how: str
+) -> Direction:
+    """Return what a direction has beside an orthogonal basis."""
+    for other in basis:
+        direction = orthogonal_to(other, direction, moving, how)
+    return direction
 
 
 @dataclass(frozen=True)

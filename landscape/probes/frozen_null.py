@@ -8,7 +8,7 @@ codes of weights. Codes of activations depend on the images and follow.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from itertools import product
@@ -27,11 +27,9 @@ from landscape.large import variable
 from landscape.ledger import Ledger
 from landscape.probes.cliff_losses import frozen, held_names
 from landscape.probes.evaluation import Evaluation, HeldOutLoss, evaluate
-from landscape.probes.slices import Line, Plane
+from landscape.probes.slices import Line, Slice, directions_of, origin_of, point_at
 from landscape.work.pieces import Failed, Piece, finish
 from landscape.work.shared import Shared
-
-Slice = Plane | tuple[Line, ...]  # a plane, or rays
 
 
 class _NoLoss:
@@ -46,24 +44,12 @@ class _NoLoss:
         return self
 
 
-def point_at(where: Slice, coordinates: Mapping[str, float]) -> Point:
-    """Return the Point of a plane at `x` and `y`, or of rays at `ray` and `distance`."""
-    if isinstance(where, Plane):
-        return where.at(coordinates["x"], coordinates["y"])
-    return where[int(coordinates["ray"])].at(coordinates["distance"])
-
-
-def directions_of(where: Slice) -> list[Mapping[str, Tensor]]:
-    """Return what spans a slice."""
-    return [where.x, where.y] if isinstance(where, Plane) else [ray.direction for ray in where]
-
-
 def can_freeze(network: QuantizedNetwork, where: Slice) -> bool:
     """Return whether scales of weights move on a slice, and nothing else reads these weights."""
     moving = set().union(*directions_of(where))
     if not any(f"{name}.scale" in moving for name in weight_nodes(network)):
         return False
-    start = where.origin if isinstance(where, Plane) else where[0].origin
+    start = origin_of(where)
     try:
         for line in [Line(start, direction) for direction in directions_of(where)]:
             frozen(network, start, line.at(1e-3))
@@ -93,7 +79,7 @@ def add_frozen(
         ledger: keeps each point.
         executor: measures the points, see `sample_plane`.
     """
-    origin = where.origin if isinstance(where, Plane) else where[0].origin
+    origin = origin_of(where)
     names = held_names(network, set().union(*directions_of(where)))
     at = partial(_frozen_at, network, origin, where)
     folder = ledger.path.parent if ledger else None
@@ -126,11 +112,3 @@ def _frozen_at(
     network: QuantizedNetwork, origin: Point, where: Slice, coordinates: Mapping[str, float]
 ) -> Point:
     return frozen(network, origin, point_at(where, coordinates))
-
-
-def slice_of(lines: Sequence[Line], plane: bool) -> Slice:
-    """Return the slice that lines from one origin span: a plane, or rays."""
-    if not plane:
-        return tuple(lines)
-    x, y = lines
-    return Plane(x.origin, x.direction, y.direction)

@@ -113,6 +113,27 @@ class Plane:
         return Place(x, y, distance / unit, norm(displacement(self.origin, varied, names)) / unit)
 
 
+Slice = Plane | tuple[Line, ...]
+"""A plane, or rays from one origin."""
+
+
+def point_at(where: Slice, coordinates: Mapping[str, float]) -> Point:
+    """Return the Point of a plane at `x` and `y`, or of rays at `ray` and `distance`."""
+    if isinstance(where, Plane):
+        return where.at(coordinates["x"], coordinates["y"])
+    return where[int(coordinates["ray"])].at(coordinates["distance"])
+
+
+def origin_of(where: Slice) -> Point:
+    """Return the Point that a slice goes through."""
+    return where.origin if isinstance(where, Plane) else where[0].origin
+
+
+def directions_of(where: Slice) -> list[Mapping[str, Tensor]]:
+    """Return what spans a slice."""
+    return [where.x, where.y] if isinstance(where, Plane) else [ray.direction for ray in where]
+
+
 def _check(origin: Point, direction: Direction) -> None:
     check_value("origin", origin, Mapping)
     check_value("direction", direction, Mapping)
