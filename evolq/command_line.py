@@ -404,6 +404,9 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt as stop:
         number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
         _print_line("stopped", signal.strsignal(number) or str(number))
+        # Python remembers a Ctrl-C that left an exec() of text (of dataclasses, of torch.fx), and
+        # then ends by the signal itself, though it was caught; the next exec() makes it forget
+        exec("")
         sys.exit(128 + number)
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -272,3 +272,12 @@ def test_shells_complete_the_options(module: str, tmp_path: Path) -> None:
     )
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert "--weight-bits" in written
+
+
+def test_ctrl_c_within_an_exec_ends_as_any_other(tmp_path: Path) -> None:
+    # `python -m` would die of the signal, which is not the same to a batch system
+    program = "from evolq.command_line import run\nrun(lambda _: exec('raise KeyboardInterrupt'))"
+    (tmp_path / "stopped.py").write_text(program)
+    done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 130
+    assert done.stderr.decode().splitlines() == ["stopped: Interrupt"]
