@@ -1,17 +1,19 @@
-"""Scans and comparisons on disk: NetCDF-4 files, written whole or not at all."""
+"""Scans and comparisons on disk: NetCDF-4 files, written whole or not at all.
+
+Behind the content of HDF5, where no reader looks, stands the SHA-256 of all of it. It is compared
+before the HDF5 library sees the file, because that library crashes on some damaged ones.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5netcdf
 import h5py
-import numpy as np
 import xarray as xr
 from xarray.backends import H5NetCDFStore
 from xarray.conventions import encode_cf_variable
@@ -27,6 +29,9 @@ KINDS = {
     "compare": ("cost", "loss", "test_loss", "final_test_correct_per_image"),
     "transfer": ("cost", "loss", "start_loss", "final_test_loss_per_image"),
 }
+# In front of the checksum, at the end of a file.
+_MARK = b"\nevolq sha256 "
+_HASHED_AT_ONCE = 2**20
 
 
 def save(dataset: xr.Dataset, path: str | Path, kind: str = "scan") -> None:
@@ -40,7 +45,6 @@ def save(dataset: xr.Dataset, path: str | Path, kind: str = "scan") -> None:
     _check_kind(kind)
     check_value("dataset", dataset, xr.Dataset)
     dataset = dataset.assign_attrs(format=_format(kind))
-    dataset = dataset.assign_attrs(checksum=_checksum(dataset))
     large = {name: array.variable for name, array in dataset.data_vars.items() if is_large(array)}
     small = dataset.drop_vars(large)
     compressed = {name: {"zlib": True} for name, array in small.data_vars.items() if array.ndim}
@@ -53,6 +57,8 @@ def save(dataset: xr.Dataset, path: str | Path, kind: str = "scan") -> None:
                     _write_blocks(netcdf, str(name), variable, patient)
         finally:
             patient.check()  # whatever HDF5 made of it
+        written = _checksum(file, file.seek(0, io.SEEK_END))
+        file.write(_MARK + written)
 
 
 def _write_blocks(
@@ -144,7 +150,8 @@ def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
 
     Raises:
         InputError: if there is no such file, it cannot be read, it is of another kind, or it does
-            not hold what was written. Files of format 1 have no checksum, which a warning says.
+            not hold what was written. A file without a checksum (of an earlier version, or written
+            again by another program) is read with a warning.
     """
     _check_kind(kind)
     check_value("path", path, Path)
@@ -154,6 +161,7 @@ def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
         raise InputError(
             f"there is no file {path}; such files are written by python -m landscape.{command}"
         )
+    checked = _check_content(path)
     try:
         h5py.File(path).close()  # fails cleanly on damage that makes h5netcdf print its own errors
         with xr.open_dataset(path, engine="h5netcdf", decode_times=False, cache=False) as dataset:
@@ -162,54 +170,56 @@ def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
     except Exception as error:  # a damaged file fails in HDF5, h5netcdf or xarray, each in its way
         raise InputError(f"cannot read {path} as NetCDF-4: {error}") from error
     missing = [name for name in KINDS[kind] if name not in dataset]
-    written = dataset.attrs.pop("checksum", None)
-    if dataset.attrs.get("format") == _format(kind) and written != _checksum(dataset):
-        raise InputError(
-            f"{path} cannot be used: its checksum does not fit its content; measure again, or "
-            "fetch the file again"
-        )
     found = dataset.attrs.pop("format", None)
-    if found == _format(kind, 1):
-        warnings.warn(f"{path} is of format 1, without a checksum", stacklevel=2)
-        found = _format(kind)
     if found != _format(kind) or missing:
         raise InputError(
             f"{path} is not a {kind} of this program ({_format(kind)!r}"
             + (f"; it lacks {', '.join(missing)})" if missing else ")")
         )
+    if not checked:
+        warnings.warn(f"{path} has no checksum; if it is damaged, nobody knows", stacklevel=2)
     return dataset
 
 
-def _format(kind: str, version: int = 2) -> str:
-    return f"evolq landscape {kind} {version}"
+def _check_content(path: Path) -> bool:
+    """Return whether a file has a checksum.
+
+    Raises:
+        InputError: if the checksum does not fit, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, io.SEEK_END) - len(_MARK) - 2 * hashlib.sha256().digest_size
+            file.seek(max(0, size))
+            mark, written = file.read(len(_MARK)), file.read()
+            if size < 0 or mark != _MARK:
+                return False
+            fits = written == _checksum(file, size)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if not fits:
+        raise InputError(
+            f"{path} cannot be used: its checksum does not fit its content; measure again, or "
+            "fetch the file again"
+        )
+    return True
+
+
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """Return the SHA-256 (hex) of the first `size` bytes."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, _HASHED_AT_ONCE))):
+        digest.update(block)
+        size -= len(block)
+    file.seek(0, io.SEEK_END)
+    return digest.hexdigest().encode()
+
+
+def _format(kind: str) -> str:
+    return f"evolq landscape {kind} 3"
 
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise InputError(f"unknown `kind` {kind!r}; choose from {', '.join(KINDS)}")
-
-
-def _checksum(dataset: xr.Dataset) -> str:
-    """Return the SHA-256 (hex) of names, dimensions, types, values and attributes."""
-    digest = hashlib.sha256(_words(dataset.attrs))
-    for name, array in sorted(dataset.variables.items(), key=lambda item: str(item[0])):
-        numbers = array.dtype.kind in "biufc"
-        kind = array.dtype.newbyteorder("=") if numbers else "text"  # its type is the reader's
-        digest.update(f"{name} {array.dims} {array.shape} {kind}".encode() + _words(array.attrs))
-        for block in (b for _, b in blocks(array)) if is_large(array) else (array,):
-            values = block.values
-            digest.update(
-                np.ascontiguousarray(values, kind).tobytes()
-                if numbers
-                else "\0".join(map(str, values.ravel())).encode()
-            )
-    return digest.hexdigest()
-
-
-def _words(attributes: Mapping[Any, Any]) -> bytes:
-    named = {
-        str(name): str(np.asarray(value).tolist())
-        for name, value in attributes.items()
-        if name != "checksum"
-    }
-    return json.dumps(named, sort_keys=True).encode()

@@ -332,17 +332,16 @@ def test_flipped_bits_of_a_scan_are_found(tmp_path: Path) -> None:
             refusals += 1
         else:
             assert found.identical(right), "a bit of nothing: the content is that which was written"
-    assert refusals > 2
+    # all but those in the words in front of the checksum
+    assert refusals > 15
 
 
-def test_a_scan_of_format_1_loads_with_a_warning(tmp_path: Path) -> None:
+def test_a_scan_that_another_program_wrote_again_loads_with_a_warning(tmp_path: Path) -> None:
     store.save(scanned(), tmp_path / "scan.nc")
-    dataset = xr.load_dataset(tmp_path / "scan.nc", engine="h5netcdf")
-    del dataset.attrs["checksum"]
-    dataset.attrs["format"] = "evolq landscape scan 1"
-    dataset.to_netcdf(tmp_path / "old.nc", engine="h5netcdf")
-    with pytest.warns(UserWarning, match="of format 1, without a checksum"):
-        store.load(tmp_path / "old.nc")
+    right = store.load(tmp_path / "scan.nc")
+    xr.load_dataset(tmp_path / "scan.nc", engine="h5netcdf").to_netcdf(tmp_path / "again.nc")
+    with pytest.warns(UserWarning, match=r"again\.nc has no checksum"):
+        assert store.load(tmp_path / "again.nc").identical(right)
 
 
 # Properties ---------------------------------------------------------------------------------------
