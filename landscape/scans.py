@@ -46,6 +46,7 @@ POINT_BYTES, LARGEST_FILE = 25, 75e9
 NUMBERS = {
     "radius": (1e-9, 80.0),
     "repeats": (0, 10_000),
+    "descents": (0, 10_000),
     "points": (2, MAX_IMAGES),
     "rows": (2, MAX_IMAGES),
     "length": (1e-9, 80.0),
@@ -121,12 +122,19 @@ class _SliceScan(_MovingScan):
         radius: How far to go, in lengths of the directions: for scales 0.1 changes a typical scale
             by 10 %. By default the test loss has just moved by 4 standard errors there (bisected);
             with towards and pca it reaches somewhat past the checkpoints.
+        frozen_codes: Measure the test loss of each point once more with the codes that weights
+            have at the start: what is left of the ruggedness does not come from their rounding. Of
+            scales only.
+        descents: How many from each minimum that counts, in directions off the slice: whether it is
+            one there, too. 0 leaves them out.
     """
 
     directions: Directions = "gaussian"
     checkpoints: tuple[Path, ...] = ()
     normalize: Normalization | None = None
     radius: float | None = None
+    frozen_codes: bool = True
+    descents: int = 6
 
     def __post_init__(self) -> None:
         """Refuse values that do not go together."""
@@ -706,15 +714,24 @@ def _compared(
     from landscape.probes.escapes import add_escapes
     from landscape.probes.frozen_null import add_frozen, can_freeze
 
-    if scan.over == "scales" and can_freeze(problem.network, where):
+    if scan.frozen_codes and scan.over == "scales" and can_freeze(problem.network, where):
         add_frozen(dataset, where, problem.network, problem.test, on_point, ledger, executor)
     if "failed" in dataset.attrs or (ledger is not None and ledger.part is not None):
         return dataset  # its minima are known when all points are
+    if not scan.descents:
+        return dataset
     # another stream than that of the directions of the slice
     generator = torch.Generator().manual_seed(problem.settings.seed + 1)
-    how = _normalization(scan)
     return add_escapes(
-        dataset, where, moving, how, problem.objective, problem.test, generator, ledger
+        dataset,
+        where,
+        moving,
+        _normalization(scan),
+        problem.objective,
+        problem.test,
+        scan.descents,
+        generator,
+        ledger,
     )
 
 

@@ -97,6 +97,19 @@ def test_the_library_gives_what_the_command_writes(scan) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_slice_is_compared_with_can_be_left_out(scan) -> None:
+    arguments = (*QUICK, "--points", "3", "--radius", "0.3", "--weight-bits", "3")
+    assert scan(*arguments, "--descents", "2", "--out", "a")[0] == 0
+    assert scan(*arguments, "--no-frozen-codes", "--descents", "0", "--out", "b")[0] == 0
+    a, b = store.load("a/scan.nc"), store.load("b/scan.nc")
+    assert a.sizes["direction"] == 2
+    own = {name for name in a.variables if name not in b}
+    assert {"frozen_test_loss_per_image", "escape_loss_change"} <= own
+    assert not any("frozen" in name or "escape" in name for name in b.variables)
+    assert a.test_loss_per_image.equals(b.test_loss_per_image)
+
+
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(scan) -> None:
     arguments = (*QUICK, "--points", "2", "--radius", "0.1", "--out")
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
@@ -504,7 +517,7 @@ def test_a_real_vision_transformer(scan, evolq_data) -> None:
         "--weights", str(evolq_data / "deit_tiny_patch16_224.safetensors"),
         "--images", str(evolq_data / "imagenet_cc"),
         "--points", "3", "--radius", "0.05", "--calibration-images", "100",
-        "--test-images", "100", "--selection-images", "0",
+        "--test-images", "100", "--selection-images", "0", "--descents", "1",
     )  # fmt: skip
     assert code == 0, err
     dataset = store.load("runs/scan-deit_tiny_patch16_224-1/scan.nc")

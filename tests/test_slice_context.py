@@ -89,7 +89,7 @@ def bowl(lowest):
 def escaped(lowest, **more):
     scan, plane, origin, losses = bowl(lowest)
     generator = torch.Generator().manual_seed(1)
-    return add_escapes(scan, plane, origin, "none", *losses, generator, **more), losses
+    return add_escapes(scan, plane, origin, "none", *losses, 6, generator, **more), losses
 
 
 def test_descents_leave_a_minimum_that_the_slice_alone_has():
@@ -133,7 +133,7 @@ def test_a_slice_of_all_that_moves_has_no_way_out():
                   {"a.scale": torch.tensor([0.0, 1.0])})  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     moving = {"a.scale": torch.ones(2)}
-    assert add_escapes(scan, plane, moving, "none", *losses, generator) is scan
+    assert add_escapes(scan, plane, moving, "none", *losses, 6, generator) is scan
 
 
 def test_the_null_of_frozen_codes_is_said_beside_the_minima():

@@ -23,9 +23,8 @@ from landscape.probes.evaluation import CalibrationLoss, HeldOutLoss
 from landscape.probes.slices import Slice, directions_of, point_at
 from landscape.statistics.minima import significant_minima
 
-# Deepest minima that are left, directions from each, and doublings of the step of one descent.
+# Deepest minima that are left, and doublings of the step of one descent.
 MOST_MINIMA = 5
-DIRECTIONS = 6
 DOUBLINGS = 4
 # The first step of a descent, in steps of the grid.
 FIRST = 0.25
@@ -38,6 +37,7 @@ def add_escapes(
     how: str,
     objective: CalibrationLoss,
     test: HeldOutLoss,
+    descents: int,
     generator: torch.Generator,
     ledger: Ledger | None = None,
 ) -> xr.Dataset:
@@ -54,6 +54,7 @@ def add_escapes(
         how: normalization of the directions, see `directions.normalize`.
         objective: on calibration images; chooses.
         test: on test images; judges.
+        descents: how many from each minimum.
         generator: draws the directions.
         ledger: keeps each descent.
 
@@ -71,7 +72,7 @@ def add_escapes(
     for number, minimum in enumerate(found):
         origin = point_at(where, minimum.coordinates)
         try:
-            directions = _off(basis(), moving, how, generator)
+            directions = _off(basis(), moving, how, descents, generator)
         except InputError:  # all that moves is in the slice
             return dataset
         measured = cache(partial(_measure, objective, test, names, origin))
@@ -109,10 +110,10 @@ def _basis(where: Slice, moving: Point, how: str) -> list[Direction]:
 
 
 def _off(
-    basis: Sequence[Direction], moving: Point, how: str, generator: torch.Generator
+    basis: Sequence[Direction], moving: Point, how: str, count: int, generator: torch.Generator
 ) -> list[Direction]:
     """Return random directions orthogonal to a basis."""
-    drawn = (normalize(gaussian(moving, generator), moving, how) for _ in range(DIRECTIONS))
+    drawn = (normalize(gaussian(moving, generator), moving, how) for _ in range(count))
     return [_orthogonal(direction, basis, moving, how) for direction in drawn]
 
 
