@@ -39,7 +39,7 @@ COMMANDS = {"evolq": EVOLQ, "landscape scan": SCAN, "landscape compare": COMPARE
 SMALL = ("--calibration-images", "20", "--test-images", "10", "--model", "fashion_resnet")
 QUICK = {
     "evolq": ("--passes", "1", "--within", "fc.*"),
-    "landscape scan": ("--points", "2", "--radius", "0.1"),
+    "landscape scan": ("--points", "2", "--radius", "0.1", "--descents", "1"),
     "landscape compare": (
         *("--optimizers", "evol-q", "random-search", "--budget", "2", "--seeds", "1"),
         *("--points", "2", "--plane", "random"),

@@ -46,8 +46,9 @@ QUICK = ("--calibration-images", "20", "--selection-images", "0", "--test-images
 
 def test_a_plane(scan, tmp_path) -> None:
     code, out, err = scan(
-        *QUICK, "--points", "3", "--rows", "2", "--radius", "0.2", "--weight-bits", "3"
-    )
+        *QUICK, "--points", "3", "--rows", "2", "--radius", "0.2", "--weight-bits", "3",
+        "--descents", "1",
+    )  # fmt: skip
     assert code == 0, err
     folder = Path("runs/scan-fashion_vit-1")
     assert {path.name for path in folder.iterdir()} == {*results.RESULTS, "config.yaml"}
@@ -90,9 +91,10 @@ def test_the_numbers_are_those_of_the_library(scan) -> None:
 
 
 def test_the_library_gives_what_the_command_writes(scan) -> None:
-    assert scan(*QUICK, "--points", "3", "--rows", "2", "--radius", "0.1", "--out", "a")[0] == 0
+    arguments = (*QUICK, "--points", "3", "--rows", "2", "--radius", "0.1", "--descents", "1")
+    assert scan(*arguments, "--out", "a")[0] == 0
     problem = prepare(Settings(calibration_images=20, selection_images=0, test_images=20))
-    dataset = PlaneScan(points=3, rows=2, radius=0.1).sample(problem)
+    dataset = PlaneScan(points=3, rows=2, radius=0.1, descents=1).sample(problem)
     assert with_analysis(dataset, analyze(dataset)).identical(store.load("a/scan.nc"))
 
 
@@ -126,7 +128,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(scan) -> None
 def test_rays_over_everything(scan, over) -> None:
     code, _, err = scan(
         *QUICK, "--probe", "rays", "--rays", "2", "--points", "3", "--radius", "0.5",
-        "--over", over, "--within", "blocks.[01].*", "--exclude", "*fc2*", "--out", "out",
+        "--over", over, "--within", "blocks.[01].*", "--exclude", "*fc2*", "--descents", "1",
+        "--out", "out",
     )  # fmt: skip
     assert code == 0, err
     dataset = store.load("out/scan.nc")
