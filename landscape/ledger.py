@@ -36,6 +36,8 @@ CREATE TABLE IF NOT EXISTS piece (
     key TEXT PRIMARY KEY, state TEXT NOT NULL, content BLOB, checksum TEXT, error TEXT
 );
 """
+# Name of the checksum of all other rows of the table `run`.
+_SEAL = "checksum"
 
 
 class Ledger:
@@ -78,11 +80,14 @@ class Ledger:
         self._database.execute("PRAGMA synchronous = EXTRA")  # outlasts a power cut, too
         self._database.executescript(_TABLES)
         found = dict(self._database.execute("SELECT name, value FROM run"))
+        if found and found.pop(_SEAL, None) != _seal(found):
+            raise sqlite3.DatabaseError("its identity is not what was written")
         if identity is None:
             identity = {name: json.loads(value) for name, value in found.items()}
         given = {name: json.dumps(value) for name, value in identity.items()}
         if not found:
-            self._database.executemany("INSERT INTO run VALUES (?, ?)", given.items())
+            rows = [*given.items(), (_SEAL, _seal(given))]
+            self._database.executemany("INSERT INTO run VALUES (?, ?)", rows)
         self._database.execute("COMMIT")
         different = [
             f"{name} {found.get(name, 'not given')} then, {given.get(name, 'not given')} now"
@@ -155,7 +160,7 @@ class Ledger:
             raise InputError(
                 f"cannot use {self.path}: {error}; what was finished before is kept"
             ) from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # of its messages, which quote damage
             raise InputError(f"{self._damaged} ({error})") from error
 
 
@@ -223,6 +228,10 @@ def hash_of(points: Iterable[Point]) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _seal(identity: Mapping[str, str]) -> str:
+    return _hash(repr(sorted(map(repr, identity.items()))))
 
 
 def _checksum(key: str, content: bytes) -> str:

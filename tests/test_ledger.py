@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -104,6 +105,25 @@ def test_damage_is_named_and_never_used(path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"scan.sqlite is damaged.*remove it"):
             Ledger(path, {}).find("x=1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE run SET value = '5' WHERE name = 'seed'",
+        "UPDATE run SET name = 'sfed' WHERE name = 'seed'",
+        "DELETE FROM run WHERE name = 'seed'",
+        "DELETE FROM run WHERE name = 'checksum'",
+    ],
+)
+def test_an_identity_that_was_not_written_is_damage(path, change):
+    Ledger(path, {"seed": 4, "model": "m"}).close()
+    Ledger(path, None).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(change)
+    for identity in (None, {"seed": 5, "model": "m"}):
+        with pytest.raises(InputError, match="its identity is not what was written"):
+            Ledger(path, identity)
 
 
 def test_a_full_disk_keeps_what_was_finished(path):
