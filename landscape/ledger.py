@@ -80,19 +80,20 @@ class Ledger:
         self._database.execute("PRAGMA synchronous = EXTRA")  # outlasts a power cut, too
         self._database.executescript(_TABLES)
         found = dict(self._database.execute("SELECT name, value FROM run"))
-        if found and found.pop(_SEAL, None) != _seal(found):
+        begun = bool(found)
+        if begun and found.pop(_SEAL, None) != _seal(found):
             raise sqlite3.DatabaseError("its identity is not what was written")
         if identity is None:
             identity = {name: json.loads(value) for name, value in found.items()}
         given = {name: json.dumps(value) for name, value in identity.items()}
-        if not found:
+        if not begun:
             rows = [*given.items(), (_SEAL, _seal(given))]
             self._database.executemany("INSERT INTO run VALUES (?, ?)", rows)
         self._database.execute("COMMIT")
         different = [
             f"{name} {found.get(name, 'not given')} then, {given.get(name, 'not given')} now"
             for name in sorted(found.keys() | given.keys())
-            if found and found.get(name) != given.get(name)
+            if begun and found.get(name) != given.get(name)
         ]
         if different:
             more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
