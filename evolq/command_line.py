@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 CONFIG = "config.yaml"
 
+# Names the folder of PyTorch's compiler.
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
 # Letters of a word in a message; longer ones (numbers of 5,000 digits) are cut.
 LONGEST = 300
 
@@ -393,6 +396,7 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter loses that letter
+    _check_compiler_cache()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
@@ -411,6 +415,21 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     sys.exit(0)
+
+
+def _check_compiler_cache() -> None:
+    """Let PyTorch choose a folder if it cannot use the one that it is given.
+
+    With that one timm could not even be imported.
+    """
+    folder = os.environ.get(COMPILER_CACHE)
+    if not folder:
+        return
+    with suppress(OSError):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    if not _writable(Path(folder)):
+        _print_line("warning", f"cannot write to {COMPILER_CACHE} {folder}; PyTorch's own is used")
+        del os.environ[COMPILER_CACHE]
 
 
 class _Terminated(KeyboardInterrupt):

@@ -17,7 +17,7 @@ import yaml
 from evolq import quantization, settings
 from evolq.__main__ import COMMAND as EVOLQ
 from evolq.__main__ import RecipeName, TargetName
-from evolq.command_line import Command, Output, read_configuration
+from evolq.command_line import COMPILER_CACHE, Command, Output, read_configuration, run
 from evolq.files.onnx_codes import TARGETS
 from evolq.losses.criteria import CRITERIA
 from evolq.network.placement import SCHEMES
@@ -281,3 +281,19 @@ def test_ctrl_c_within_an_exec_ends_as_any_other(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 130
     assert done.stderr.decode().splitlines() == ["stopped: Interrupt"]
+
+
+def test_a_compiler_cache_that_cannot_be_written_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    seen = []
+    for name in ("file/cache", "new/cache"):
+        monkeypatch.setenv(COMPILER_CACHE, str(tmp_path / name))
+        with pytest.raises(SystemExit) as ended:
+            run(lambda _: seen.append(os.environ.get(COMPILER_CACHE)))
+        assert ended.value.code == 0
+    assert seen == [None, str(tmp_path / "new" / "cache")]
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: cannot write to {COMPILER_CACHE} {tmp_path}/file/cache; PyTorch's own is used"
+    ]
