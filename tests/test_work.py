@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -237,6 +238,24 @@ def test_workers_take_over_if_they_are_faster(monkeypatch, factor, words):
     assert words in said[0]
     assert (workers.calls > 90) == (factor > 1)
     assert ("going on with one" in said[0]) == (factor < 1)
+
+
+def test_an_executor_that_takes_on_workers_gets_more_at_a_time():
+    class Growing(ThreadPoolExecutor):
+        in_flight = 1
+
+        def submit(self, *call):
+            self.in_flight = 2
+            return super().submit(*call)
+
+    both = Barrier(2, timeout=20)  # two calls wait for each other
+
+    def together(number):
+        both.wait()
+        return square(number)
+
+    with Growing(2) as executor:
+        assert found(squares(together, 4), None, executor) == found(squares(count=4))
 
 
 def test_workers_are_not_started_for_little_work_or_without_memory(monkeypatch):

@@ -79,7 +79,6 @@ def finish(
     if ledger is not None and ledger.part is not None:
         pieces = own(list(pieces), ledger, ledger.part)
     executor = executor or Here()
-    room = getattr(executor, "in_flight", IN_FLIGHT)
     waiting = iter(pieces)
     again: deque[tuple[Piece, int]] = deque()
     flying: dict[Future[Arrays], tuple[Piece, int]] = {}
@@ -87,7 +86,8 @@ def finish(
     failures, hopeful = 0, False
     try:
         while True:
-            while len(flying) < room and ended.empty():
+            # asked anew: an executor may take on workers on the way
+            while len(flying) < getattr(executor, "in_flight", IN_FLIGHT) and ended.empty():
                 piece = next(waiting, None)
                 tries = 0
                 if piece is None:
