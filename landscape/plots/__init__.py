@@ -1,7 +1,9 @@
 """Figures of scans and comparisons; the only user of matplotlib and plotly."""
 
 from landscape.plots.bits import BitsInfo, bits_info, draw_bits
+from landscape.plots.cliffs import draw_exact, draw_jumps, draw_line, draw_rates
 from landscape.plots.comparison_figures import (
+    draw_barrier,
     draw_comparison,
     draw_distances,
     draw_losses,
@@ -21,10 +23,11 @@ from landscape.plots.plane import (
     draw_surface,
     plane_info,
 )
-from landscape.plots.rays import RaysInfo, draw_rays, rays_info
+from landscape.plots.rays import RaysInfo, draw_curves, draw_rays, rays_info
 from landscape.plots.report import sections_of
 from landscape.plots.style import PRINT_STYLE_FILE, STYLE_FILE, save_figure
 from landscape.plots.transfer import draw_transfer
+from landscape.plots.walks import draw_correlogram
 
 __all__ = [
     "PRINT_STYLE_FILE",
@@ -38,12 +41,17 @@ __all__ = [
     "bits_info",
     "comparison_info",
     "draw",
+    "draw_barrier",
     "draw_bits",
     "draw_comparison",
     "draw_confidence",
+    "draw_correlogram",
     "draw_counts",
     "draw_curves",
     "draw_distances",
+    "draw_exact",
+    "draw_jumps",
+    "draw_line",
     "draw_losses",
     "draw_map",
     "draw_noise",
@@ -51,6 +59,7 @@ __all__ = [
     "draw_paths",
     "draw_persistence",
     "draw_plane",
+    "draw_rates",
     "draw_rays",
     "draw_surface",
     "draw_transfer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import matplotlib
@@ -13,15 +14,15 @@ from numpy.typing import NDArray
 from xarray import Dataset
 
 from evolq.losses.paired import paired_standard_error
-from landscape.analysis import Analysis
+from landscape.analysis import Analysis, analyze
 from landscape.cliff_analysis import CliffAnalysis, variation_of
 from landscape.plots.info import Axis, axis_of, subtitle_of, title_of
 from landscape.plots.noise import noise_panel
 from landscape.plots.page import Panel, layout
 from landscape.plots.palette import LOOKS, Look
 from landscape.plots.rays import FLOOR_WORDS
-from landscape.plots.style import STYLE
-from landscape.words import TEST_LOSS_WORDS
+from landscape.plots.style import STYLE, drawing
+from landscape.words import TEST_LOSS_WORDS, with_unit
 
 LINE_TITLE = "Where ups and downs of the line come from"
 JUMPS_TITLE = "Jump of the test loss at single cliffs"
@@ -30,6 +31,7 @@ EXACT_TITLE = "{}: once between each two cliffs"
 CHANGE_WORDS = f"Change of the test loss: {TEST_LOSS_WORDS}"
 JUMP_WORDS = f"Size of the jump: {TEST_LOSS_WORDS}"
 BITS_WORDS = "Bits of all weights"
+NOISE_WORDS = FLOOR_WORDS.replace(", ", ",\n")  # for a legend in a narrow figure
 ERROR_WORDS = "± 1 standard error (paired with the start)"
 # Name -> color, of what adds up to the line.
 PARTS = {
@@ -94,10 +96,55 @@ def draw_cliffs(dataset: Dataset, analysis: Analysis) -> Figure:
         figure = Figure(figsize=(13, 9.5), layout="constrained")
         figure.suptitle(f"{info.title}\n{info.subtitle}")
         (line, jumps), (rates, exact) = figure.subplots(2, 2)
-        _draw_line(line, info)
-        _draw_jumps(jumps, info)
-        _draw_rates(rates, info)
-        _draw_exact(exact, info)
+        _line_on(line, info)
+        _jumps_on(jumps, info)
+        _rates_on(rates, info)
+        _exact_on(exact, info)
+    return figure
+
+
+def draw_line(
+    dataset: Dataset, analysis: Analysis | None = None, *, axes: Axes | None = None
+) -> Figure:
+    """Draw which ups and downs of a line are jumps at cliffs, and which are drift between them.
+
+    Args:
+        dataset: the result of a scan of cliffs.
+        analysis: of it, if it has been computed already.
+        axes: where to draw; a new figure's if not given.
+    """
+    return _drawn(_line_on, dataset, analysis, axes)
+
+
+def draw_jumps(
+    dataset: Dataset, analysis: Analysis | None = None, *, axes: Axes | None = None
+) -> Figure:
+    """Draw how far the test loss jumps at single cliffs, by kind of layer; see `draw_line`."""
+    return _drawn(_jumps_on, dataset, analysis, axes)
+
+
+def draw_rates(
+    dataset: Dataset, analysis: Analysis | None = None, *, axes: Axes | None = None
+) -> Figure:
+    """Draw how many cliffs there are in a distance of 1, by bit-width; see `draw_line`."""
+    return _drawn(_rates_on, dataset, analysis, axes)
+
+
+def draw_exact(
+    dataset: Dataset, analysis: Analysis | None = None, *, axes: Axes | None = None
+) -> Figure:
+    """Draw the test loss once between each two cliffs of one weight; see `draw_line`."""
+    return _drawn(_exact_on, dataset, analysis, axes)
+
+
+def _drawn(
+    draw: Callable[[Axes, CliffsInfo], None],
+    dataset: Dataset,
+    analysis: Analysis | None,
+    axes: Axes | None,
+) -> Figure:
+    with drawing(axes) as (figure, axes):
+        draw(axes, cliffs_info(dataset, analysis or analyze(dataset)))
     return figure
 
 
@@ -113,21 +160,21 @@ def cliffs_panels(dataset: Dataset, analysis: Analysis) -> list[Panel | None]:
     return [Panel("The line and its cliffs", figures), noise_panel(analysis)]
 
 
-def _draw_line(axes: Axes, info: CliffsInfo) -> None:
+def _line_on(axes: Axes, info: CliffsInfo) -> None:
     if info.found.floor:
         axes.axhspan(
-            -info.found.floor, info.found.floor, color="0.85", linewidth=0, label=FLOOR_WORDS
+            -info.found.floor, info.found.floor, color="0.85", linewidth=0, label=NOISE_WORDS
         )
     for name, values in info.parts.items():
         style = {"linewidth": 2.5} if name == "the line" else {"linewidth": 1.5, "marker": "."}
         axes.plot(info.distance.values, values, color=PARTS[name], label=name, **style)
     axes.set_title(f"{LINE_TITLE}\n{_share_words(info)}")
-    axes.set_xlabel(info.distance.label)
+    axes.set_xlabel(with_unit(info.distance.name, info.distance.unit, "\n"))
     axes.set_ylabel(f"{CHANGE_WORDS},\nfrom the first point")
-    axes.legend(loc="best", fontsize="small")
+    _legend_on_top(axes, 0.75)
 
 
-def _draw_jumps(axes: Axes, info: CliffsInfo) -> None:
+def _jumps_on(axes: Axes, info: CliffsInfo) -> None:
     names = [kind for kind, each in info.found.kinds.items() if each.jumps]
     for row, kind in enumerate(names):
         sizes = np.maximum(info.found.kinds[kind].jumps, _smallest(info))
@@ -136,30 +183,30 @@ def _draw_jumps(axes: Axes, info: CliffsInfo) -> None:
         axes.plot(np.median(sizes), row, "|", color="black", markersize=20)
     if info.found.floor:
         axes.axvspan(
-            _smallest(info), info.found.floor, color="0.85", linewidth=0, label=FLOOR_WORDS
+            _smallest(info), info.found.floor, color="0.85", linewidth=0, label=NOISE_WORDS
         )
         axes.legend(loc="lower left", fontsize="small")
     axes.set_xscale("log")
     axes.set_yticks(range(len(names)), labels=[_short(name) for name in names])
-    axes.set_ylim(-0.8, len(names) - 0.2)
+    axes.set_ylim(-2.2, len(names) - 0.2)  # below is the legend
     axes.set_title(f"{JUMPS_TITLE}\nblack: the median")
     axes.set_xlabel(JUMP_WORDS)
 
 
-def _draw_rates(axes: Axes, info: CliffsInfo) -> None:
+def _rates_on(axes: Axes, info: CliffsInfo) -> None:
     rates = info.found.rates
     axes.semilogy(list(rates), list(rates.values()), "o-", color=LOOKS[4].color)
     axes.axhline(info.found.rate, color="0.4", linestyle=":", linewidth=1)
-    words = f"the start: {info.found.rate:,.0f}, one per {1 / info.found.rate:.1g}"
+    words = f"the start: {info.found.rate:,.0f},\none per {1 / info.found.rate:.1g}"
     axes.annotate(
-        words, (list(rates)[-1], info.found.rate), (0, 4), textcoords="offset points", ha="right"
+        words, (min(rates), info.found.rate), (0, 4), textcoords="offset points", ha="left"
     )
     axes.set_title(f"{RATES_TITLE}\neach bit more doubles them")
     axes.set_xlabel(BITS_WORDS)
     axes.set_ylabel("Codes of weights that change")
 
 
-def _draw_exact(axes: Axes, info: CliffsInfo) -> None:
+def _exact_on(axes: Axes, info: CliffsInfo) -> None:
     color = LOOKS[1].color
     if info.found.floor:
         axes.axhspan(-info.found.floor, info.found.floor, color="0.85", linewidth=0)
@@ -169,9 +216,16 @@ def _draw_exact(axes: Axes, info: CliffsInfo) -> None:
     axes.axvline(0, color="0.4", linewidth=0.8, linestyle=":")
     axes.plot(info.found.exact.lowest, info.found.exact.change, "v", color="black", label="lowest")
     axes.set_title(EXACT_TITLE.format(info.found.exact.weight))
-    axes.set_xlabel(info.distance.label)
+    axes.set_xlabel(with_unit(info.distance.name, info.distance.unit, "\n"))
     axes.set_ylabel(f"{CHANGE_WORDS},\nfrom the start")
-    axes.legend(loc="best", fontsize="small")
+    _legend_on_top(axes, 0.35)
+
+
+def _legend_on_top(axes: Axes, share: float) -> None:
+    """Make room above the curves, that share of their height, and put the legend there."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + share * (high - low))
+    axes.legend(loc="upper left", fontsize="small")
 
 
 def _line_figure(info: CliffsInfo) -> go.Figure:

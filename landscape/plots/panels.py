@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from evolq.errors import InputError
 from landscape.analysis import analysis_of
 from landscape.plots.bits import draw_bits
+from landscape.plots.cliffs import draw_exact, draw_jumps, draw_line, draw_rates
 from landscape.plots.comparison_figures import (
     draw_barrier,
     draw_distances,
@@ -24,6 +25,7 @@ from landscape.plots.noise import draw_noise, draw_nulls
 from landscape.plots.plane import draw_confidence, draw_map, draw_surface
 from landscape.plots.rays import draw_curves
 from landscape.plots.style import PRINT_STYLE
+from landscape.plots.walks import draw_correlogram
 from landscape.runs import Run
 
 Draw = Callable[..., Figure]
@@ -44,12 +46,23 @@ PANELS: Mapping[str, Mapping[str, Draw]] = {
         "calibration-map": partial(draw_map, loss="loss"),
         **_MINIMA,
     },
+    # before rays, as its line is one
+    "cliff": {
+        "line": draw_line,
+        "jumps": draw_jumps,
+        "rates": draw_rates,
+        "exact": draw_exact,
+    },
     "ray": {
         "curves": draw_curves,
         "calibration-curves": partial(draw_curves, loss="loss"),
         **_MINIMA,
     },
-    "walk": {"curves": draw_curves, "calibration-curves": partial(draw_curves, loss="loss")},
+    "walk": {
+        "curves": draw_curves,
+        "correlogram": draw_correlogram,
+        "calibration-curves": partial(draw_curves, loss="loss"),
+    },
     "bits": {"bits": draw_bits},
     "compare": {
         "losses": draw_losses,
@@ -70,14 +83,14 @@ def panels_of(run: Run) -> Mapping[str, Draw]:
     """Return the panels that a run can be drawn as, by name.
 
     Raises:
-        InputError: for a scan of cliffs, a search or a comparison of criteria, which have none.
+        InputError: for a search or a comparison of criteria, which have none.
     """
     content: Any = run.content
     kind = run.kind
     if kind == "scan":
-        kind = next((name for name in PANELS if name in content.dims), "scan of cliffs")
+        kind = next(name for name in PANELS if name in content.dims)
     if kind not in PANELS:
-        raise InputError(f"a {kind} has no panels; give the run of another scan or of a comparison")
+        raise InputError(f"a {kind} has no panels; give the run of a scan or of a comparison")
     return PANELS[kind]
 
 

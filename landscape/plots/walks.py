@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from xarray import Dataset
 
-from landscape.analysis import Analysis, Correlogram
+from landscape.analysis import Analysis, Correlogram, analyze
 from landscape.plots.noise import noise_panel
 from landscape.plots.page import Panel, layout
 from landscape.plots.rays import MEAN_COLOR, RAY_COLOR, curve_figure, curves_on, rays_info
-from landscape.plots.style import STYLE
+from landscape.plots.style import STYLE, drawing
 
 CORRELATION_TITLE = "Autocorrelation of the test loss"
 CORRELATION_WORDS = "1: alike, 0: tells nothing"
@@ -37,9 +37,26 @@ def draw_walks(dataset: Dataset, analysis: Analysis) -> Figure:
         curves_on(left, info, info.loss)
         curves_on(middle, info, info.test_loss)
         if analysis.correlogram is not None:
-            _draw_correlogram(right, analysis.correlogram)
+            _correlogram_on(right, analysis.correlogram)
         handles, labels = middle.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_correlogram(
+    dataset: Dataset, analysis: Analysis | None = None, *, axes: Axes | None = None
+) -> Figure:
+    """Draw how alike the test loss is some steps further on.
+
+    Args:
+        dataset: the result of a scan of walks.
+        analysis: of it, if it has been computed already.
+        axes: where to draw; a new figure's if not given.
+    """
+    with drawing(axes) as (figure, axes):
+        found = (analysis or analyze(dataset)).correlogram
+        if found is not None:
+            _correlogram_on(axes, found)
     return figure
 
 
@@ -57,7 +74,7 @@ def walks_panels(dataset: Dataset, analysis: Analysis) -> list[Panel | None]:
     return [Panel("The losses along the walks", tuple(figures)), noise_panel(analysis)]
 
 
-def _draw_correlogram(axes: Axes, found: Correlogram) -> None:
+def _correlogram_on(axes: Axes, found: Correlogram) -> None:
     axes.axhline(0.0, color="0.4", linewidth=0.8, linestyle=":")
     axes.axhline(ONE_OVER_E, color="0.4", linewidth=0.8, linestyle="--")
     axes.annotate(
