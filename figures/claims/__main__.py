@@ -1,12 +1,11 @@
 """The paper's claims, put to the test on the bundled networks: docs/claims.md.
 
-    python -m figures.claims RUNS [--seeds 10] [--claim N ...]    measure what RUNS lacks
-    python -m figures.claims RUNS --page                          write the page and its figure
+    python -m figures.claims [RUNS] [--seeds 10] [--primary]    measure what RUNS lacks
+    python -m figures.claims [RUNS] --page                      write the page and its figure
 
-RUNS is a file of JSON lines, one for each claim, network and seed, by default
+RUNS is a file of JSON lines, one for each measure, network, bits and seed, by default
 figures/claims/runs.jsonl, from which the page is written. What is there is not measured again, so
-that an interrupted run goes on where it stopped. A seed draws calibration images, test images,
-directions and whatever a search draws.
+that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,24 +17,17 @@ from typing import Annotated
 
 import typer
 
-from figures.claims.claims import CLAIMS, Cell, Claim
+from figures.claims.claims import CLAIMS
+from figures.claims.measures import MEASURES
 from figures.claims.page import write_page
 
 FOLDER = Path(__file__).parent
 
 
-def missing(rows: list[dict], claim: Claim, cell: Cell, seeds: int) -> list[int]:
-    """Return the seeds of a claim's cell that are not in `rows`."""
-    known = {
-        row["seed"] for row in rows if row["claim"] == claim.number and row["cell"] == cell.name
-    }
-    return [seed for seed in range(seeds) if seed not in known]
-
-
 def main(
     runs: Annotated[Path, typer.Argument(metavar="RUNS")] = FOLDER / "runs.jsonl",
-    seeds: Annotated[int, typer.Option(min=3, help="Seeds of each claim and network.")] = 10,
-    claim: Annotated[list[int] | None, typer.Option(help="Only these claims.")] = None,
+    seeds: Annotated[int, typer.Option(min=3, help="Seeds of each claim.")] = 10,
+    primary: Annotated[bool, typer.Option("--primary", help="Only the primary claims.")] = False,
     page: Annotated[bool, typer.Option("--page", help="Only write the page.")] = False,
 ) -> None:
     """Measure what is missing, seed by seed, or write the page."""
@@ -43,18 +35,20 @@ def main(
     if page:
         write_page(rows)
         return
+    known = {(row["measure"], row["network"], row["bits"], row["seed"]) for row in rows}
+    claims = [claim for claim in CLAIMS if claim.primary or not primary]
+    keys = dict.fromkeys(key for claim in claims for cell in claim.cells for key in cell.keys)
     for seed in range(seeds):
-        for each in CLAIMS:
-            for cell in each.cells if not claim or each.number in claim else ():
-                if seed not in missing(rows, each, cell, seeds):
-                    continue
-                began = time.process_time()
-                values = cell.measure(seed)
-                row = {"claim": each.number, "cell": cell.name, "seed": seed, "values": values}
-                row["seconds"] = round(time.process_time() - began, 1)
-                rows.append(row)
-                with runs.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+        for measure, network, bits in keys:
+            if (measure, network, bits, seed) in known:
+                continue
+            began = time.process_time()
+            values = MEASURES[measure](network, bits, seed)
+            row = {"measure": measure, "network": network, "bits": bits, "seed": seed}
+            row |= {"values": values, "seconds": round(time.process_time() - began, 1)}
+            with runs.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
-typer.run(main)
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,130 +1,327 @@
-"""What decides each claim: one number for one seed."""
+"""What is measured for the claims: named numbers of one network at some bits, for one seed.
+
+A seed draws calibration images, test images, directions and whatever a search draws. The start is
+the one that every command has: `linear`, MSE scales, matched moments.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import cache, partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from evolq import Quantization, Settings, prepare, select
 from evolq.losses.criteria import CRITERIA
+from evolq.losses.jitter import jittered
+from evolq.losses.objective import Objective
+from evolq.optimizers.gradient import sweep_learning_rate
 from evolq.optimizers.registry import OPTIMIZERS
 from evolq.points import Direction, Point
 from evolq.problem import Problem
-from landscape.probes.cliff_losses import frozen
+from landscape.probes.cliff_losses import frozen, held_names
+from landscape.probes.cliffs import count_cliffs
 from landscape.probes.directions import DIRECTIONS, normalize
-from landscape.probes.sampling import axis, sample_plane
+from landscape.probes.sampling import axis
 from landscape.probes.slices import Line, Plane
-from landscape.statistics.persistence import persistence_diagram
+from landscape.statistics.merge_tree import merge_tree
+from landscape.statistics.numerical_noise import noise_floor
 
+CALIBRATION_IMAGES, TEST_IMAGES = 100, 200
 # Relative change of a typical scale at the ends of a ray, and its points: steps of 1 %.
-RADIUS, POINTS, RAYS = 0.1, 21, 4
+RADIUS, POINTS, RAYS = 0.1, 21, 2
 # Points along each axis of a plane.
 SIDE = 11
-# A minimum counts if it is deeper than this share of its surface's range.
-DEPTH = 0.02
+# Forward passes of the calibration images that a search may take.
+BUDGET = 30.0
+# Of Adam, the better on the calibration images counts; the smallest of the toolkit's three rates
+# moves a scale by 3 % in so few steps.
+RATES = (0.01, 0.03)
+REPEATS = 8
+
+Values = dict[str, float]
 
 
+@lru_cache(maxsize=8)
 def problem_of(model: str, bits: int, seed: int, **changes: object) -> Problem:
-    """Return the start that a user has, with images of its own for each seed."""
-    settings = Settings(
-        model,
-        quantization=Quantization(weight_bits=bits),
-        selection_images=0,
-        threads=1,
-        seed=seed,
+    """Return the start that a user has, with images of its own for each seed.
+
+    Args:
+        model: a bundled network.
+        bits: of its weights; activations have 8.
+        seed: of all that is drawn.
+        changes: of the quantization.
+    """
+    quantization = replace(Quantization(weight_bits=bits), **changes)  # type: ignore[arg-type]
+    return prepare(
+        Settings(
+            model,
+            quantization=quantization,
+            calibration_images=CALIBRATION_IMAGES,
+            selection_images=0,
+            test_images=TEST_IMAGES,
+            threads=1,
+            seed=seed,
+        )
     )
-    return prepare(replace(settings, **changes))  # type: ignore[arg-type]
 
 
-def directions(problem: Problem, count: int, seed: int) -> list[Direction]:
-    """Draw directions over all scales, of length 1: a distance of 0.1 is 10 % of a scale."""
-    moving = {name: problem.start[name] for name in select(problem.start, {"scale"})}
+def scales(problem: Problem, within: Collection[str] = ("*",)) -> Point:
+    """Return the scales at the start whose names match one of the globs."""
+    return {k: v for glob in within for k, v in select(problem.start, {"scale"}, glob).items()}
+
+
+def draw(moving: Point, count: int, seed: int) -> list[Direction]:
+    """Draw directions of length 1: a distance of 0.1 is 10 % of a typical scale."""
     generator = torch.Generator().manual_seed(seed)
     return [normalize(DIRECTIONS["gaussian"](moving, generator), moving) for _ in range(count)]
 
 
-def jaggedness(losses: ArrayLike) -> float:
-    """Return the root mean square of second differences along rays, free of sampling noise.
+def shared_square(values: ArrayLike) -> float:
+    """Return the mean square of the mean over images, free of sampling noise.
 
-    The mean square over images of a second difference is that of the surface plus noise; products
-    of two different images have no noise in the mean, so that all of these are averaged. Where
-    noise is all there is, the mean square may come out negative, and so does its root.
+    The mean over images squared is what all images share plus noise of those that were drawn.
+    Products of two different images have no noise in the mean: all of these are averaged. Where
+    noise is all there is, the result scatters around 0 and may be negative.
+
+    Args:
+        values: (..., images), of independent images.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    images = given.shape[-1]
+    square = (given.sum(-1) ** 2 - (given**2).sum(-1)) / (images * (images - 1))
+    return float(square.mean())
+
+
+def signed_root(square: float) -> float:
+    """Return the root of |square| with its sign: noise around 0 stays around 0."""
+    return float(np.sign(square) * np.sqrt(abs(square)))
+
+
+def bends(losses: ArrayLike) -> NDArray[np.float64]:
+    """Return fourth differences along rays over root 70: of white noise, its own size.
+
+    They are 0 for polynomials up to the third degree: a slope or a bowl is not rough.
 
     Args:
         losses: (rays, points, images), of equal steps.
     """
-    bends = np.diff(np.asarray(losses, dtype=np.float64), 2, axis=1)
-    images = bends.shape[-1]
-    square = (bends.sum(-1) ** 2 - (bends**2).sum(-1)) / (images * (images - 1))
-    mean = float(square.mean())
-    return float(np.sign(mean) * np.sqrt(abs(mean)))
+    # 70 = 1 + 16 + 36 + 16 + 1, the squares of the coefficients
+    return np.diff(np.asarray(losses, dtype=np.float64), 4, axis=1) / np.sqrt(70)
 
 
-def along_rays(problem: Problem, at: Callable[[Line, float], Point], seed: int) -> NDArray:
-    """Return test losses (rays, points, images) of the Points that `at` leads to."""
-    lines = [Line(problem.start, way) for way in directions(problem, RAYS, seed)]
-    return np.stack(
-        [
-            torch.stack(
-                [problem.test.per_image(at(line, float(t)))[0] for t in axis(RADIUS, POINTS)]
-            ).numpy()
-            for line in lines
-        ]
+def along_rays(
+    problem: Problem, lines: Collection[Line], held: bool = False
+) -> tuple[NDArray, NDArray]:
+    """Return test losses and whether images are right, (rays, points, images) each.
+
+    Args:
+        problem: whose test images.
+        lines: from the start.
+        held: keep the codes that weights have at the start.
+    """
+    found = []
+    for line in lines:
+        names = held_names(problem.network, line.direction) if held else tuple(line.direction)
+        test = problem.test.vary(names, at=problem.start)
+        for distance in axis(RADIUS, POINTS):
+            point = line.at(float(distance))
+            if held:
+                point = frozen(problem.network, problem.start, point)
+            found.append(torch.stack(test.per_image({name: point[name] for name in names})))
+    together = torch.stack(found).reshape(len(lines), POINTS, 2, -1).numpy()
+    return together[:, :, 0], together[:, :, 1]
+
+
+def picked(losses: NDArray) -> Values:
+    """Pick the point with the least loss on half of the images: its gain there, and on the others.
+
+    Each half picks once; the means of both.
+
+    Args:
+        losses: (rays, points, images); the start is the middle of each ray.
+    """
+    start = losses[:1, POINTS // 2]
+    gains = (start - losses).reshape(-1, losses.shape[-1])
+    halves = [gains[:, 0::2].mean(1), gains[:, 1::2].mean(1)]
+    pairs = [(one.max(), other[one.argmax()]) for one, other in (halves, halves[::-1])]
+    return {
+        "gain_where_picked": float(np.mean([here for here, _ in pairs])),
+        "gain_elsewhere": float(np.mean([there for _, there in pairs])),
+    }
+
+
+def rays(model: str, bits: int, seed: int) -> Values:
+    """Return how rough the test loss is around the start, and how far it moves.
+
+    `roughness` (nats), `structure` and `total` (its square, and that with the noise of the images,
+    nats^2), root mean squares of the changes from the start `loss_change` (nats) and
+    `accuracy_change` (points), `flips` (share of all codes of weights, from point to point), and
+    what `picked` says.
+    """
+    problem = problem_of(model, bits, seed)
+    lines = [Line(problem.start, way) for way in draw(scales(problem), RAYS, seed)]
+    losses, correct = along_rays(problem, lines)
+    middle = POINTS // 2
+    changes = [
+        shared_square(np.delete(values - values[:, middle, None], middle, axis=1))
+        for values in (losses, 100 * correct)
+    ]
+    flips = sum(sum(count_cliffs(problem.network, line, RADIUS).values()) for line in lines)
+    weights = sum(
+        problem.start[name].numel()
+        for name, site in problem.network.sites.items()
+        if site.kind == "weight"
     )
+    structure = shared_square(bends(losses))
+    return {
+        "roughness": signed_root(structure),
+        "structure": structure,
+        "total": float((bends(losses).mean(-1) ** 2).mean()),
+        "loss_change": signed_root(changes[0]),
+        "accuracy_change": signed_root(changes[1]),
+        "flips": flips / weights / (POINTS - 1) / RAYS,
+        **picked(losses),
+    }
 
 
-@cache
-def of_network(model: str, bits: int, seed: int) -> float:
-    """Return the jaggedness around a network's start, in nats."""
+def held(model: str, bits: int, seed: int) -> Values:
+    """Return the roughness along the same rays with the codes that weights have at the start."""
     problem = problem_of(model, bits, seed)
-    return jaggedness(along_rays(problem, lambda line, t: line.at(t), seed))
+    lines = [Line(problem.start, way) for way in draw(scales(problem), RAYS, seed)]
+    losses, _ = along_rays(problem, lines, held=True)
+    return {"roughness": signed_root(shared_square(bends(losses)))}
 
 
-def with_held_codes(model: str, bits: int, seed: int) -> float:
-    """Return the jaggedness along the same rays with the codes that weights have at the start."""
+def within(globs: Collection[str], model: str, bits: int, seed: int) -> Values:
+    """Return the roughness along rays that move the scales of some weights alone."""
     problem = problem_of(model, bits, seed)
-    hold = partial(frozen, problem.network, problem.start)
-    return jaggedness(along_rays(problem, lambda line, t: hold(line.at(t)), seed))
+    moving = scales(problem, globs)
+    lines = [Line(problem.start, way) for way in draw(moving, RAYS, seed)]
+    losses, _ = along_rays(problem, lines)
+    return {"roughness": signed_root(shared_square(bends(losses)))}
 
 
-def after_search(optimizer: str, model: str, bits: int, budget: float, seed: int) -> float:
-    """Return the test loss after a search at this cost, in forward passes of 100 images."""
+def repeats(model: str, bits: int, seed: int) -> Values:
+    """Return the numerical floor: how far the test loss scatters when nothing changes (nats)."""
     problem = problem_of(model, bits, seed)
-    names = list(select(problem.start, {"scale"}))
     generator = torch.Generator().manual_seed(seed)
-    *_, last = OPTIMIZERS[optimizer](
-        problem.objective, problem.start, names=names, budget=budget, generator=generator
+    losses = []
+    for _ in range(REPEATS):
+        test, point = jittered(problem.test, problem.start, generator)
+        losses.append(test.per_image(point)[0].numpy())
+    return {"floor": noise_floor(np.stack(losses)).mean_loss.estimate}
+
+
+def _outcome(problem: Problem, name: str, point: Point) -> Values:
+    """Return the losses of a Point: `NAME` on test images (nats), `NAME_calibration`."""
+    tested, _ = problem.test.per_image(point)
+    calibrated = problem.objective(point)
+    return {name: float(tested.double().mean()), f"{name}_calibration": float(calibrated)}
+
+
+def _evolved(problem: Problem, seed: int, recipe: str = "default") -> Point:
+    """Return what Evol-Q finds within the budget."""
+    generator = torch.Generator().manual_seed(seed)
+    *_, last = OPTIMIZERS["evol-q"](
+        problem.objective,
+        problem.start,
+        names=list(scales(problem)),
+        budget=BUDGET,
+        generator=generator,
+        recipe=recipe,
     )
-    return float(problem.test.per_image(last.point)[0].double().mean())
+    return last.point
 
 
-def minima(surface: xr.Dataset) -> int:
-    """Count the minima of the calibration loss that are deeper than `DEPTH` of its range."""
-    values = surface["loss"].values
-    if not np.isfinite(values).all() or np.ptp(values) == 0:
+def searches(model: str, bits: int, seed: int) -> Values:
+    """Return the losses at the start, after Adam and after Evol-Q, at equal cost."""
+    problem = problem_of(model, bits, seed)
+    adam = sweep_learning_rate(
+        OPTIMIZERS["adam"],
+        problem.objective,
+        problem.start,
+        names=list(scales(problem)),
+        budget=BUDGET,
+        generator=torch.Generator().manual_seed(seed),
+        learning_rates=RATES,
+    )
+    return {
+        **_outcome(problem, "start", problem.start),
+        **_outcome(problem, "adam", adam.iterates[-1].point),
+        **_outcome(problem, "evolq", _evolved(problem, seed)),
+    }
+
+
+def published(model: str, bits: int, seed: int) -> Values:
+    """Return the losses after the published recipe's population, at the same cost."""
+    problem = problem_of(model, bits, seed)
+    return _outcome(problem, "evolq", _evolved(problem, seed, "published"))
+
+
+def plain_start(model: str, bits: int, seed: int) -> Values:
+    """Return the losses at a weak start (min-max, moments not matched) and after Evol-Q."""
+    problem = problem_of(
+        model,
+        bits,
+        seed,
+        weight_observer="minmax",
+        activation_observer="minmax",
+        moment_matching=False,
+    )
+    return {
+        **_outcome(problem, "start", problem.start),
+        **_outcome(problem, "evolq", _evolved(problem, seed)),
+    }
+
+
+def minima(surface: NDArray) -> int:
+    """Count the local minima of a surface (y, x), however shallow.
+
+    No increasing function of the loss changes the number, so that criteria in different units,
+    with steep walls or flat ones, are compared as a search meets them.
+
+    Raises:
+        ValueError: for a surface that is not finite, or constant.
+    """
+    if not np.isfinite(surface).all() or np.ptp(surface) == 0:
         raise ValueError("a surface without a range has no count")
-    losses = surface["loss_per_image"].rename(calibration_image="image")
-    named = xr.Dataset({"test_loss": surface["loss"], "test_loss_per_image": losses})
-    depths = persistence_diagram(named)["persistence"].values
-    return int((depths > DEPTH * np.ptp(values)).sum())
+    return len(merge_tree(surface[None]).minima)
 
 
-def of_criteria(model: str, bits: int, seed: int) -> dict[str, int]:
-    """Return the number of minima of each criterion on one plane."""
-    counts = {}
-    for criterion in CRITERIA:
-        if criterion == "cross_entropy":  # knows the labels; no calibration has
-            continue
-        problem = problem_of(model, bits, seed, criterion=criterion, test_images=2)
-        plane = Plane(problem.start, *directions(problem, 2, seed))
-        along = axis(RADIUS, SIDE)
-        counts[criterion] = minima(
-            sample_plane(plane, along, along, problem.objective, problem.test)
-        )
-    return counts
+def plane(model: str, bits: int, seed: int) -> Values:
+    """Return the number of local minima of each label-free criterion on one plane.
+
+    All see the same logits of the same calibration images.
+    """
+    problem = problem_of(model, bits, seed)
+    where = Plane(problem.start, *draw(scales(problem), 2, seed))
+    along = axis(RADIUS, SIDE)
+    names = tuple(where.x)
+    objective: Objective = problem.objective.vary(names, at=problem.start)
+    criteria = {k: each.per_image for k, each in CRITERIA.items() if not each.uses_labels}
+    losses: dict[str, list[float]] = {name: [] for name in criteria}
+    for a in along:
+        for b in along:
+            point = where.at(float(a), float(b))
+            logits = objective.forward.logits({name: point[name] for name in names})
+            for name, per_image in criteria.items():
+                values = per_image(logits, objective.teacher, objective.labels)
+                losses[name].append(float(values.double().mean()))
+    return {k: float(minima(np.reshape(v, (SIDE, SIDE)))) for k, v in losses.items()}
+
+
+MEASURES: dict[str, Callable[[str, int, int], Values]] = {
+    "rays": rays,
+    "held": held,
+    "searches": searches,
+    "plane": plane,
+    "repeats": repeats,
+    "attention": partial(within, ("*.attn.qkv.weight.scale", "*.attn.proj.weight.scale")),
+    "mlp": partial(within, ("*.mlp.fc1.weight.scale", "*.mlp.fc2.weight.scale")),
+    "plain start": plain_start,
+    "published": published,
+}

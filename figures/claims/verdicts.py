@@ -30,8 +30,8 @@ class Verdict:
         high: upper end. Each seed draws images, directions and searches anew, so that the interval
             covers all of them.
         p: of the two-sided t test that the effect is 0, corrected by Holm over the family.
-        seen: the smallest effect that the uncorrected test finds in 80 % of repetitions, given the
-            scatter.
+        seen: the effect that is decided in 80 % of repetitions, given the scatter, even if it has
+            the smallest p value that counts in the family (5 % over their number).
         word: what follows.
     """
 
@@ -63,7 +63,7 @@ def decide(effects: Mapping[str, Sequence[float]]) -> dict[str, Verdict]:
             raise InputError(f"{name}: 3 or more finite effects are needed, not {own.tolist()}")
     corrected = holm([_p(own) for own in values.values()])
     return {
-        name: _verdict(own, float(p))
+        name: _verdict(own, float(p), len(values))
         for (name, own), p in zip(values.items(), corrected, strict=True)
     }
 
@@ -86,12 +86,13 @@ def _p(effects: NDArray[np.float64]) -> float:
     return float(2 * stats.t.sf(abs(effects.mean()) / error, len(effects) - 1))
 
 
-def _verdict(effects: NDArray[np.float64], p: float) -> Verdict:
+def _verdict(effects: NDArray[np.float64], p: float, family: int) -> Verdict:
     count, mean = len(effects), float(effects.mean())
     error = float(effects.std(ddof=1)) / np.sqrt(count)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
     word: Word = "undecided"
     if p <= 1 - LEVEL:
         word = "supported" if mean > 0 else "contradicted"
-    seen = (reach + float(stats.t.ppf(POWER, count - 1))) * error
+    strict = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / family, count - 1))
+    seen = (strict + float(stats.t.ppf(POWER, count - 1))) * error
     return Verdict(count, mean, mean - reach * error, mean + reach * error, p, seen, word)
