@@ -217,7 +217,8 @@ def test_the_page_says_what_rows_hold() -> None:
     assert "| 4. qkv and proj are rougher than fc1 and fc2. | supported in 1 of 1 |" in text
     assert "| transformer, W3 | supported | +1.1 (+0.852 to +1.35) |" in text
     (axes,) = draw(verdicts).axes
-    assert axes.get_title(loc="left") == "Exploratory claims"
+    assert axes.texts[0].get_text() == "4. qkv and proj are rougher than fc1 and fc2."
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["transformer, W3"]
 
 
 def test_the_page_in_docs_is_what_the_stored_runs_say(tmp_path) -> None:

@@ -1,7 +1,9 @@
 """The paper's claims, put to the test on the bundled networks: docs/claims.md.
 
-    python -m figures.claims [RUNS] [--seeds 10] [--primary]    measure what RUNS lacks
-    python -m figures.claims [RUNS] --page                      write the page and its figure
+    python -m figures.claims [RUNS] [--seeds N] [--primary] [--network NAME]
+    python -m figures.claims [RUNS] --page
+
+The first measures what RUNS lacks, the second writes the page and its figure.
 
 RUNS is a file of JSON lines, one for each measure, network, bits and seed, by default
 figures/claims/runs.jsonl, from which the page is written. What is there is not measured again, so
@@ -28,6 +30,7 @@ def main(
     runs: Annotated[Path, typer.Argument(metavar="RUNS")] = FOLDER / "runs.jsonl",
     seeds: Annotated[int, typer.Option(min=3, help="Seeds of each claim.")] = 10,
     primary: Annotated[bool, typer.Option("--primary", help="Only the primary claims.")] = False,
+    network: Annotated[str | None, typer.Option(help="Only this network.")] = None,
     page: Annotated[bool, typer.Option("--page", help="Only write the page.")] = False,
 ) -> None:
     """Measure what is missing, seed by seed, or write the page."""
@@ -39,12 +42,12 @@ def main(
     claims = [claim for claim in CLAIMS if claim.primary or not primary]
     keys = dict.fromkeys(key for claim in claims for cell in claim.cells for key in cell.keys)
     for seed in range(seeds):
-        for measure, network, bits in keys:
-            if (measure, network, bits, seed) in known:
+        for measure, model, bits in keys:
+            if (measure, model, bits, seed) in known or network not in (model, None):
                 continue
             began = time.process_time()
-            values = MEASURES[measure](network, bits, seed)
-            row = {"measure": measure, "network": network, "bits": bits, "seed": seed}
+            values = MEASURES[measure](model, bits, seed)
+            row = {"measure": measure, "network": model, "bits": bits, "seed": seed}
             row |= {"values": values, "seconds": round(time.process_time() - began, 1)}
             with runs.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
+import matplotlib
 from matplotlib.figure import Figure
 
-from figures.claims.claims import CLAIMS, Claim
+from figures.claims.claims import CLAIMS, Claim, Key, Values
 from figures.claims.verdicts import Verdict, decide
-from landscape.plots import STYLE_FILE, save_figure
+from landscape.plots.style import STYLE, save_figure
 
 DOCS = Path(__file__).parents[2] / "docs"
 # By shape and filling, so that gray printers show it, too.
-LOOKS = {
+LOOKS: dict[str, dict[str, Any]] = {
     "supported": {"color": "tab:blue", "marker": "o"},
     "contradicted": {"color": "tab:orange", "marker": "X", "markersize": 8},
     "undecided": {"color": "0.55", "marker": "s", "markerfacecolor": "white"},
 }
 # So few seeds say nothing about their own scatter.
 FEWEST = 3
-# Effects are drawn up to so many times what could have been seen; arrows stand for more.
+# Effects are drawn up to so many times what could have been seen; longer ones end at the edge.
 WIDEST = 2.5
 
 Row = Mapping[str, Any]
@@ -34,8 +34,8 @@ def verdicts_of(rows: Sequence[Row]) -> dict[tuple[Claim, str], Verdict]:
 
     The primary claims are one family of Holm's, the others a second one.
     """
-    found: dict[tuple[str, str, int, int], Mapping[str, float]] = {
-        (row["measure"], row["network"], row["bits"], row["seed"]): row["values"] for row in rows
+    found: dict[tuple[Key, int], Values] = {
+        ((row["measure"], row["network"], row["bits"]), row["seed"]): row["values"] for row in rows
     }
     seeds = sorted({row["seed"] for row in rows})
     verdicts: dict[tuple[Claim, str], Verdict] = {}
@@ -44,13 +44,12 @@ def verdicts_of(rows: Sequence[Row]) -> dict[tuple[Claim, str], Verdict]:
         effects: dict[str, list[float]] = {}
         for claim in (each for each in CLAIMS if each.primary is primary):
             for cell in claim.cells:
-                complete = [s for s in seeds if all((*key, s) in found for key in cell.keys)]
+                complete = [s for s in seeds if all((key, s) in found for key in cell.keys)]
                 if len(complete) >= FEWEST:
                     name = f"{claim.says} {cell.name}"
                     places[name] = claim, cell.name
                     effects[name] = [
-                        cell.effect(*(found[(*key, seed)] for key in cell.keys))
-                        for seed in complete
+                        cell.effect(*(found[key, seed] for key in cell.keys)) for seed in complete
                     ]
         verdicts |= {places[name]: verdict for name, verdict in decide(effects).items()}
     return verdicts
@@ -91,7 +90,7 @@ def render(verdicts: Verdicts, minutes: float) -> str:
         "since only products of different images count; where there is none it scatters around "
         "0.\n",
         f"Processor time: {minutes:.0f} minutes.\n",
-        "![Effect of each claim in units of what could have been seen](claims.png)\n",
+        "![Effect of each primary claim in units of what could have been seen](claims.png)\n",
     ]
     for primary, title in ((True, "Primary claims"), (False, "Exploratory claims")):
         claims = [c for c in CLAIMS if c.primary is primary and of_claim(verdicts, c)]
@@ -117,52 +116,43 @@ def render(verdicts: Verdicts, minutes: float) -> str:
 
 
 def draw(verdicts: Verdicts) -> Figure:
-    """Draw all effects in units of what could have been seen, primary claims on the left."""
-    sides = [[key for key in verdicts if key[0].primary is primary] for primary in (True, False)]
-    sides = [side for side in sides if side]
-    with matplotlib.style.context(STYLE_FILE):
-        height = 1.3 + 0.24 * max(len(side) + len({claim for claim, _ in side}) for side in sides)
-        figure = Figure(figsize=(6.5 * len(sides), height), layout="constrained")
-        for axes, side in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
-            _draw_side(axes, {key: verdicts[key] for key in side})
+    """Draw effects with their intervals in units of what could have been seen."""
+    claims = list(dict.fromkeys(claim for claim, _ in verdicts))
+    with matplotlib.rc_context(STYLE):
+        height = 1.4 + 0.24 * (len(verdicts) + len(claims))
+        figure = Figure(figsize=(7.5, height), layout="constrained")
+        axes = figure.add_subplot()
+        place, ticks, cells = 0, [], []
+        for claim in claims:
+            title = f"{claim.number}. {claim.says}"
+            axes.text(-WIDEST, place, title, va="center", fontweight="bold", fontsize="small")
+            for cell, verdict in of_claim(verdicts, claim).items():
+                place += 1
+                ticks.append(place)
+                cells.append(cell)
+                unit = verdict.seen or 1.0
+                low, effect, high = (
+                    max(-WIDEST, min(WIDEST, value / unit))
+                    for value in (verdict.low, verdict.effect, verdict.high)
+                )
+                look = LOOKS[verdict.word]
+                axes.plot([low, high], [place] * 2, color=look["color"])
+                axes.plot(effect, place, linestyle="", **look)
+            place += 1
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        axes.set_yticks(ticks, cells, fontsize="small")
+        axes.set_xlim(-WIDEST - 0.1, WIDEST + 0.1)
+        axes.set_ylim(place - 0.3, -0.7)
+        axes.grid(visible=False)
+        axes.set_xlabel(
+            "← against the claim       for the claim →\n"
+            "effect with 95 % interval, in units of the effect that could be seen"
+        )
         handles = [
-            figure.axes[0].plot([], [], label=word, linestyle="", **look)[0]
-            for word, look in LOOKS.items()
+            axes.plot([], [], label=word, linestyle="", **look)[0] for word, look in LOOKS.items()
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     return figure
-
-
-def _draw_side(axes: Any, verdicts: Verdicts) -> None:
-    place, ticks, words = 0, [], []
-    for claim in dict.fromkeys(claim for claim, _ in verdicts):
-        title = f"{claim.number}. {claim.says}"
-        axes.text(-WIDEST, place, title, va="center", fontweight="bold", fontsize="small")
-        for cell, verdict in of_claim(verdicts, claim).items():
-            place += 1
-            ticks.append(place)
-            words.append(cell)
-            unit = verdict.seen or 1.0
-            low, effect, high = (
-                max(-WIDEST, min(WIDEST, value / unit))
-                for value in (verdict.low, verdict.effect, verdict.high)
-            )
-            look = LOOKS[verdict.word]
-            axes.plot([low, high], [place] * 2, color=look["color"])
-            axes.plot(effect, place, **look)
-        place += 1
-    axes.axvline(0, color="0.3", linewidth=0.8)
-    axes.set_yticks(ticks, words, fontsize="small")
-    axes.set_xlim(-WIDEST - 0.1, WIDEST + 0.1)
-    axes.set_ylim(place - 0.3, -0.7)
-    axes.grid(visible=False)
-    primary = next(iter(verdicts))[0].primary
-    kind = "Primary" if primary else "Exploratory"
-    axes.set_title(f"{kind} claims", loc="left")
-    axes.set_xlabel(
-        "← against the claim      for the claim →\n"
-        "effect with 95 % interval, in units of the effect that could be seen"
-    )
 
 
 def write_page(rows: Sequence[Row], folder: Path = DOCS) -> None:
@@ -170,4 +160,5 @@ def write_page(rows: Sequence[Row], folder: Path = DOCS) -> None:
     verdicts = verdicts_of(rows)
     minutes = sum(row["seconds"] for row in rows) / 60
     (folder / "claims.md").write_text(render(verdicts, minutes))
-    save_figure(draw(verdicts), folder / "claims.png")
+    primary = {key: verdict for key, verdict in verdicts.items() if key[0].primary}
+    save_figure(draw(primary), folder / "claims.png")
