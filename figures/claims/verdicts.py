@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +44,7 @@ class Verdict:
     word: Word
 
 
-def decide(effects: Mapping[str, Sequence[float]]) -> dict[str, Verdict]:
+def decide(effects: Mapping[str, ArrayLike]) -> dict[str, Verdict]:
     """Return the verdict on each effect of a family, by its name.
 
     Holm (1979), "A simple sequentially rejective multiple test procedure": the probability that any
