@@ -137,13 +137,10 @@ def test_bad_configurations_are_one_line(command_line_of, content: str, words: s
     assert "there is no nowhere" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "bits", "rounding"),
-    [
-        ("linear", "4", "nearest"),
-        pytest.param("full", "4", "gptq", marks=pytest.mark.slow),
-        pytest.param("linear", "8", "nearest", marks=pytest.mark.slow),
-    ],
+    [("linear", "4", "nearest"), ("full", "4", "gptq"), ("linear", "8", "nearest")],
 )
 def test_equal_options_give_the_same_start_in_every_command(
     command_line_of, scheme: str, bits: str, rounding: str
@@ -211,7 +208,10 @@ def test_like_repeats_a_run_bit_for_bit(command_line_of, name: str, of: str) -> 
     assert read_configuration(Path("a")) == read_configuration(Path("b"))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n != "landscape compare" else pytest.param(n, marks=pytest.mark.slow) for n in COMMANDS],
+)
 def test_json_alone_goes_to_standard_output(command_line_of, name: str) -> None:
     arguments = (*SMALL, *QUICK[name], "--json", "--quiet", "--out", "out")
     code, out, err = command_line_of(COMMANDS[name])(*arguments)

@@ -352,6 +352,7 @@ def search_and_die(state_file: Path, visit: int) -> None:
     search_for_resume(state_file)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_bit_for_bit(tmp_path: Path) -> None:
     state_file = tmp_path / "search.safetensors"
     code = (

@@ -193,7 +193,7 @@ def test_a_zero_point_out_of_reach_is_named() -> None:
     ("matched", "bits"),
     [
         (True, 3),
-        (False, 8),
+        pytest.param(False, 8, marks=pytest.mark.slow),
         pytest.param(False, 3, marks=pytest.mark.slow),
         pytest.param(True, 8, marks=pytest.mark.slow),
     ],

@@ -121,10 +121,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(scan) -> None
     assert not a.test_loss.equals(c.test_loss)
 
 
-@pytest.mark.parametrize(
-    "over",
-    ["scales", *(pytest.param(o, marks=pytest.mark.slow) for o in get_args(scans.Over)[1:])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("over", get_args(scans.Over))
 def test_rays_over_everything(scan, over) -> None:
     code, _, err = scan(
         *QUICK, "--probe", "rays", "--rays", "2", "--points", "3", "--radius", "0.5",

@@ -83,9 +83,9 @@ def render(verdicts: Verdicts, minutes: float) -> str:
         "called supported or contradicted wrongly is at most 5 %. Exploratory rows are a family of "
         "their own.",
         "- **Caution.** The measures were settled after a trial on seed 0, which is among the "
-        "seeds: that claim 8 counts all minima, at 3 bits only, was chosen then. Verdicts were also "
-        "looked at after 3 seeds. Holm corrects for neither. Claims that are listed in the code and "
-        "lack runs are not shown.",
+        "seeds: that claim 8 counts all minima, at 3 bits only, was chosen then. Verdicts were "
+        "also looked at after 3 seeds. Holm corrects for neither. Claims that are listed in the "
+        "code and lack runs are not shown.",
         "- **Could be seen.** An effect of this size is decided in 80 % of repetitions, after a "
         "correction for all rows of the family.",
         "- **Roughness** is the root mean square of fourth differences of the test loss along "
