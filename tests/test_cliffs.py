@@ -196,6 +196,7 @@ def line_of_fashion(bits):
     return problem.network, Line(problem.start, normalize(direction, problem.start))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_the_expected_number_is_about_what_is_counted(bits):
     network, line = line_of_fashion(bits)

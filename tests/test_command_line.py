@@ -188,6 +188,7 @@ def _provenance(path: Path) -> dict[str, Any]:
         return json.loads(file.attrs["provenance"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "of"),
     [

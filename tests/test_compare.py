@@ -100,6 +100,7 @@ def test_criteria_by_calibration_sets(compare) -> None:
     assert "Calibration gap" in out
 
 
+@pytest.mark.slow
 def test_a_new_criterion_and_a_new_optimizer_need_nothing_else(monkeypatch) -> None:
     l1 = Criterion("l1", lambda student, teacher, labels: (student - teacher).abs().mean(1))
     monkeypatch.setitem(CRITERIA, "l1", l1)

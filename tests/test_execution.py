@@ -202,7 +202,14 @@ def test_a_zero_point_out_of_reach_is_named() -> None:
 @pytest.mark.parametrize("kind", MODELS)
 # the products of attention on codes, or in floats
 @pytest.mark.parametrize(
-    ("execution", "size"), [*((name, 2**19) for name in EXECUTIONS), ("integer", 1)]
+    ("execution", "size"),
+    [
+        ("integer", 2**19),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in [*((n, 2**19) for n in EXECUTIONS if n != "integer"), ("integer", 1)]
+        ),
+    ],
 )
 def test_executions_agree(
     execution: str,

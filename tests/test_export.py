@@ -330,6 +330,7 @@ def check_products(
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("scheme", ["linear", "full"])
 @pytest.mark.parametrize("name", BUNDLED)
@@ -410,6 +411,7 @@ WIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "matched"), [(3, True), (8, False)])
 @pytest.mark.parametrize("layer", WIDE)
 def test_wide_convolutions_are_products_of_patches(

@@ -23,6 +23,7 @@ def test_the_commands_of_a_figure_are_parsed(name: str) -> None:
         assert COMMANDS[module].parse(options) is not None
 
 
+@pytest.mark.slow
 def test_figures_and_captions_come_from_stored_runs(tmp_path: Path, capsys) -> None:
     made = {
         "landscape.scan": lambda: synthetic_scans.plane(columns=9, rows=9, noise=0.5),

@@ -125,6 +125,7 @@ def test_every_product_reads_quantized_values(
     assert (unquantized_values(network) == []) == (scheme == "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_eight_bits_are_close_to_full_precision(kind: str, scheme: str) -> None:

@@ -356,6 +356,7 @@ def test_rays_figure_has_error_bars_and_names():
     assert "loss not finite" in [text.get_text() for text in legend.texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "pdf"])
 def test_saving_twice_gives_the_same_bytes(tmp_path, suffix):
     for name in "ab":
