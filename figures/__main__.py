@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 
 from evolq import command_line
-from evolq.atomic import write_whole
 from evolq.errors import InputError
 from figures import egg_carton, trajectories
 
@@ -32,7 +31,7 @@ def main(names: Sequence[str], folder: Path = FOLDER) -> None:
         if name not in FIGURES:
             raise InputError(f"there is no figure {name!r}; choose from {', '.join(FIGURES)}")
 
-    from landscape.plots import save_figure
+    from figures.writing import write_figure
     from landscape.runs import load_run
 
     for name in names or FIGURES:
@@ -43,11 +42,8 @@ def main(names: Sequence[str], folder: Path = FOLDER) -> None:
             if not any(place.glob("*.nc")):
                 import_module(module).COMMAND([*options, "--out", str(place)])
             runs[part] = load_run(place).content
-        figure = script.draw(runs)
-        for suffix in (".pdf", ".png"):
-            save_figure(figure, folder / f"{name}{suffix}")
         caption = script.caption(runs)
-        write_whole(folder / f"{name}.txt", f"{caption}\n".encode())
+        write_figure(folder, name, script.draw(runs), caption)
         print(f"{name}: {caption}")
 
 

@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from evolq.atomic import write_whole
-from landscape.plots import save_figure
+from figures.writing import write_figure
 from landscape.plots.palette import LOOKS
 from landscape.plots.style import STYLE
 from landscape.statistics.intervals import Interval, accuracy_difference
@@ -133,10 +132,8 @@ def caption(rows: Sequence[Row]) -> str:
 def main(folder: Path = FOLDER, stored: Path = ROWS) -> None:
     """Draw, and print the caption."""
     rows = [json.loads(line) for line in stored.read_text().splitlines()]
-    for suffix in (".pdf", ".png"):
-        save_figure(draw(rows), folder / f"deploy{suffix}")
-    write_whole(folder / "deploy.txt", f"{caption(rows)}\n".encode())
-    print(caption(rows))
+    write_figure(folder, "deploy", draw(rows), words := caption(rows))
+    print(words)
 
 
 if __name__ == "__main__":

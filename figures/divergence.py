@@ -29,7 +29,7 @@ from evolq.problem import prepare
 from evolq.quantization import Quantization
 from evolq.settings import Settings
 from evolq.tensor.quantizers import Quantizer
-from landscape.plots import save_figure
+from figures.writing import write_figure
 from landscape.plots.style import drawing
 from landscape.statistics.intervals import mean_interval
 
@@ -156,10 +156,8 @@ def main(folder: Path = FOLDER) -> None:
         if not any(row["scheme"] == scheme for row in rows):
             rows += measure(Path(os.environ["EVOLQ_DATA"]), scheme)
             write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
-    for suffix in (".pdf", ".png"):
-        save_figure(draw(rows), folder / f"divergence{suffix}")
-    write_whole(folder / "divergence.txt", f"{caption(rows)}\n".encode())
-    print(caption(rows))
+    write_figure(folder, "divergence", draw(rows), words := caption(rows))
+    print(words)
 
 
 if __name__ == "__main__":

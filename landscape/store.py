@@ -150,8 +150,8 @@ def load(path: str | Path, kind: str = "scan") -> xr.Dataset:
 
     Raises:
         InputError: if there is no such file, it cannot be read, it is of another kind, or it does
-            not hold what was written. A file without a checksum (of an earlier version, or written
-            again by another program) is read with a warning.
+            not hold what was written. A file without a checksum (written again by another program)
+            is read with a warning.
     """
     _check_kind(kind)
     check_value("path", path, Path)
@@ -212,7 +212,6 @@ def _checksum(file: BinaryIO, size: int) -> bytes:
     while size > 0 and (block := file.read(min(size, _HASHED_AT_ONCE))):
         digest.update(block)
         size -= len(block)
-    file.seek(0, io.SEEK_END)
     return digest.hexdigest().encode()
 
 
