@@ -34,6 +34,7 @@ from evolq.files.onnx_codes import (
     Target,
     Weight,
     activation,
+    behind_codes,
     dequantized,
     dequantized_weight,
     integer_product,
@@ -119,7 +120,11 @@ def _translated(
     quantizers = {node: name for name, node in quantizer_nodes(network).items()}
     weights = integer_weights(network, point)
     of_weights = {node: name for name, node in weight_nodes(network).items()}
-    onnx = OnnxGraph(_shapes(network, point, images))
+    behind = {node: behind_codes(node, network.sites[quantizers[node]].spec) for node in quantizers}
+    moved = {step for steps in behind.values() for step in steps}
+    in_front = ([*steps, node][0].args[0] for node, steps in behind.items())
+    requantized = {x for x in in_front if isinstance(x, fx.Node) and len(x.users) == 1}
+    onnx = OnnxGraph(_shapes(network, point, images), requantized)
     made: dict[fx.Node, Any] = {}
 
     def value(node: Any) -> Any:
@@ -145,7 +150,7 @@ def _translated(
 
     for node in deployed_nodes(network):
         onnx.scope = module_path(node) or node.name
-        if node in known:
+        if node in known or node in moved:
             continue
         if node.op == "placeholder":
             made[node] = "images"
@@ -153,19 +158,20 @@ def _translated(
             onnx.nodes.append(("Identity", (plain(node.args[0]),), ["logits"], {}))
         elif node in quantizers:
             name = quantizers[node]
-            x, *parameters = node.args
+            x, *parameters = [*behind[node], node][0].args[0], *node.args[1:]
             made[node] = activation(
                 onnx,
                 name,
                 plain(x),
+                behind[node],
                 network.sites[name].spec,
                 target.signed_activations(node),
                 *(known[parameter] for parameter in parameters),
             )
         elif node.target in VIEWS and isinstance(codes := value(node.args[0]), Codes):
             arguments, options = fx.map_arg((node.args[1:], node.kwargs), value)
-            moved = translate(onnx, node, (codes.name, *arguments), options)
-            made[node] = replace(codes, name=moved)
+            view = translate(onnx, node, (codes.name, *arguments), options)
+            made[node] = replace(codes, name=view)
         else:
             product = integer_product(
                 onnx, node, target, *fx.map_arg((node.args, node.kwargs), value)

@@ -9,9 +9,11 @@ What ONNX Runtime computes fast was found by measuring it (1.32, x86; docs/deplo
 
 - Matrix products multiply uint8 codes from the left with int8 codes from the right, and allow a
   zero point for each column. MatMul between DequantizeLinears is fused into one such product.
-- Convolutions whose outputs are not codes have one integer operator, ConvInteger, which is 2 to 20
-  times slower than floats. With many channels they are matrix products of patches, channels last,
-  with the filters; others, depthwise ones among them, are fastest in floats.
+- Convolutions from codes to codes are one operator, QLinearConv. Its weights are int8 without zero
+  points, and nothing can be added behind its sums.
+- Other convolutions have one integer operator, ConvInteger, which is 2 to 20 times slower than
+  floats. With many channels they are matrix products of patches, channels last, with the filters;
+  the rest, depthwise ones among them, are fastest in floats.
 
 `compact` and networks of quantized weights alone have weights dequantized in front of the product.
 """
@@ -29,14 +31,26 @@ from torch import Tensor, fx
 
 from evolq.errors import InputError
 from evolq.files.codes import IntegerWeight
-from evolq.files.onnx_operators import OnnxGraph, convolution_attributes
+from evolq.files.onnx_operators import OnnxGraph, convolution_attributes, pad
 from evolq.network.operators import VIEWS, aten, is_matrix_product, is_product, labeled
-from evolq.tensor.quantizers import MAX_BITS, PerChannel, PerGroup, QuantSpec, codes_range
+from evolq.tensor.quantizers import (
+    MAX_BITS,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantSpec,
+    codes_range,
+)
 
 # Four bits and scales per group came with opset 21.
 FOUR_BIT_OPSET = 21
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
+
+# Two products with codes of 255 do not leave 16 bits, where processors without VNNI add them.
+LARGEST_UNSATURATED = 64
+# Leaves half of int32 for the sum that is added to it.
+LARGEST_BIAS = 2.0**30
 
 # Below, the matrices of a convolution are so small that floats are faster.
 FEWEST_CHANNELS = 64
@@ -51,8 +65,8 @@ class Target:
 
     Attributes:
         integer_products: weights beside quantized activations stay codes up to the product.
-        convolutions_as_matrices: those with many channels as matrix products, others in floats;
-            else Conv between DequantizeLinears.
+        convolutions_as_matrices: where outputs are no codes, those with many channels as matrix
+            products, others in floats; else Conv between DequantizeLinears.
         zero_points: weights may have them; else they are a part of the shift.
         fuses_elementwise: operators one by one cost no pass over memory each.
         symmetric: all zero points must be 0.
@@ -207,6 +221,7 @@ def activation(
     onnx: OnnxGraph,
     name: str,
     x: str,
+    behind: Sequence[fx.Node],
     spec: QuantSpec,
     signed: bool,
     scale: Tensor,
@@ -219,6 +234,7 @@ def activation(
         onnx: the graph.
         name: of the quantizer.
         x: of the value.
+        behind: clamps and pads of the value, which are written on its codes (`behind_codes`).
         spec: the quantizer's constants.
         signed: whether codes are stored as int8, 2^(bits-1) below those from 0 up.
         scale: of a Point.
@@ -249,9 +265,66 @@ def activation(
     if bits < MAX_BITS:
         limits = (torch.tensor(limit).to(dtype) for limit in (lowest, lowest + top))
         codes = onnx("Clip", codes, *(onnx.constant(limit) for limit in limits))
+
+    def code_of(value: float) -> Tensor:
+        code = (value / scale).round() + zero.reshape(()) + lowest
+        return code.clamp(lowest, lowest + top).to(dtype)
+
+    for step in behind:
+        codes = _on_codes(onnx, step, codes, code_of)
     if offset is None:
         return Codes(codes, *parameters)
     return onnx("Sub", onnx("DequantizeLinear", codes, *parameters), offset)
+
+
+def _clamp(lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
+    return -math.inf if lower is None else lower, math.inf if upper is None else upper
+
+
+CLAMPS: dict[Any, Callable[..., tuple[float, float]]] = {
+    aten.relu.default: lambda: (0.0, math.inf),
+    aten.relu6.default: lambda: (0.0, 6.0),
+    aten.hardtanh.default: lambda lower=-1.0, upper=1.0: (lower, upper),
+    aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp,
+}
+"""Operators that bound each value, to their bounds from the arguments behind the value."""
+
+
+def behind_codes(quantizer: fx.Node, spec: QuantSpec) -> list[fx.Node]:
+    """Return clamps and pads in front of a quantizer, in order, that nothing else reads.
+
+    They say the same behind it, on codes, since rounding is monotonic; a product in front of them
+    then makes codes.
+    """
+    behind: list[fx.Node] = []
+    node = quantizer.args[0]
+    if spec.kind != "uniform" or not isinstance(spec.granularity, PerTensor):
+        return behind
+    while isinstance(node, fx.Node) and len(node.users) == 1 and _moves_to_codes(node):
+        behind.insert(0, node)
+        node = node.args[0]
+    return behind
+
+
+def _moves_to_codes(node: fx.Node) -> bool:
+    is_constant_pad = node.target == aten.pad.default and "constant" in (*node.args, "constant")[:3]
+    return is_constant_pad or node.target in CLAMPS
+
+
+def _on_codes(
+    onnx: OnnxGraph, node: fx.Node, codes: str, code_of: Callable[[float], Tensor]
+) -> str:
+    """Write a clamp or a pad on codes, and return the name of the result."""
+    arguments: Any
+    options: Any
+    (_, *arguments), options = node.args, node.kwargs
+    if node.target == aten.pad.default:
+        return pad(onnx, node, codes, *arguments, **{**options, "constant": code_of})
+    least, most = (code_of(bound) for bound in CLAMPS[node.target](*arguments, **options))
+    if least == code_of(-math.inf) and most == code_of(math.inf):
+        return codes
+    return onnx("Clip", codes, onnx.constant(least), onnx.constant(most))
 
 
 def _log2(onnx: OnnxGraph, x: str, scale: Tensor, highest: float, step: float) -> str:
@@ -384,9 +457,15 @@ def _convolution(
     attributes = convolution_attributes(onnx, node, *geometry)
     if not target.convolutions_as_matrices:
         return _fused_convolution(onnx, target, x, weight, bias, attributes)
-    if attributes["group"] > 1 or weight.integer.codes.shape[1] < FEWEST_CHANNELS:
+    if node in onnx.requantized and _multiplies_codes_alone(weight):
+        return _convolution_to_codes(onnx, target, x, weight, bias, attributes)
+    depth = weight.integer.codes.shape[1]
+    if _is_tiled(onnx, node, attributes):
+        depth *= math.prod(attributes["kernel_shape"])
+    if attributes["group"] > 1 or depth < FEWEST_CHANNELS:
         return _float_convolution(onnx, x, weight, bias, attributes)
-    patches = _patches(onnx, x, onnx.shapes[node][2:], attributes)
+    cut = _tiles if _is_tiled(onnx, node, attributes) else _patches
+    patches = cut(onnx, x, onnx.shapes[node], attributes)
     result = _matrix_product(onnx, node, target, patches, weight, 0, bias)
     rank = len(onnx.shapes[node])
     return result and onnx("Transpose", result, perm=[0, rank - 1, *range(1, rank - 1)])
@@ -415,6 +494,48 @@ def _fused_convolution(
     return onnx("Add", result, onnx("Conv", summed, kernel_name, suffix=SHIFT, **attributes))
 
 
+def _multiplies_codes_alone(weight: Weight) -> bool:
+    """Whether a weight is int8 codes without zero points or shifts, as QLinearConv wants them.
+
+    8-bit codes whose zero point is far from their middle and matched moments are not.
+    """
+    *_, shift = _signed(weight, 0, COMPILER)
+    return not shift.any()
+
+
+def _convolution_to_codes(
+    onnx: OnnxGraph,
+    target: Target,
+    x: Codes,
+    weight: Weight,
+    bias: str | None,
+    attributes: dict[str, Any],
+) -> str:
+    """Write a Conv between DequantizeLinears whose bias is in int32, where sums of codes begin.
+
+    The bias is rounded to what a product of two codes of 1 stands for. So small codes are
+    multiplied by what 7 bits have room for, and those of rows that are nearly 0 beside their bias
+    divided until it fits.
+    """
+    codes, scale, *_ = _signed(weight, 0, COMPILER)
+    start = torch.zeros_like(scale) if bias is None else onnx.constants[bias]
+    largest = codes.flatten(1).int().abs().amax(1)
+    finer = (LARGEST_UNSATURATED / largest.clamp_min(1)).floor().clamp_min(1.0)
+    finest = LARGEST_BIAS * scale * onnx.constants[x.scale] / start.abs()
+    finer = torch.minimum(finer, finest)
+    codes, scale = (codes * _along(finer, 0, codes.ndim)).round().int(), scale / finer
+    unit = scale * onnx.constants[x.scale]
+    saturates = target.without_vnni and bool(codes.abs().max() > LARGEST_UNSATURATED)
+    middle, dtype = (128, torch.uint8) if saturates else (0, torch.int8)
+    zero = torch.full(scale.shape, middle, dtype=dtype)
+    values = dequantized_constant(onnx, weight.name, (codes + middle).to(dtype), scale, zero, 0)
+    biases: tuple[str, ...] = ()
+    if bias is not None:
+        begins = (start / unit).round().int()
+        biases = (dequantized_constant(onnx, bias, begins, unit, torch.zeros_like(begins), 0),)
+    return onnx("Conv", dequantized(onnx, x), values, *biases, **attributes)
+
+
 def _float_convolution(
     onnx: OnnxGraph, x: Codes, weight: Weight, bias: str | None, attributes: dict[str, Any]
 ) -> str:
@@ -436,10 +557,33 @@ def _float_convolution(
     return onnx("Conv", values, kernel, *biases, **attributes)
 
 
-def _patches(
-    onnx: OnnxGraph, x: Codes, spatial: Sequence[int], attributes: dict[str, Any]
-) -> Codes:
+def _is_tiled(onnx: OnnxGraph, node: fx.Node, attributes: dict[str, Any]) -> bool:
+    """Whether a convolution sees each value exactly once, as a patch embedding does."""
+    kernel = attributes["kernel_shape"]
+    places = onnx.shapes[node][2:]
+    exact = [at * width for at, width in zip(places, kernel, strict=True)]
+    return (
+        math.prod(kernel) > 1
+        and kernel == attributes["strides"]
+        and not any(attributes["pads"])
+        and exact == list(onnx.input_shape(node)[2:])
+    )
+
+
+def _tiles(onnx: OnnxGraph, x: Codes, shape: Sequence[int], attributes: dict[str, Any]) -> Codes:
+    """Return `_patches` of a tiled convolution, without a node for each place of the window."""
+    kernel, spatial = attributes["kernel_shape"], shape[2:]
+    rank = len(kernel)
+    pairs = [size for pair in zip(spatial, kernel, strict=True) for size in pair]
+    cut = onnx("Reshape", x.name, onnx.constant([0, -1, *pairs]))
+    places, windows = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
+    turned = onnx("Transpose", cut, perm=[0, *places, *windows, 1])
+    return replace(x, name=onnx("Reshape", turned, onnx.constant([0, *spatial, -1])))
+
+
+def _patches(onnx: OnnxGraph, x: Codes, shape: Sequence[int], attributes: dict[str, Any]) -> Codes:
     """Return what each place of a convolution sees, (n, *spatial, window times channels)."""
+    spatial = shape[2:]
     kernel, strides, dilations, pads = (
         attributes[name] for name in ("kernel_shape", "strides", "dilations", "pads")
     )

@@ -8,7 +8,7 @@ here imports onnx.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +30,12 @@ class OnnxGraph:
         shapes: of the values of the fx graph, for a batch of some size.
         nodes: (kind, inputs, outputs, attributes) in order.
         constants: tensors by name.
+        requantized: nodes of the fx graph whose values are read as codes alone.
         four_bits: names of constants whose values, 0 to 15, take 4 bits each.
     """
 
     shapes: dict[fx.Node, torch.Size]
+    requantized: Collection[fx.Node] = ()
     nodes: list[tuple[str, tuple[str, ...], list[str], dict[str, Any]]] = field(
         default_factory=list
     )
@@ -497,14 +499,16 @@ def _roll(
     return x
 
 
-def _pad(
+def pad(
     onnx: OnnxGraph,
     node: fx.Node,
     x: str,
     widths: Sequence[int],
     mode: str = "constant",
     value: float | None = None,
+    constant: Callable[[float], Tensor] = torch.tensor,
 ) -> str:
+    """Write a pad of `x`, with what `constant` makes of the value, and return the result's name."""
     # ATen lists begin and end of each axis, last axis first; ONNX all begins, then all ends
     begins, ends = [0] * len(onnx.shapes[node]), [0] * len(onnx.shapes[node])
     for place, (begin, end) in enumerate(zip(widths[::2], widths[1::2], strict=True), start=1):
@@ -512,9 +516,8 @@ def _pad(
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
     if mode not in modes:
         raise refused(node, f"padding mode {mode!r} has no translation")
-    return onnx(
-        "Pad", x, onnx.constant(begins + ends), onnx.constant(float(value or 0)), mode=modes[mode]
-    )
+    filling = onnx.constant(constant(float(value or 0)))
+    return onnx("Pad", x, onnx.constant(begins + ends), filling, mode=modes[mode])
 
 
 def _masked_fill(onnx: OnnxGraph, node: fx.Node, x: str, mask: str, value: str | float) -> str:
@@ -595,7 +598,7 @@ TRANSLATIONS: dict[Any, Translation] = {
     aten.split_with_sizes.default: _split,
     aten.index.Tensor: _index,
     aten.roll.default: _roll,
-    aten.pad.default: _pad,
+    aten.pad.default: pad,
     aten.masked_fill.Scalar: _masked_fill,
     aten.where.self: _where,
     aten.clone.default: _same,
