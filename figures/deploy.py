@@ -28,9 +28,9 @@ FOLDER = Path(__file__).parent
 ROWS = FOLDER.parent / "benchmarks" / "deploy.jsonl"
 NAMES = {"deit_tiny_patch16_224": "DeiT-Tiny", "tf_efficientnet_lite0": "EfficientNet-Lite0"}
 SCHEME, BATCH = "linear", 8
-RUNTIMES = ("onnxruntime", "openvino", "compact", "integer")
-# First letters of a recipe -> how the mark is filled.
-BITS = {"W8A8": "full", "W4A8": "none"}
+RUNTIMES = ("onnxruntime", "openvino", "compact", "inductor", "integer")
+# How the mark of a recipe is filled.
+FILLED = {"W8A8": "full", "W8A8, symmetric weights": "left", "W4A8, moments matched": "none"}
 
 Row = Mapping[str, Any]
 
@@ -87,11 +87,11 @@ def draw(rows: Sequence[Row]) -> Figure:
             Line2D([], [], linestyle="", marker=look.marker, color=look.color, label=runtime)
             for runtime, look in zip(RUNTIMES, LOOKS, strict=False)
         ]
-        for bits, fill in BITS.items():
+        for recipe, fill in FILLED.items():
             style = {"marker": "o", "color": "0.3", "fillstyle": fill}
-            handles.append(Line2D([], [], linestyle="", **style, label=bits))  # type: ignore[arg-type]
+            handles.append(Line2D([], [], linestyle="", **style, label=recipe))  # type: ignore[arg-type]
         handles.append(Line2D([], [], linestyle="", marker="*", color="black", label="fp32"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -104,7 +104,7 @@ def _mark(axes: Axes, place: float, found: Interval, row: Row) -> None:
         [[100 * low], [100 * high]],
         marker=look.marker,
         color=look.color,
-        fillstyle=BITS[row["recipe"][:4]],
+        fillstyle=FILLED[row["recipe"]],
         elinewidth=0.8,
         alpha=0.9,
     )
@@ -117,7 +117,7 @@ def caption(rows: Sequence[Row]) -> str:
         if row["scheme"] == SCHEME and row["runtime"] in RUNTIMES[:2]:
             found = change(row, rows)
             words.append(
-                f"{NAMES[row['network']]} {row['recipe'][:4]} in {row['runtime']} "
+                f"{NAMES[row['network']]} {row['recipe']} in {row['runtime']} "
                 f"{100 * found.estimate:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}) "
                 f"points at {latency(row):.2f} of the time of fp32"
             )

@@ -397,7 +397,7 @@ def _matrix_product(
     """Write x times `weight`, whose output channels are along `axis` and become columns."""
     if not (isinstance(x, Codes) and isinstance(weight, Weight) and weight.has_rows(axis)):
         return None
-    codes, scale, zero, shift = _signed(weight, axis, target)
+    codes, scale, zero, shift = signed_rows(weight, axis, target)
     columns = codes.movedim(axis, -1)
     columns = columns.movedim(0, -2).flatten(0, -2)  # of a filter: channels last, as in patches
     values = dequantized_constant(onnx, weight.name, columns, scale, zero, 1)
@@ -419,7 +419,7 @@ def _matrix_product(
     return onnx(join, result, onnx("MatMul", total, rows, suffix=SHIFT))
 
 
-def _signed(weight: Weight, axis: int, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def signed_rows(weight: Weight, axis: int, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return codes in int8 (uint8 without VNNI), and scale, zero point and shift of each row."""
     scale, zero, shift = weight.rows(axis)
     bits = weight.integer.bits
@@ -480,7 +480,7 @@ def _fused_convolution(
     attributes: dict[str, Any],
 ) -> str:
     """Write a Conv between DequantizeLinears, and one of the sums of x where rows have shifts."""
-    codes, scale, zero, shift = _signed(weight, 0, target)
+    codes, scale, zero, shift = signed_rows(weight, 0, target)
     values = dequantized_constant(onnx, weight.name, codes, scale, zero, 0)
     biases = () if bias is None else (bias,)
     result = onnx("Conv", dequantized(onnx, x), values, *biases, **attributes)
@@ -499,7 +499,7 @@ def _multiplies_codes_alone(weight: Weight) -> bool:
 
     8-bit codes whose zero point is far from their middle and matched moments are not.
     """
-    *_, shift = _signed(weight, 0, COMPILER)
+    *_, shift = signed_rows(weight, 0, COMPILER)
     return not shift.any()
 
 
@@ -517,7 +517,7 @@ def _convolution_to_codes(
     multiplied by what 7 bits have room for, and those of rows that are nearly 0 beside their bias
     divided until it fits.
     """
-    codes, scale, *_ = _signed(weight, 0, COMPILER)
+    codes, scale, *_ = signed_rows(weight, 0, COMPILER)
     start = torch.zeros_like(scale) if bias is None else onnx.constants[bias]
     largest = codes.flatten(1).int().abs().amax(1)
     finer = (LARGEST_UNSATURATED / largest.clamp_min(1)).floor().clamp_min(1.0)
