@@ -14,7 +14,10 @@ from figures.claims.claims import CLAIMS, Claim
 from figures.claims.measures import (
     MEASURES,
     POINTS,
+    RADIUS,
+    TEST_IMAGES,
     bends,
+    curvature,
     minima,
     picked,
     shared_square,
@@ -96,6 +99,16 @@ def test_roughness_is_free_of_sampling_noise_and_of_bowls() -> None:
     assert np.abs(alone).max() < 0.05
 
 
+def test_curvature_of_a_known_cubic_with_noise() -> None:
+    generator = np.random.default_rng(5)
+    x = np.linspace(-RADIUS, RADIUS, POINTS)
+    rays = np.stack([2 + x + 3 * x**2 + x**3, 7 * x**2])[..., None]  # 6 and 14
+    assert curvature(rays) == pytest.approx(10, rel=1e-9)
+    noisy = [curvature(rays + 0.1 * generator.normal(size=(2, POINTS, 200))) for _ in range(200)]
+    error = np.std(noisy) / np.sqrt(200)
+    assert np.mean(noisy) == pytest.approx(10, abs=4 * error)
+
+
 def test_minima_are_counted_however_shallow_and_whatever_the_units() -> None:
     x = np.linspace(0, 4 * np.pi, 81)
     for height, count in ((0.0, 1), (1.0, 3)):
@@ -137,7 +150,7 @@ FOR: dict[str, tuple[dict[str, float], ...]] = {
         {"roughness": 1.4, "flips": 0.01},
     ),
     "qkv and proj are rougher than fc1 and fc2.": ({"roughness": 2.0}, {"roughness": 1.0}),
-    "The roughness that 200 images show is mostly the network's.": (
+    f"The roughness that {TEST_IMAGES} images show is mostly the network's.": (
         {"structure": 0.6, "total": 1.0},
     ),
     "Arithmetic is a smaller part of the roughness than the sample.": (
@@ -157,6 +170,11 @@ FOR: dict[str, tuple[dict[str, float], ...]] = {
         {"start": 2.0, "evolq": 1.0},
     ),
     "It works on CNNs too.": ({"start": 2.0, "evolq": 1.0},),
+    "infoNCE overfits less.": ({"info_nce": 1.0, "kl": 1.0, "mse": 2.0},),
+    "Block by block beats all scales at once at equal cost.": ({"evolq": 2.0}, {"evolq": 1.0}),
+    "Curvature rises as bits fall.": ({"curvature": 2.0}, {"curvature": 1.0}),
+    "Separability falls as bits fall.": ({"interaction": 2.0}, {"interaction": 1.0}),
+    "It works at extreme bits: 2-bit weights, 4-bit activations.": ({"start": 2.0, "evolq": 1.0},),
 }
 AGAINST: dict[str, tuple[dict[str, float], ...]] = {
     "The roughness comes from code flips of weights.": ({"roughness": 2.0}, {"roughness": 1.9}),
@@ -170,7 +188,7 @@ AGAINST: dict[str, tuple[dict[str, float], ...]] = {
         {"roughness": 1.5, "flips": 0.04},  # rougher, with twice the root of flips
         {"roughness": 1.4, "flips": 0.01},
     ),
-    "The roughness that 200 images show is mostly the network's.": (
+    f"The roughness that {TEST_IMAGES} images show is mostly the network's.": (
         {"structure": 0.4, "total": 1.0},
     ),
     "Arithmetic is a smaller part of the roughness than the sample.": (
@@ -185,6 +203,8 @@ AGAINST: dict[str, tuple[dict[str, float], ...]] = {
         {"gain_where_picked": 0.1, "gain_elsewhere": 0.2},
     ),
     "It works on CNNs too.": ({"start": 1.0, "evolq": 2.0},),
+    "infoNCE overfits less.": ({"info_nce": 2.0, "kl": 1.0, "mse": 2.0},),
+    "It works at extreme bits: 2-bit weights, 4-bit activations.": ({"start": 1.0, "evolq": 2.0},),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,13 @@ from landscape.probes.slices import Line, Plane
 from landscape.statistics.merge_tree import merge_tree
 from landscape.statistics.numerical_noise import noise_floor
 
-CALIBRATION_IMAGES, TEST_IMAGES = 100, 200
+# With 200 test images half of what a trial saw as roughness was noise of the sample.
+CALIBRATION_IMAGES, TEST_IMAGES = 100, 1000
 # Relative change of a typical scale at the ends of a ray, and its points: steps of 1 %.
 RADIUS, POINTS, RAYS = 0.1, 21, 2
+PAIRS = 10
+# Calibration images with which criteria are compared; infoNCE takes 50 at a time.
+FEW_AND_MANY = (50, 200)
 # Points along each axis of a plane.
 SIDE = 11
 # Forward passes of the calibration images that a search may take.
@@ -53,20 +58,20 @@ def problem_of(model: str, bits: int, seed: int, **changes: object) -> Problem:
         model: a bundled network.
         bits: of its weights; activations have 8.
         seed: of all that is drawn.
-        changes: of the quantization.
+        changes: of the settings and the quantization.
     """
-    quantization = replace(Quantization(weight_bits=bits), **changes)  # type: ignore[arg-type]
-    return prepare(
-        Settings(
-            model,
-            quantization=quantization,
-            calibration_images=CALIBRATION_IMAGES,
-            selection_images=0,
-            test_images=TEST_IMAGES,
-            threads=1,
-            seed=seed,
-        )
+    settings = Settings(
+        model,
+        calibration_images=CALIBRATION_IMAGES,
+        selection_images=0,
+        test_images=TEST_IMAGES,
+        threads=1,
+        seed=seed,
     )
+    quantization = Quantization(weight_bits=bits)
+    own: dict[str, Any] = {k: v for k, v in changes.items() if hasattr(quantization, k)}
+    others: dict[str, Any] = {k: v for k, v in changes.items() if k not in own}
+    return prepare(replace(settings, quantization=replace(quantization, **own), **others))
 
 
 def scales(problem: Problem, within: Collection[str] = ("*",)) -> Point:
@@ -99,6 +104,19 @@ def shared_square(values: ArrayLike) -> float:
 def signed_root(square: float) -> float:
     """Return the root of |square| with its sign: noise around 0 stays around 0."""
     return float(np.sign(square) * np.sqrt(abs(square)))
+
+
+def curvature(losses: ArrayLike) -> float:
+    """Return the second derivative at the start of cubics fitted to rays, nats per distance^2.
+
+    The mean over rays. It is linear in the losses, so that noise of the sample cancels in the mean.
+
+    Args:
+        losses: (rays, points, images), evenly from -RADIUS to RADIUS.
+    """
+    means = np.asarray(losses, dtype=np.float64).mean(-1)
+    fitted = np.polyfit(axis(RADIUS, means.shape[1]), means.T, 3)  # highest degree first
+    return float(2 * fitted[1].mean())
 
 
 def bends(losses: ArrayLike) -> NDArray[np.float64]:
@@ -158,9 +176,9 @@ def rays(model: str, bits: int, seed: int) -> Values:
     """Return how rough the test loss is around the start, and how far it moves.
 
     `roughness` (nats), `structure` and `total` (its square, and that with the noise of the images,
-    nats^2), root mean squares of the changes from the start `loss_change` (nats) and
-    `accuracy_change` (points), `flips` (share of all codes of weights, from point to point), and
-    what `picked` says.
+    nats^2), `curvature` (nats per distance^2), root mean squares of the changes from the start
+    `loss_change` (nats) and `accuracy_change` (points), `flips` (share of all codes of weights,
+    from point to point), and what `picked` says.
     """
     problem = problem_of(model, bits, seed)
     lines = [Line(problem.start, way) for way in draw(scales(problem), RAYS, seed)]
@@ -181,6 +199,7 @@ def rays(model: str, bits: int, seed: int) -> Values:
         "roughness": signed_root(structure),
         "structure": structure,
         "total": float((bends(losses).mean(-1) ** 2).mean()),
+        "curvature": curvature(losses),
         "loss_change": signed_root(changes[0]),
         "accuracy_change": signed_root(changes[1]),
         "flips": flips / weights / (POINTS - 1) / RAYS,
@@ -203,6 +222,36 @@ def within(globs: Collection[str], model: str, bits: int, seed: int) -> Values:
     lines = [Line(problem.start, way) for way in draw(moving, RAYS, seed)]
     losses, _ = along_rays(problem, lines)
     return {"roughness": signed_root(shared_square(bends(losses)))}
+
+
+def together(model: str, bits: int, seed: int) -> Values:
+    """Return how far from additive the test loss is in two halves of the scales (nats).
+
+    Halves move by RADIUS alone and together: what they do together beyond the sum of what each does
+    alone, root mean square over PAIRS draws of halves and directions, free of sampling noise.
+    LAPQ calls a loss separable where this is 0 (Nahshan et al. 2021, "Loss aware post-training
+    quantization", section 3).
+    """
+    problem = problem_of(model, bits, seed)
+    moving = scales(problem)
+    generator = torch.Generator().manual_seed(seed)
+    test = problem.test.vary(tuple(moving), at=problem.start)
+    at_start = test.per_image(problem.start)[0]
+    found = []
+    for direction in draw(moving, PAIRS, seed):
+        shuffled = [list(moving)[k] for k in torch.randperm(len(moving), generator=generator)]
+        half = set(shuffled[: len(moving) // 2])
+        end = Line(problem.start, direction).at(RADIUS)
+        one, other = (
+            {k: end[k] if (k in half) is moves else problem.start[k] for k in moving}
+            for moves in (True, False)
+        )
+        both, *alone = (
+            test.per_image(point)[0] - at_start
+            for point in ({k: end[k] for k in moving}, one, other)
+        )
+        found.append(both - sum(alone))
+    return {"interaction": signed_root(shared_square(torch.stack(found).numpy()))}
 
 
 def repeats(model: str, bits: int, seed: int) -> Values:
@@ -237,6 +286,14 @@ def _evolved(problem: Problem, seed: int, recipe: str = "default") -> Point:
     return last.point
 
 
+def _from_start(problem: Problem, seed: int) -> Values:
+    """Return the losses at the start and after Evol-Q."""
+    return {
+        **_outcome(problem, "start", problem.start),
+        **_outcome(problem, "evolq", _evolved(problem, seed)),
+    }
+
+
 def searches(model: str, bits: int, seed: int) -> Values:
     """Return the losses at the start, after Adam and after Evol-Q, at equal cost."""
     problem = problem_of(model, bits, seed)
@@ -250,10 +307,37 @@ def searches(model: str, bits: int, seed: int) -> Values:
         learning_rates=RATES,
     )
     return {
-        **_outcome(problem, "start", problem.start),
+        **_from_start(problem, seed),
         **_outcome(problem, "adam", adam.iterates[-1].point),
-        **_outcome(problem, "evolq", _evolved(problem, seed)),
     }
+
+
+def at_once(model: str, bits: int, seed: int) -> Values:
+    """Return the losses after an evolution of all scales at once, at the same cost."""
+    problem = problem_of(model, bits, seed)
+    *_, last = OPTIMIZERS["one-plus-one-es"](
+        problem.objective,
+        problem.start,
+        names=list(scales(problem)),
+        budget=BUDGET,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return _outcome(problem, "evolq", last.point)
+
+
+def transfer(calibration_images: int, model: str, bits: int, seed: int) -> Values:
+    """Return the test loss (nats) after Evol-Q under each label-free criterion."""
+    found = {}
+    for name in (name for name, each in CRITERIA.items() if not each.uses_labels):
+        changes = {"criterion": name, "calibration_images": calibration_images}
+        problem = problem_of(model, bits, seed, **changes)
+        found[name] = _outcome(problem, name, _evolved(problem, seed))[name]
+    return found
+
+
+def extreme(model: str, bits: int, seed: int) -> Values:
+    """Return the losses at the start with 4-bit activations, and after Evol-Q."""
+    return _from_start(problem_of(model, bits, seed, activation_bits=4), seed)
 
 
 def published(model: str, bits: int, seed: int) -> Values:
@@ -272,10 +356,7 @@ def plain_start(model: str, bits: int, seed: int) -> Values:
         activation_observer="minmax",
         moment_matching=False,
     )
-    return {
-        **_outcome(problem, "start", problem.start),
-        **_outcome(problem, "evolq", _evolved(problem, seed)),
-    }
+    return _from_start(problem, seed)
 
 
 def minima(surface: NDArray) -> int:
@@ -324,4 +405,8 @@ MEASURES: dict[str, Callable[[str, int, int], Values]] = {
     "mlp": partial(within, ("*.mlp.fc1.weight.scale", "*.mlp.fc2.weight.scale")),
     "plain start": plain_start,
     "published": published,
+    "at once": at_once,
+    "together": together,
+    "extreme": extreme,
+    **{f"transfer {images}": partial(transfer, images) for images in FEW_AND_MANY},
 }

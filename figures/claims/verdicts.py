@@ -24,7 +24,7 @@ class Verdict:
     """What the seeds say about one effect.
 
     Attributes:
-        seeds: how many there are.
+        effects: of each seed.
         effect: its mean; positive speaks for the claim.
         low: lower end of its 95 % interval.
         high: upper end. Each seed draws images, directions and searches anew, so that the interval
@@ -35,13 +35,18 @@ class Verdict:
         word: what follows.
     """
 
-    seeds: int
+    effects: tuple[float, ...]
     effect: float
     low: float
     high: float
     p: float
     seen: float
     word: Word
+
+    @property
+    def seeds(self) -> int:
+        """How many there are."""
+        return len(self.effects)
 
 
 def decide(effects: Mapping[str, ArrayLike]) -> dict[str, Verdict]:
@@ -95,4 +100,6 @@ def _verdict(effects: NDArray[np.float64], p: float, family: int) -> Verdict:
         word = "supported" if mean > 0 else "contradicted"
     strict = float(stats.t.ppf(1 - (1 - LEVEL) / 2 / family, count - 1))
     seen = (strict + float(stats.t.ppf(POWER, count - 1))) * error
-    return Verdict(count, mean, mean - reach * error, mean + reach * error, p, seen, word)
+    return Verdict(
+        tuple(map(float, effects)), mean, mean - reach * error, mean + reach * error, p, seen, word
+    )
