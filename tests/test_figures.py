@@ -73,6 +73,6 @@ def test_the_figure_of_exports_is_drawn_from_rows(tmp_path: Path) -> None:
     deploy.main(tmp_path, stored)
     words = (tmp_path / "deploy.txt").read_text()
     assert "DeiT-Tiny W8A8 in onnxruntime +0.0" in words
-    assert "EfficientNet-Lite0 W4A8 in onnxruntime -2.5" in words
+    assert "EfficientNet-Lite0 W4A8, moments matched in onnxruntime -2.5" in words
     assert "points at 0.75 of the time of fp32" in words
     assert (tmp_path / "deploy.png").exists()
