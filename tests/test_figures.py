@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import synthetic_scans
 from synthetic_comparisons import comparison
+from test_cliff_scan import scanned
 
 from evolq.errors import InputError
 from figures import deploy
@@ -28,13 +29,15 @@ def test_figures_and_captions_come_from_stored_runs(tmp_path: Path, capsys) -> N
     made = {
         "landscape.scan": lambda: synthetic_scans.plane(columns=9, rows=9, noise=0.5),
         "landscape.compare": comparison,
+        "--probe cliffs": lambda: scanned()[-1],
     }
     for name, script in FIGURES.items():
-        for part, (module, *_) in script.RUNS.items():
+        for part, (module, *options) in script.RUNS.items():
             place = tmp_path / "runs" / f"{name}-{part}"
             place.mkdir(parents=True)
             kind = module.removeprefix("landscape.")
-            dataset = made[module]()
+            probe = " ".join(options[:2])
+            dataset = made[probe if probe in made else module]()
             if kind == "scan":
                 dataset = with_analysis(dataset, analyze(dataset))
             store.save(dataset, place / f"{kind}.nc", kind)
