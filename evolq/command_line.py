@@ -194,8 +194,8 @@ class Command:
             parameter = cyclopts.Parameter(
                 help=_as_options(option.help, options),
                 group=groups[panel_of.get(name, FIRST_PANEL)],
-                # a flag that is off needs no --no-flag
-                negative="" if option.default is False or option.default == () else None,
+                # a flag that is off needs no --no-flag, and no list can be empty
+                negative="" if option.default is False or type(option.default) is tuple else None,
                 consume_multiple=True,  # of values of a tuple
                 show_default=not required
                 and not (option.default is None or option.default is False)

@@ -1,7 +1,8 @@
 """Pages of the documentation: what they show runs, and they name what the registries hold."""
 
 import re
-import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,19 +10,18 @@ import pytest
 import synthetic_scans
 import yaml
 
+import evolq
+import landscape
 from evolq.losses.criteria import CRITERIA
 from evolq.network.operators import OPERATORS
 from evolq.optimizers.registry import OPTIMIZERS
 from evolq.tensor.observers import OBSERVERS
+from landscape.__main__ import COMMANDS
 from landscape.analysis import analyze, with_analysis
-from landscape.compare import COMMAND as COMPARE
-from landscape.merge import COMMAND as MERGE
 from landscape.plots.panels import PANELS
 from landscape.probes.directions import DIRECTIONS
-from landscape.scan import COMMAND as SCAN
 from landscape.statistics.ruggedness import STATISTICS
 from landscape.store import save
-from landscape.work.resources import Resources
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -109,15 +109,35 @@ def test_the_page_of_optimizers_says_what_each_is(name: str) -> None:
     assert any(f"`{name}`" in row.split("|")[1] for row in rows), f"docs/optimizers.md lacks {name}"
 
 
-def test_commands_of_the_page_of_scale_have_options_that_there_are() -> None:
-    page = (DOCS / "scale.md").read_text()
-    found = re.findall(r"python -m landscape\.(scan|compare|merge)( .*)$", page, re.MULTILINE)
-    kinds = {"scan": SCAN, "compare": COMPARE, "merge": MERGE}
-    for kind, words in found:
-        plain = re.sub(r"\$\w+", "1", words).replace("HOST:PORT", "host:1")
-        parsed = kinds[kind].parse(shlex.split(plain))
-        assert parsed is not None
-        Resources(**{name: parsed[0][name] for name in ("part", "workers") if name in parsed[0]})
-    given = {option for _, words in found for option in re.findall(r"--(\w+)", words)}
-    assert {kind for kind, _ in found} == set(kinds)
-    assert {"workers", "part", "scheduler"} <= given
+@pytest.mark.parametrize("package", [evolq, landscape], ids=lambda package: package.__name__)
+def test_the_reference_has_every_public_name_once(package) -> None:
+    page = (DOCS / f"api_{package.__name__}.md").read_text()
+    directives = r"^\.\. (?:autofunction|autoclass|autoexception|py:data):: " + package.__name__
+    named = re.findall(rf"{directives}\.(\w+)$", page, re.MULTILINE)
+    assert sorted(named) == sorted(package.__all__)
+
+
+def test_the_reference_has_every_command() -> None:
+    page = (DOCS / "commands.md").read_text()
+    commands = ["evolq.__main__", *(f"landscape.{name}" for name in COMMANDS)]
+    assert re.findall(r"^```{options} (.*)$", page, re.MULTILINE) == commands
+
+
+@pytest.mark.slow
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    for package in ("sphinx", "myst_nb", "furo"):
+        pytest.importorskip(package)
+    options = [*("-q", "-W", "--keep-going", "-c", "docs", ".", str(tmp_path / "site"))]
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-d", str(tmp_path / "doctrees"), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    for page in ROOT.glob("docs/*.md"):
+        assert (tmp_path / "site" / "docs" / f"{page.stem}.html").exists()
+    commands = (tmp_path / "site" / "docs" / "commands.html").read_text()
+    assert "--weight-bits" in commands
+    assert "Traceback" not in commands

@@ -122,7 +122,7 @@ def paired_noise(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def total_variation(surface: xr.DataArray) -> float:
-    """Return the mean of sum |increments| / (max - min) over all lines along the axes.
+    """Return the mean of `sum |increments| / (max - min)` over all lines along the axes.
 
     1 for lines that rise or fall all the way, also for constant ones; 2 for a symmetric valley;
     more the more a line goes up and down. In a plane the two axes count equally. Points that are

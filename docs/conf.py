@@ -1,0 +1,51 @@
+"""How Sphinx builds the pages: `sphinx-build -W -c docs . site`, then open `site/docs/index.html`.
+
+The root of the repository is the source, so that a link between two files is right in the
+repository and on the pages. Notebooks are shown as they are stored; tests/test_notebooks.py runs
+them. Options of commands, and functions and classes, come from the code.
+"""
+
+from importlib import import_module
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+project = "evolq"
+author = copyright = "The evolq developers"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "docs/index"
+include_patterns = [
+    *("docs/*.md", "notebooks/*.ipynb", "README.md", "CHANGELOG.md", "evolq/bundled/README.md"),
+]
+
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+default_role = "literal"  # docstrings have single backticks
+highlight_language = "none"  # of blocks without a fence: what is typed, and what is printed
+
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+napoleon_custom_sections = [("Attributes", "params_style")]  # a dataclass has them as arguments
+
+html_theme = "furo"
+html_title = "evolq"
+
+
+class Options(SphinxDirective):
+    """The options of a command, `{options} landscape.scan`, as its `--help` has them."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return a section."""
+        app = import_module(self.arguments[0]).COMMAND.app()
+        if "--install-completion" in app:
+            del app["--install-completion"]
+        text = app.generate_docs("markdown", heading_level=2)
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+def setup(app: Sphinx) -> None:
+    """Add what the pages use."""
+    app.add_directive("options", Options)
