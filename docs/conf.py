@@ -5,6 +5,7 @@ repository and on the pages. Notebooks are shown as they are stored; tests/test_
 them. Options of commands, and functions and classes, come from the code.
 """
 
+import re
 from importlib import import_module
 
 from docutils import nodes
@@ -26,7 +27,9 @@ highlight_language = "none"  # of blocks without a fence: what is typed, and wha
 
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
-napoleon_custom_sections = [("Attributes", "params_style")]  # a dataclass has them as arguments
+autodoc_preserve_defaults = True
+autodoc_typehints_description_target = "documented"
+napoleon_custom_sections = [("Attributes", "Args")]  # what a dataclass is made of
 
 html_theme = "furo"
 html_title = "evolq"
@@ -42,7 +45,9 @@ class Options(SphinxDirective):
         app = import_module(self.arguments[0]).COMMAND.app()
         if "--install-completion" in app:
             del app["--install-completion"]
-        text = app.generate_docs("markdown", heading_level=2)
+        parts = app.generate_docs("markdown", heading_level=2).split("`")
+        parts[::2] = [re.sub(r"--[a-z-]+", r"`\g<0>`", part) for part in parts[::2]]
+        text = "`".join(parts)
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
