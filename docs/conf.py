@@ -22,6 +22,7 @@ include_patterns = [
 
 myst_heading_anchors = 3
 nb_execution_mode = "off"
+nb_mime_priority_overrides = [("*", "text/html", None)]  # xarray's cannot be read in the dark
 default_role = "literal"  # docstrings have single backticks
 highlight_language = "none"  # of blocks without a fence: what is typed, and what is printed
 
