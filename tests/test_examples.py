@@ -51,7 +51,7 @@ PLACEHOLDERS = {
     "FILE": "photos",
 }
 SMALL_MODEL, CLASSES = "test_vit", ("cat", "dog")
-LARGE_MODELS = ("deit_tiny_patch16_224", "resnet18")
+LARGE_MODELS = ("deit_tiny_patch16_224", "resnet18", "tf_efficientnet_lite0")
 SIZES = {
     **{"points": "2", "radius": "0.1", "repeats": "2", "descents": "0"},
     **{"cliffs": "1", "intervals": "2", "budget": "8", "seeds": "1", "sizes": "8", "passes": "1"},
@@ -179,8 +179,9 @@ WITH_PYTHON = [page for page in PAGES if python_blocks(page) and page.name not i
 @pytest.mark.usefixtures("_reader")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
 def test_python_examples_run_from_top_to_bottom(page: Path) -> None:
-    if "export_onnx" in page.read_text():
-        pytest.importorskip("onnxruntime")
+    for package, word in {"onnxruntime": "export_onnx", "torchao": "torchao.quantization"}.items():
+        if word in page.read_text():
+            pytest.importorskip(package)
     images = evolq.bundled_split(calibration=10).calibration.images[:]
     names = {  # what the README calls your own
         **{"__name__": "__main__", "model": evolq.load_model("fashion_resnet")},
