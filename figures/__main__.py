@@ -14,13 +14,14 @@ from pathlib import Path
 
 from evolq import command_line
 from evolq.errors import InputError
-from figures import cliffs, default_scan, egg_carton, trajectories
+from figures import bit_lines, cliffs, default_scan, egg_carton, trajectories
 
 # Each has RUNS, by name the command and its options; draw(runs); and caption(runs).
 FIGURES = {
     "egg_carton": egg_carton,
     "trajectories": trajectories,
     "cliffs": cliffs,
+    "bit_lines": bit_lines,
     "default_scan": default_scan,
 }
 FOLDER = Path(__file__).parent

@@ -123,7 +123,7 @@ def draw_rays(dataset: Dataset, analysis: Analysis) -> Figure:
         left, right = figure.subplots(1, 2)
         curves_on(left, info, info.loss)
         curves_on(right, info, info.test_loss)
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
