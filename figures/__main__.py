@@ -14,11 +14,12 @@ from pathlib import Path
 
 from evolq import command_line
 from evolq.errors import InputError
-from figures import bit_lines, cliffs, default_scan, egg_carton, trajectories
+from figures import bit_lines, cliffs, default_scan, egg_carton, jagged, trajectories
 
 # Each has RUNS, by name the command and its options; draw(runs); and caption(runs).
 FIGURES = {
     "egg_carton": egg_carton,
+    "jagged": jagged,
     "trajectories": trajectories,
     "cliffs": cliffs,
     "bit_lines": bit_lines,
