@@ -15,6 +15,9 @@ so that these sums are computed exactly, whatever the order of their terms:
 
       sum (x - a)(w - b) = sum x w - b sum (x - a) - a sum w
 
+- From queries to probabilities times values, attention with a uniform quantizer on its softmax is
+  one function where the processor has AVX-512 VNNI (`kernels`): what lies between the two products
+  does not leave the cache.
 - The operands of other products stay floats that hold the integers q - z. Sums of at most 258
   products of two 8-bit codes stay below 2^24, where every integer is a float32.
 - A softmax whose output has a log2 quantizer is computed in logarithms: the code is a rounded
@@ -53,6 +56,7 @@ from evolq.network.integer_ops import (
     times_scales,
     zero_point_term,
 )
+from evolq.network.kernels import LANES, attention, kernels
 from evolq.network.operators import aten, is_matrix_product
 from evolq.points import Point
 from evolq.tensor.quantizers import (
@@ -134,6 +138,8 @@ class _Comparison(fx.Interpreter):
         self.counts: dict[str, tuple[int, int]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.target is attention:
+            return self.attention(n)
         value = super().run_node(n)
         if n.target not in (encode, steps, log2_softmax):
             return value
@@ -147,11 +153,28 @@ class _Comparison(fx.Interpreter):
         else:
             _, upper = codes_range(bits, QuantSpec(kind="log2"))
             expected = torch.where(codes < upper, torch.exp2(-codes.to(value.dtype)), 0.0)
-        expected = expected.to(value.dtype)
+        return self.compare(name, value, expected.to(value.dtype))
+
+    def compare(self, name: str, value: Tensor, expected: Tensor) -> Tensor:
+        """Count, and return what was expected."""
         differing, count = self.counts.get(name, (0, 0))
         differing += int((value != expected).sum())
         self.counts[name] = differing, count + value.numel()
         return expected
+
+    def attention(self, n: fx.Node) -> Tensor:
+        """Compare the probabilities: what attention makes of values that are the identity."""
+        (queries, keys, values, scale, *rest), _ = self.fetch_args_kwargs_from_env(n)
+        stored, value_scale, zero, shift = values
+        tokens = stored.shape[-2]
+        identity = stored.new_zeros(tokens, math.ceil(tokens / LANES) * LANES).fill_diagonal_(1)
+        plain = (identity.expand(*stored.shape[:2], -1, -1), scale.new_ones(()), 0 * scale, 0)
+        found = attention(queries, keys, plain, scale, *rest)[..., :tokens]
+        name = _quantizer_name(self.described, n.args[3])
+        codes, zero_point, _ = self.simulated[name]
+        expected = codes if zero_point is None else codes - zero_point.round()
+        expected = self.compare(name, (found / scale).round(), expected.to(found.dtype))
+        return times_scales(expected @ (stored.to(scale.dtype) + shift - zero), scale, value_scale)
 
 
 # The rewriting ------------------------------------------------------------------------------------
@@ -185,6 +208,10 @@ class _Lowering:
         self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
     def run(self) -> None:
+        for node in list(self.graph.nodes):
+            if is_matrix_product(node):
+                self.attention(node)
+        self.fx_graph.eliminate_dead_code()
         for node in list(self.graph.nodes):
             if node.target in (aten.linear.default, aten.conv2d.default):
                 self.linear(node)
@@ -324,6 +351,51 @@ class _Lowering:
             sums = product = self.call(node, node.target, tuple(factors), node)  # type: ignore[arg-type]
         scales = [origin.args[1] for origin in origins]
         self.replace(node, sums, self.call(node, times_scales, (product, *scales), node))
+
+    def attention(self, node: fx.Node) -> None:
+        """Replace all from queries to probabilities times values by one function, where it can."""
+        found = self.attention_operands(node)
+        if found is None or kernels() is None:
+            return
+        logits, probabilities, *operands = found
+        codes = []
+        for operand in operands:
+            origin = source(operand)
+            stored, *constants = self.codes(origin)
+            codes.append((self.follow(operand, origin, stored), *constants))
+        parameters = self.parameters(probabilities)
+        result = self.call(node, attention, (*codes, *parameters), node)
+        self.replace(node, result, result)
+        self.graph.operations[result.name] += self.graph.operations.pop(logits.name)
+
+    def attention_operands(self, node: fx.Node) -> tuple[fx.Node, ...] | None:
+        """Return logits, probabilities, queries, keys and values if `attention` computes `node`."""
+        probabilities: Any
+        probabilities, values, *_ = node.args
+        if not self.has_codes(probabilities) or self.quantizers[probabilities].spec.signed:
+            return None
+        softmax = probabilities.args[0]
+        if softmax.target is not aten.softmax.int or softmax.args[1] not in (-1, 3):
+            return None
+        logits = softmax.args[0]
+        between = (logits, softmax, probabilities)
+        if not is_matrix_product(logits) or any(len(inner.users) > 1 for inner in between):
+            return None
+        operands = (*logits.args[:2], values)
+        if not all(isinstance(o, fx.Node) and self.has_codes(source(o)) for o in operands):
+            return None
+        shapes = [tuple(getattr(operand.meta.get("val"), "shape", ())) for operand in operands]
+        if len(shapes[0]) != 4:
+            return None
+        images, heads, tokens, depth = shapes[0]
+        columns = shapes[2][-1]
+        fits = (
+            all(isinstance(size, int) for size in (heads, tokens, depth, columns))
+            and shapes[1:] == [(images, heads, depth, tokens), (images, heads, tokens, columns)]
+            and depth % 4 == columns % LANES == 0
+            and max(tokens, depth) <= LARGEST_SUM
+        )
+        return (logits, probabilities, *operands) if fits else None
 
     def pays_on_codes(self, left: fx.Node, right: fx.Node) -> bool:
         """Whether a product can sum stored codes in int32, and is faster so."""

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from evolq.network.graph import Graph, dependents, source
 from evolq.network.integer_ops import decode, integer_product, row_sums
+from evolq.network.kernels import attention
 from evolq.network.operators import aten, is_matrix_product, is_product
 from evolq.network.records import pack, unpack
 
@@ -197,7 +198,7 @@ def regions(graph: Graph) -> list[list[fx.Node]]:
 
 def multiplies(node: fx.Node) -> bool:
     """Whether a node is a product, of values or of codes."""
-    return is_product(node) or node.target in (integer_product, row_sums)
+    return is_product(node) or node.target in (integer_product, row_sums, attention)
 
 
 def _fits(node: fx.Node) -> bool:

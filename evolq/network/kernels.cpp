@@ -1,0 +1,207 @@
+// Attention on 8-bit codes: queries x keys, softmax, its codes, and codes x values, row by row in
+// the cache. Needs AVX-512 VNNI; `kernels.py` builds and calls it. Sums of products are exact, and a
+// row is computed by itself: results depend on neither threads nor batches.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int64_t LANES = 16;  // int32 in a vector
+constexpr int64_t ROWS = 6;    // with 4 vectors of columns: 24 sums of 32 registers
+
+int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+// out[r][n] = sum over k of a[r][k] * b[n][k], for ROWS rows and C vectors of columns. Terms lie in
+// fours, as vpdpbusd reads them: b is [k / 4][n][4], with `stride` bytes from four to four.
+template <int C>
+void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t stride, int64_t fours,
+              int32_t* out, int64_t out_stride) {
+    __m512i sums[ROWS][C];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) sums[r][c] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < fours; ++k) {
+        __m512i columns[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) columns[c] = _mm512_loadu_si512(b + k * stride + 64 * c);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            int32_t four;
+            std::memcpy(&four, a + r * a_stride + 4 * k, 4);
+            const __m512i row = _mm512_set1_epi32(four);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], row, columns[c]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c)
+            _mm512_storeu_si512(out + r * out_stride + LANES * c, sums[r][c]);
+}
+
+// The same for any number of columns that LANES divides.
+void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t columns, int64_t fours,
+              int32_t* out) {
+    int64_t n = 0;
+    for (; n + 4 * LANES <= columns; n += 4 * LANES)
+        multiply<4>(a, a_stride, b + 4 * n, 4 * columns, fours, out + n, columns);
+    for (; n < columns; n += LANES)
+        multiply<1>(a, a_stride, b + 4 * n, 4 * columns, fours, out + n, columns);
+}
+
+// out[n] = sum over k of b[n][k].
+void add_up(const int8_t* b, int64_t columns, int64_t fours, int32_t* out) {
+    for (int64_t n = 0; n < columns; n += LANES) {
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t k = 0; k < fours; ++k)
+            sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1),
+                                      _mm512_loadu_si512(b + 4 * (k * columns + n)));
+        _mm512_storeu_si512(out + n, sum);
+    }
+}
+
+// out[n][t] = rows[t][n], for four rows of `columns` bytes.
+void interleave(const int8_t* const rows[4], int64_t columns, int8_t* out) {
+    for (int64_t n = 0; n < columns; n += 16) {
+        const auto row = [&](int t) {
+            return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[t] + n));
+        };
+        const __m128i low[2] = {_mm_unpacklo_epi8(row(0), row(1)), _mm_unpacklo_epi8(row(2), row(3))};
+        const __m128i high[2] = {_mm_unpackhi_epi8(row(0), row(1)),
+                                 _mm_unpackhi_epi8(row(2), row(3))};
+        __m128i* to = reinterpret_cast<__m128i*>(out + 4 * n);
+        _mm_storeu_si128(to, _mm_unpacklo_epi16(low[0], low[1]));
+        _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(low[0], low[1]));
+        _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(high[0], high[1]));
+        _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(high[0], high[1]));
+    }
+}
+
+// 2^t for t <= 0, to 2e-7 of its value (polynomial: Cephes, exp2f).
+__m512 power_of_two(__m512 t) {
+    const __m512 whole = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 rest = _mm512_sub_ps(t, whole);
+    __m512 sum = _mm512_set1_ps(1.535336188319500e-4f);
+    for (float next : {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f,
+                       2.402264791363012e-1f, 6.931472028550421e-1f, 1.0f})
+        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(next));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+struct Quantizer {
+    float scale, zero, lower, upper;
+
+    // Codes of values that are given as multiples of `unit`.
+    __m512i codes(__m512 value, float unit) const {
+        __m512 code = _mm512_fmadd_ps(value, _mm512_set1_ps(unit / scale), _mm512_set1_ps(zero));
+        code = _mm512_max_ps(code, _mm512_set1_ps(lower));
+        return _mm512_cvtps_epi32(_mm512_min_ps(code, _mm512_set1_ps(upper)));
+    }
+};
+
+// Turns sums of queries and keys into codes of probabilities, `width` bytes of which those beyond
+// `tokens` are zero; returns the sum of the codes. `keys` is to be subtracted from each row.
+int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t width, float slope,
+                const Quantizer& quantizer, uint8_t* codes) {
+    const __mmask16 tail = tokens % LANES ? (1u << tokens % LANES) - 1 : 0xffff;
+    const auto mask = [&](int64_t n) { return n + LANES < width ? __mmask16(0xffff) : tail; };
+    __m512i largest = _mm512_set1_epi32(INT32_MIN);
+    for (int64_t n = 0; n < width; n += LANES) {
+        const __m512i sum =
+            _mm512_sub_epi32(_mm512_loadu_si512(sums + n), _mm512_loadu_si512(keys + n));
+        _mm512_storeu_si512(sums + n, sum);
+        largest = _mm512_mask_max_epi32(largest, mask(n), largest, sum);
+    }
+    largest = _mm512_set1_epi32(_mm512_reduce_max_epi32(largest));
+    __m512 total = _mm512_setzero_ps();
+    for (int64_t n = 0; n < width; n += LANES) {
+        const __m512i below = _mm512_sub_epi32(_mm512_loadu_si512(sums + n), largest);
+        // smaller powers are denormal: slow, and nothing beside the largest, which is 1
+        __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(below), _mm512_set1_ps(slope));
+        t = _mm512_max_ps(t, _mm512_set1_ps(-126.0f));
+        const __m512 power = _mm512_maskz_mov_ps(mask(n), power_of_two(t));
+        _mm512_storeu_ps(sums + n, power);
+        total = _mm512_add_ps(total, power);
+    }
+    const float unit = 1.0f / _mm512_reduce_add_ps(total);
+    __m512i count = _mm512_setzero_si512();
+    for (int64_t n = 0; n < width; n += LANES) {
+        const __m512i code = _mm512_maskz_mov_epi32(
+            mask(n), quantizer.codes(_mm512_loadu_ps(sums + n), unit));
+        count = _mm512_add_epi32(count, code);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + n), _mm512_cvtusepi32_epi8(code));
+    }
+    return _mm512_reduce_add_epi32(count);
+}
+
+}  // namespace
+
+// One head of one image after the other. Queries, keys and values are int8 (images, heads, tokens,
+// depth), values with `columns` in place of depth, and have `strides` in bytes of images, heads and
+// tokens, three for each; 4 divides depth, LANES columns. Zero points are in stored codes; that of
+// keys adds the same to a whole row, which a softmax does not see. `slope` makes exponents of two of
+// products of queries and keys; scale, zero, lower and upper are the quantizer's of probabilities.
+// Written is (images, tokens, heads, columns): sums over codes minus zero points, times `factor`.
+extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_t* values,
+                          const int64_t* strides, int64_t images, int64_t heads, int64_t tokens,
+                          int64_t depth, int64_t columns, int32_t query_zero, int32_t value_zero,
+                          float slope, float scale, float zero, float lower, float upper,
+                          float factor, float* out, int64_t threads) {
+    const Quantizer quantizer{scale, zero, lower, upper};
+    const int64_t rows = padded(tokens, ROWS), width = padded(tokens, LANES);
+    const int64_t fours = padded(tokens, 4) / 4;  // of tokens
+    const int32_t probability_zero = zero;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<uint8_t> query(rows * depth), codes(ROWS * width);
+        std::vector<int8_t> key(depth * width), value(width * columns), nothing(columns);
+        std::vector<int32_t> key_sums(width), value_sums(columns);
+        std::vector<int32_t> sums(ROWS * width), products(ROWS * columns);
+#pragma omp for
+        for (int64_t head = 0; head < images * heads; ++head) {
+            const auto at = [&](const int8_t* from, int operand, int64_t token) {
+                const int64_t* s = strides + 3 * operand;
+                return from + head / heads * s[0] + head % heads * s[1] + token * s[2];
+            };
+            for (int64_t token = 0; token < tokens; ++token) {
+                const int8_t *q = at(queries, 0, token), *k = at(keys, 1, token);
+                for (int64_t d = 0; d < depth; ++d) query[token * depth + d] = uint8_t(q[d]) ^ 128;
+                for (int64_t d = 0; d < depth; d += 4)
+                    std::memcpy(&key[d * width + 4 * token], k + d, 4);
+            }
+            for (int64_t token = 0; token < tokens; token += 4) {
+                const int8_t* rows[4];
+                for (int64_t t = 0; t < 4; ++t)
+                    rows[t] = token + t < tokens ? at(values, 2, token + t) : nothing.data();
+                interleave(rows, columns, &value[token * columns]);
+            }
+            add_up(key.data(), width, depth / 4, key_sums.data());
+            add_up(value.data(), columns, fours, value_sums.data());
+            for (int64_t n = 0; n < width; ++n) key_sums[n] *= query_zero + 128;
+            for (int64_t row = 0; row < tokens; row += ROWS) {
+                multiply(&query[row * depth], depth, key.data(), width, depth / 4, sums.data());
+                int32_t counts[ROWS];
+                for (int64_t r = 0; r < ROWS; ++r)
+                    counts[r] = softmax(&sums[r * width], key_sums.data(), tokens, width, slope,
+                                        quantizer, &codes[r * width]);
+                multiply(codes.data(), width, value.data(), columns, fours, products.data());
+                for (int64_t r = 0; r < ROWS && row + r < tokens; ++r) {
+                    float* written =
+                        out + ((head / heads * tokens + row + r) * heads + head % heads) * columns;
+                    const int32_t offset =
+                        value_zero * (counts[r] - int32_t(tokens) * probability_zero);
+                    for (int64_t d = 0; d < columns; ++d)
+                        written[d] = factor * float(products[r * columns + d] - offset -
+                                                    probability_zero * value_sums[d]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+"""Attention as one function on 8-bit codes: `kernels.cpp`, compiled when it is first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evolq.network.integer_ops import steps
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+
+# Beside the processor's own: what PyTorch's builder does not ask for.
+FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
+
+# Columns in a vector of sums: the depth of values is a multiple of this.
+LANES = 16
+
+# An operand: stored codes, their scale, zero point and shift, as `integer_ops.decode` takes them.
+Codes = tuple[Tensor, Tensor, Tensor, int]
+
+
+@cache
+def kernels() -> ctypes.CDLL | None:
+    """Return the compiled functions, from PyTorch's cache on disk if they are there.
+
+    None for a processor without AVX-512 VNNI, or if they cannot be built: a warning says why.
+    """
+    if not torch.cpu._is_vnni_supported():
+        return None
+    try:
+        from torch._inductor.codecache import CppCodeCache
+
+        library = CppCodeCache.load(SOURCE.read_text(), extra_flags=FLAGS)
+    except Exception as error:  # of whatever the builder raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"the kernel of attention cannot be built here ({reason}); running without it gives "
+            "the same results, more slowly",
+            stacklevel=2,
+        )
+        return None
+    pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    library.attention.argtypes = [
+        *[pointer] * 4, *[whole] * 5, *[ctypes.c_int32] * 2, *[real] * 6, pointer, whole,
+    ]  # fmt: skip
+    library.attention.restype = None
+    return library
+
+
+def attention(
+    queries: Codes,
+    keys: Codes,
+    values: Codes,
+    scale: Tensor,
+    zero: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+) -> Tensor:
+    """Return softmax(queries keys), quantized, times values.
+
+    Args:
+        queries: (images, heads, tokens, depth), int8; 4 divides depth.
+        keys: (images, heads, depth, tokens), as the product reads them.
+        values: (images, heads, tokens, columns), `LANES` divides the number of columns.
+        scale: of the probabilities' quantizer.
+        zero: its rounded zero point.
+        lower: its lowest code.
+        upper: its highest code, 255 at most.
+
+    Returns:
+        (images, heads, tokens, columns), float32; in memory tokens come before heads.
+    """
+    library = kernels()
+    if library is None or queries[0].device.type != "cpu":
+        return attention_in_floats(queries, keys, values, scale, zero, lower, upper)
+    operands = [queries[0], keys[0].transpose(-2, -1), values[0]]
+    operands = [codes if codes.stride(-1) == 1 else codes.contiguous() for codes in operands]
+    images, heads, tokens, depth = operands[0].shape
+    columns = operands[2].shape[-1]
+    out = torch.empty(images, tokens, heads, columns)
+    library.attention(
+        *(codes.data_ptr() for codes in operands),
+        (ctypes.c_int64 * 9)(*(stride for codes in operands for stride in codes.stride()[:3])),
+        *(images, heads, tokens, depth, columns),
+        *(int(operand[2]) - operand[3] for operand in (queries, values)),
+        float(queries[1] * keys[1]) * math.log2(math.e),
+        *map(float, (scale, zero, lower, upper)),
+        float(scale * values[1]),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out.transpose(1, 2)
+
+
+def attention_in_floats(queries: Codes, keys: Codes, values: Codes, *quantizer: Any) -> Tensor:
+    """Do what `attention` does anywhere; sums are exact in float64."""
+    left, right, factors = (
+        codes.double() + shift - zero.double() for codes, _, zero, shift in (queries, keys, values)
+    )
+    logits = (left @ right).to(torch.float32) * (queries[1] * keys[1])
+    probabilities = steps(logits.softmax(-1), *quantizer)
+    return (probabilities.double() @ factors).to(torch.float32) * (quantizer[0] * values[1])
