@@ -1,6 +1,7 @@
-// Attention on 8-bit codes: queries x keys, softmax, its codes, and codes x values, row by row in
-// the cache. Needs AVX-512 VNNI; `kernels.py` builds and calls it. Sums of products are exact, and a
-// row is computed by itself: results depend on neither threads nor batches.
+// Products of 8-bit codes together with what follows, row by row in the cache: attention (queries x
+// keys, softmax, its codes, codes x values), and layers with GELU. Needs AVX-512 VNNI; `kernels.py` builds
+// and calls it. Sums of products are exact, and a row is computed by itself: results depend on
+// neither threads nor batches.
 
 #include <immintrin.h>
 
@@ -84,23 +85,47 @@ void interleave(const int8_t* const rows[4], int64_t columns, int8_t* out) {
     }
 }
 
+// Sixteen values of a polynomial, coefficients from the highest power on.
+template <size_t N>
+__m512 polynomial(__m512 x, const float (&coefficients)[N]) {
+    __m512 sum = _mm512_set1_ps(coefficients[0]);
+    for (size_t n = 1; n < N; ++n) sum = _mm512_fmadd_ps(sum, x, _mm512_set1_ps(coefficients[n]));
+    return sum;
+}
+
 // 2^t for t <= 0, to 2e-7 of its value (polynomial: Cephes, exp2f).
 __m512 power_of_two(__m512 t) {
     const __m512 whole = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 rest = _mm512_sub_ps(t, whole);
-    __m512 sum = _mm512_set1_ps(1.535336188319500e-4f);
-    for (float next : {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f,
-                       2.402264791363012e-1f, 6.931472028550421e-1f, 1.0f})
-        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(next));
+    const __m512 sum =
+        polynomial(rest, {1.535336188319500e-4f, 1.339887440266574e-3f, 9.618437357674640e-3f,
+                          5.550332471162809e-2f, 2.402264791363012e-1f, 6.931472028550421e-1f, 1.0f});
     return _mm512_scalef_ps(sum, whole);
 }
 
-struct Quantizer {
-    float scale, zero, lower, upper;
+// x (1 + erf(x / sqrt 2)) / 2; erf to 3e-7 (quotient of polynomials: Eigen, generic_fast_erf).
+__m512 gelu(__m512 value) {
+    __m512 x = _mm512_mul_ps(value, _mm512_set1_ps(0.70710678f));
+    x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(4.0f)), _mm512_set1_ps(-4.0f));
+    const __m512 square = _mm512_mul_ps(x, x);
+    const __m512 above = polynomial(
+        square, {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f,
+                 -5.69250639462346e-05f, -7.34990630326855e-04f, -2.95459980854025e-03f,
+                 -1.60960333262415e-02f});
+    const __m512 below =
+        polynomial(square, {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f,
+                            -7.37332916720468e-03f, -1.42647390514189e-02f});
+    const __m512 erf = _mm512_div_ps(_mm512_mul_ps(x, above), below);
+    const __m512 half = _mm512_mul_ps(value, _mm512_set1_ps(0.5f));
+    return _mm512_fmadd_ps(half, erf, half);
+}
 
-    // Codes of values that are given as multiples of `unit`.
-    __m512i codes(__m512 value, float unit) const {
-        __m512 code = _mm512_fmadd_ps(value, _mm512_set1_ps(unit / scale), _mm512_set1_ps(zero));
+struct Quantizer {
+    float zero, lower, upper;
+
+    // Codes of values in units of the scale.
+    __m512i codes(__m512 value) const {
+        __m512 code = _mm512_add_ps(value, _mm512_set1_ps(zero));
         code = _mm512_max_ps(code, _mm512_set1_ps(lower));
         return _mm512_cvtps_epi32(_mm512_min_ps(code, _mm512_set1_ps(upper)));
     }
@@ -109,7 +134,7 @@ struct Quantizer {
 // Turns sums of queries and keys into codes of probabilities, `width` bytes of which those beyond
 // `tokens` are zero; returns the sum of the codes. `keys` is to be subtracted from each row.
 int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t width, float slope,
-                const Quantizer& quantizer, uint8_t* codes) {
+                float scale, const Quantizer& quantizer, uint8_t* codes) {
     const __mmask16 tail = tokens % LANES ? (1u << tokens % LANES) - 1 : 0xffff;
     const auto mask = [&](int64_t n) { return n + LANES < width ? __mmask16(0xffff) : tail; };
     __m512i largest = _mm512_set1_epi32(INT32_MIN);
@@ -130,11 +155,11 @@ int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t widt
         _mm512_storeu_ps(sums + n, power);
         total = _mm512_add_ps(total, power);
     }
-    const float unit = 1.0f / _mm512_reduce_add_ps(total);
+    const __m512 unit = _mm512_set1_ps(1.0f / (_mm512_reduce_add_ps(total) * scale));
     __m512i count = _mm512_setzero_si512();
     for (int64_t n = 0; n < width; n += LANES) {
-        const __m512i code = _mm512_maskz_mov_epi32(
-            mask(n), quantizer.codes(_mm512_loadu_ps(sums + n), unit));
+        const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(sums + n), unit);
+        const __m512i code = _mm512_maskz_mov_epi32(mask(n), quantizer.codes(value));
         count = _mm512_add_epi32(count, code);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + n), _mm512_cvtusepi32_epi8(code));
     }
@@ -154,7 +179,7 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                           int64_t depth, int64_t columns, int32_t query_zero, int32_t value_zero,
                           float slope, float scale, float zero, float lower, float upper,
                           float factor, float* out, int64_t threads) {
-    const Quantizer quantizer{scale, zero, lower, upper};
+    const Quantizer quantizer{zero, lower, upper};
     const int64_t rows = padded(tokens, ROWS), width = padded(tokens, LANES);
     const int64_t fours = padded(tokens, 4) / 4;  // of tokens
     const int32_t probability_zero = zero;
@@ -190,7 +215,7 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                 int32_t counts[ROWS];
                 for (int64_t r = 0; r < ROWS; ++r)
                     counts[r] = softmax(&sums[r * width], key_sums.data(), tokens, width, slope,
-                                        quantizer, &codes[r * width]);
+                                        scale, quantizer, &codes[r * width]);
                 multiply(codes.data(), width, value.data(), columns, fours, products.data());
                 for (int64_t r = 0; r < ROWS && row + r < tokens; ++r) {
                     float* written =
@@ -202,6 +227,71 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                                                     probability_zero * value_sums[d]);
                 }
             }
+        }
+    }
+}
+
+// Codes of GELU of a linear layer: int8 (rows, columns) from int8 (rows, terms) and a matrix (terms,
+// columns); 4 divides terms, 4 LANES columns. `offset` to `bias`, one for each column, are those of
+// `integer_ops.rescale`; `unit` is what a value is multiplied by before its zero point is added.
+extern "C" void linear_gelu(const int8_t* input, const int8_t* matrix, const int32_t* offset,
+                            const float* weight_zero, const float* factor, const float* slope,
+                            const float* bias, const float* unit, float zero, float lower,
+                            float upper, int32_t shift, int64_t rows, int64_t terms,
+                            int64_t columns, int8_t* out, int64_t threads) {
+    constexpr int64_t BLOCK = 8 * ROWS, PANEL = 4 * LANES;
+    const Quantizer quantizer{zero, lower, upper};
+    std::vector<int8_t> packed(terms * columns);
+    for (int64_t k = 0; k < terms; k += 4) {
+        const int8_t* four[4];
+        for (int64_t t = 0; t < 4; ++t) four[t] = matrix + (k + t) * columns;
+        interleave(four, columns, &packed[k * columns]);
+    }
+    std::vector<int32_t> base(columns);
+    add_up(packed.data(), columns, terms / 4, base.data());
+    for (int64_t n = 0; n < columns; ++n) base[n] = 128 * base[n] + offset[n];
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<uint8_t> block(BLOCK * terms);
+        std::vector<int32_t> counts(BLOCK), sums(ROWS * PANEL);
+#pragma omp for
+        for (int64_t first = 0; first < rows; first += BLOCK) {
+            const int64_t height = std::min(BLOCK, rows - first);
+            for (int64_t r = 0; r < height; ++r) {
+                int32_t count = 0;
+                for (int64_t k = 0; k < terms; ++k) {
+                    const int8_t code = input[(first + r) * terms + k];
+                    block[r * terms + k] = uint8_t(code) ^ 128;
+                    count += code;
+                }
+                counts[r] = count;
+            }
+            for (int64_t n = 0; n < columns; n += PANEL)
+                for (int64_t row = 0; row < height; row += ROWS) {
+                    multiply<4>(&block[row * terms], terms, &packed[4 * n], 4 * columns, terms / 4,
+                                sums.data(), PANEL);
+                    for (int64_t r = 0; r < ROWS && row + r < height; ++r) {
+                        const __m512 count = _mm512_set1_ps(counts[row + r]);
+                        int8_t* to = out + (first + row + r) * columns;
+                        for (int64_t c = n; c < n + PANEL; c += LANES) {
+                            const __m512i exact =
+                                _mm512_sub_epi32(_mm512_loadu_si512(&sums[r * PANEL + c - n]),
+                                                 _mm512_loadu_si512(&base[c]));
+                            const __m512 product =
+                                _mm512_fnmadd_ps(_mm512_loadu_ps(weight_zero + c), count,
+                                                 _mm512_cvtepi32_ps(exact));
+                            const __m512 constant = _mm512_fmadd_ps(
+                                count, _mm512_loadu_ps(slope + c), _mm512_loadu_ps(bias + c));
+                            const __m512 value =
+                                gelu(_mm512_fmadd_ps(product, _mm512_loadu_ps(factor + c), constant));
+                            const __m512i code = _mm512_sub_epi32(
+                                quantizer.codes(_mm512_mul_ps(value, _mm512_loadu_ps(unit + c))),
+                                _mm512_set1_epi32(shift));
+                            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c),
+                                             _mm512_cvtepi32_epi8(code));
+                        }
+                    }
+                }
         }
     }
 }

@@ -1,4 +1,4 @@
-"""Attention as one function on 8-bit codes: `kernels.cpp`, compiled when it is first needed."""
+"""Products of 8-bit codes with what follows: `kernels.cpp`, compiled when it is first needed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from evolq.network.integer_ops import steps
+from evolq.network.integer_ops import encode, integer_product, rescale, row_sums, steps
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 # Beside the processor's own: what PyTorch's builder does not ask for.
 FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 
-# Columns in a vector of sums: the depth of values is a multiple of this.
+# Sums in a vector, and columns that `linear_gelu` makes at a time.
 LANES = 16
+PANEL = 4 * LANES
 
 # An operand: stored codes, their scale, zero point and shift, as `integer_ops.decode` takes them.
 Codes = tuple[Tensor, Tensor, Tensor, int]
@@ -41,8 +43,8 @@ def kernels() -> ctypes.CDLL | None:
     except Exception as error:  # of whatever the builder raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
-            f"the kernel of attention cannot be built here ({reason}); running without it gives "
-            "the same results, more slowly",
+            f"the kernels of integer execution cannot be built here ({reason}); running without "
+            "them gives the same results, more slowly",
             stacklevel=2,
         )
         return None
@@ -50,7 +52,10 @@ def kernels() -> ctypes.CDLL | None:
     library.attention.argtypes = [
         *[pointer] * 4, *[whole] * 5, *[ctypes.c_int32] * 2, *[real] * 6, pointer, whole,
     ]  # fmt: skip
-    library.attention.restype = None
+    library.linear_gelu.argtypes = [
+        *[pointer] * 8, *[real] * 3, ctypes.c_int32, *[whole] * 3, pointer, whole,
+    ]  # fmt: skip
+    library.attention.restype = library.linear_gelu.restype = None
     return library
 
 
@@ -107,3 +112,48 @@ def attention_in_floats(queries: Codes, keys: Codes, values: Codes, *quantizer: 
     logits = (left @ right).to(torch.float32) * (queries[1] * keys[1])
     probabilities = steps(logits.softmax(-1), *quantizer)
     return (probabilities.double() @ factors).to(torch.float32) * (quantizer[0] * values[1])
+
+
+def linear_gelu(
+    codes: Tensor,
+    matrix: Tensor,
+    constants: tuple[Tensor, ...],
+    factor: Tensor | None,
+    scale: Tensor,
+    zero: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    shift: int,
+) -> Tensor:
+    """Return the stored codes of GELU of a linear layer, int8 (..., columns).
+
+    Args:
+        codes: the layer's input, int8 (..., terms); 4 divides terms.
+        matrix: the layer's weight, int8 (terms, columns); `PANEL` divides columns.
+        constants: what `rescale` takes behind the sums of rows.
+        factor: what values are divided by in front of the quantizer, one for each column, or None.
+        scale: of the quantizer, as `encode` takes all that follows.
+        zero: its rounded zero point.
+        lower: its lowest code.
+        upper: its highest code.
+        shift: what stored codes are less than codes.
+    """
+    library = kernels()
+    if library is None or codes.device.type != "cpu":
+        rows = row_sums(codes, torch.tensor(True))
+        value = functional.gelu(rescale(integer_product(codes, matrix), rows, *constants))
+        value = value if factor is None else value / factor
+        return encode(value, scale, zero, lower, upper, shift)
+    terms, columns = matrix.shape
+    unit = 1 / scale if factor is None else 1 / (factor * scale)
+    stored = codes.contiguous()
+    given = [value.contiguous() for value in (*constants, unit.expand(columns))]
+    out = torch.empty(*codes.shape[:-1], columns, dtype=torch.int8)
+    library.linear_gelu(
+        *(tensor.data_ptr() for tensor in (stored, matrix, *given)),
+        *map(float, (zero, lower, upper)),
+        *(shift, stored.numel() // terms, terms, columns),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out

@@ -18,6 +18,7 @@ so that these sums are computed exactly, whatever the order of their terms:
 - From queries to probabilities times values, attention with a uniform quantizer on its softmax is
   one function where the processor has AVX-512 VNNI (`kernels`): what lies between the two products
   does not leave the cache.
+- There a linear layer, GELU and the codes of what it makes are one function, too.
 - The operands of other products stay floats that hold the integers q - z. Sums of at most 258
   products of two 8-bit codes stay below 2^24, where every integer is a float32.
 - A softmax whose output has a log2 quantizer is computed in logarithms: the code is a rounded
@@ -56,7 +57,7 @@ from evolq.network.integer_ops import (
     times_scales,
     zero_point_term,
 )
-from evolq.network.kernels import LANES, attention, kernels
+from evolq.network.kernels import LANES, PANEL, attention, kernels, linear_gelu
 from evolq.network.operators import aten, is_matrix_product
 from evolq.points import Point
 from evolq.tensor.quantizers import (
@@ -141,12 +142,13 @@ class _Comparison(fx.Interpreter):
         if n.target is attention:
             return self.attention(n)
         value = super().run_node(n)
-        if n.target not in (encode, steps, log2_softmax):
+        if n.target not in (encode, steps, log2_softmax, linear_gelu):
             return value
-        name = _quantizer_name(self.described, n.args[1])
+        scale = n.args[4 if n.target is linear_gelu else 1]
+        name = _quantizer_name(self.described, scale)
         codes, zero_point, bits = self.simulated[name]
-        if n.target is encode:
-            shift: Any = n.args[5]
+        if n.target in (encode, linear_gelu):
+            shift: Any = n.args[-1]
             expected = codes - shift
         elif n.target is steps:
             expected = codes if zero_point is None else codes - zero_point.round()
@@ -208,23 +210,36 @@ class _Lowering:
         self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
     def run(self) -> None:
+        for rewrite in (self.attentions, self.products, self.activations, self.layers_with_gelu):
+            rewrite()
+            self.fx_graph.eliminate_dead_code()
+        self.graph.recompile()
+
+    def attentions(self) -> None:
         for node in list(self.graph.nodes):
             if is_matrix_product(node):
                 self.attention(node)
-        self.fx_graph.eliminate_dead_code()
+
+    def products(self) -> None:
         for node in list(self.graph.nodes):
             if node.target in (aten.linear.default, aten.conv2d.default):
                 self.linear(node)
             elif is_matrix_product(node):
                 self.product(node)
+
+    def activations(self) -> None:
         # What else reads an activation reads its code, too: a quarter of the memory.
-        for node in self.quantizers:
+        for node in list(self.graph.nodes):
             if self.has_codes(node):
                 for user in list(node.users):
                     codes, scale, zero, shift = self.codes(node)
                     value = self.call(user, decode, (codes, scale, zero, shift), node)
                     user.replace_input_with(node, value)
-        self.graph.recompile()
+
+    def layers_with_gelu(self) -> None:
+        for node in list(self.graph.nodes):
+            if node.target is encode:
+                self.linear_gelu(node)
 
     def call(
         self,
@@ -334,6 +349,32 @@ class _Lowering:
         if window is not None:
             result = self.call(node, aten.permute.default, (result, [0, 3, 1, 2]), node)
         self.replace(node, sums, result)
+
+    def linear_gelu(self, node: fx.Node) -> None:
+        """Replace the codes of GELU of a linear layer, and the layer, by one function."""
+        value: Any
+        factor: Any = None
+        value, *quantizer = node.args
+        between = [value]
+        if value.target is aten.div.Tensor and value.args[1] not in self.on_images:
+            value, factor = value.args
+            between.append(value)
+        if value.target is not aten.gelu.default or value.kwargs or len(value.args) > 1:
+            return
+        result = value.args[0]
+        between.append(result)
+        if result.target is not rescale or any(len(inner.users) > 1 for inner in between):
+            return
+        sums, _, *constants = result.args
+        codes, matrix = sums.args
+        terms, columns = (getattr(n.meta.get("val"), "shape", (0,))[-1] for n in (codes, sums))
+        fits = terms % 4 == columns % PANEL == 0 < terms * columns
+        if not fits or kernels() is None:
+            return
+        arguments = (codes, matrix, tuple(constants), factor, *quantizer)
+        made = self.call(node, linear_gelu, arguments, node)
+        node.replace_all_uses_with(made)
+        self.graph.operations[made.name] = self.graph.operations.pop(sums.name)
 
     def product(self, node: fx.Node) -> None:
         """Replace a product of two activations."""

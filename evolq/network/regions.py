@@ -18,9 +18,12 @@ from torch import Tensor, fx, nn
 
 from evolq.network.graph import Graph, dependents, source
 from evolq.network.integer_ops import decode, integer_product, row_sums
-from evolq.network.kernels import attention
+from evolq.network.kernels import attention, linear_gelu
 from evolq.network.operators import aten, is_matrix_product, is_product
 from evolq.network.records import pack, unpack
+
+# What multiplies codes.
+PRODUCTS = (integer_product, row_sums, attention, linear_gelu)
 
 
 class Region(nn.Module):
@@ -198,7 +201,7 @@ def regions(graph: Graph) -> list[list[fx.Node]]:
 
 def multiplies(node: fx.Node) -> bool:
     """Whether a node is a product, of values or of codes."""
-    return is_product(node) or node.target in (integer_product, row_sums, attention)
+    return is_product(node) or node.target in PRODUCTS
 
 
 def _fits(node: fx.Node) -> bool:

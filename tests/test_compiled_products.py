@@ -1,4 +1,4 @@
-"""Attention as one compiled function against its definition; skipped where it cannot be built."""
+"""Compiled products of codes against their definitions; skipped where they cannot be built."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,11 +12,21 @@ from torch.nn import functional
 
 from evolq.network import kernels as module
 from evolq.network import lowering
-from evolq.network.kernels import LANES, Codes, attention, attention_in_floats, kernels
+from evolq.network.integer_ops import WeightCodes
+from evolq.network.kernels import (
+    LANES,
+    Codes,
+    attention,
+    attention_in_floats,
+    kernels,
+    linear_gelu,
+)
 from evolq.network.lowering import differing_codes, lower
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point
 from evolq.starts.calibration import calibrate
+from evolq.tensor.moments import MomentMatchedQuantizer
+from evolq.tensor.quantizers import PerChannel, QuantSpec
 
 needs_kernel = pytest.mark.skipif(
     not torch.cpu._is_vnni_supported(), reason="the processor lacks AVX-512 VNNI"
@@ -126,7 +136,7 @@ def test_a_kernel_that_cannot_be_built_is_said_once(
     broken.write_text("this is no C++\n")
     monkeypatch.setattr(module, "SOURCE", broken)
     kernels.cache_clear()
-    with pytest.warns(UserWarning, match="the kernel of attention cannot be built here"):
+    with pytest.warns(UserWarning, match="the kernels of integer execution cannot be built here"):
         assert kernels() is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -134,34 +144,106 @@ def test_a_kernel_that_cannot_be_built_is_said_once(
     kernels.cache_clear()
 
 
+# Layers with GELU ---------------------------------------------------------------------------------
+
+
+def layer(
+    rows: int, terms: int, columns: int, bits: int, shift: int, factors: bool
+) -> tuple[tuple[object, ...], Tensor]:
+    """Return the arguments of `linear_gelu`, and GELU in steps before rounding, in float64."""
+    generator = torch.Generator().manual_seed(rows)
+    codes, scale, zero, input_shift = operand((rows, terms), 0.02, 120.0, 128, rows + 1)
+    weight = torch.randn(columns, terms, generator=generator)
+    weight_scale = 0.02 * 2.0 ** (8 - bits) + 0.01 * torch.rand(columns, generator=generator)
+    weight_zero = 2.0 ** (bits - 1) + 9 * torch.rand(columns, generator=generator)
+    bias = torch.randn(columns, generator=generator)
+    quantized = MomentMatchedQuantizer(QuantSpec(bits, granularity=PerChannel(0)))
+    width = torch.tensor(float(bits))
+    prepared = WeightCodes(quantized, input_shift)(
+        weight, weight_scale, weight_zero, width, bias, scale, zero
+    )
+    matrix, *constants, _ = prepared
+    factor = 2.0 ** torch.randint(0, 4, (columns,), generator=generator) if factors else None
+    bounds = (0.05, 3.0, 0.0, 255.0) if shift else (0.05, 3.0, -128.0, 127.0)
+    quantizer = tuple(map(torch.tensor, bounds))
+    arguments = (codes, matrix, tuple(constants), factor, *quantizer, shift)
+
+    inputs = (codes.double() + input_shift - zero) * scale
+    made = quantized(weight, weight_scale, weight_zero, width)
+    value = functional.gelu(functional.linear(inputs, made.double(), bias.double()))
+    value = value if factor is None else value / factor
+    return arguments, value / quantizer[0] + quantizer[1]
+
+
+@needs_kernel
+@pytest.mark.parametrize(("rows", "terms", "columns"), [(1, 4, 64), (50, 192, 128), (97, 20, 64)])
+@pytest.mark.parametrize(("bits", "shift"), [(4, 128), (8, 0)])
+@pytest.mark.parametrize("factors", [False, True])
+def test_a_layer_with_gelu_has_the_codes_of_its_definition(
+    rows: int, terms: int, columns: int, bits: int, shift: int, factors: bool
+) -> None:
+    arguments, steps = layer(rows, terms, columns, bits, shift, factors)
+    found = linear_gelu(*arguments).double() + shift  # type: ignore[arg-type]
+    lower, upper = arguments[-3:-1]
+    # rounded to the nearest but for float32: 1e-3 of a step, where values are hundreds of steps
+    off = (found - steps.clamp(lower, upper)).abs()  # type: ignore[arg-type]
+    assert float(off.max()) < 0.501
+    assert len(found.unique()) > 3
+
+
+@needs_kernel
+@pytest.mark.usefixtures("threads")
+def test_a_layer_with_gelu_depends_on_neither_threads_nor_batch_size() -> None:
+    (codes, *rest), _ = layer(101, 48, 64, 4, 128, True)
+    whole = linear_gelu(codes, *rest)  # type: ignore[arg-type]
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        parts = [linear_gelu(part, *rest) for part in codes.split(17)]  # type: ignore[arg-type, attr-defined]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_without_the_kernel_a_layer_with_gelu_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments, _ = layer(40, 32, 64, 4, 128, True)
+    found = linear_gelu(*arguments)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "kernels", lambda: None)
+    # no code of these is a tie to within float32 rounding
+    assert torch.equal(found, linear_gelu(*arguments))  # type: ignore[arg-type]
+
+
 # In a network -------------------------------------------------------------------------------------
 
 
-class Attention(nn.Module):
-    """Two heads of 16 on 9 tokens; images (n, 3, 12, 12), 4 classes."""
+class Block(nn.Module):
+    """Two heads of 16 on 9 tokens, and a layer with GELU; images (n, 3, 12, 12), 4 classes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, 32, 4, stride=4)
         self.qkv = nn.Linear(32, 96)
+        self.fc1 = nn.Linear(32, 64)
+        self.fc2 = nn.Linear(64, 32)
         self.head = nn.Linear(32, 4)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(images).flatten(2).transpose(1, 2)
         qkv = self.qkv(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(*qkv.unbind(0))
-        return self.head(attended.transpose(1, 2).flatten(2).mean(1))
+        x = self.fc1(attended.transpose(1, 2).flatten(2))
+        return self.head(self.fc2(functional.gelu(x)).mean(1))
 
 
 def network(scheme: str, **options: object) -> tuple[QuantizedNetwork, Point, Tensor]:
     torch.manual_seed(0)
     images = torch.randn(20, 3, 12, 12)
-    built = quantize(Attention().eval(), images[:2], plain(scheme, **options))
+    built = quantize(Block().eval(), images[:2], plain(scheme, **options))
     return built, calibrate(built, images), images
 
 
-def attentions(built: QuantizedNetwork) -> int:
-    return [node.target for node in lower(built.graph).nodes].count(attention)
+def kernels_of(built: QuantizedNetwork) -> list[object]:
+    targets = [node.target for node in lower(built.graph).nodes]
+    return [target for target in targets if target in (attention, linear_gelu)]
 
 
 @needs_kernel
@@ -171,7 +253,7 @@ def test_a_network_runs_attention_as_one_function(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built, point, images = network(scheme)
-    assert attentions(built) == 1
+    assert kernels_of(built) == [attention, linear_gelu]
     counts = differing_codes(built.graph, point, images)
     assert counts.keys() == {name for name, site in built.sites.items() if site.kind != "weight"}
     # no code of these is a tie to within float32 rounding
@@ -182,13 +264,16 @@ def test_a_network_runs_attention_as_one_function(
         found = fused(point, images)
         torch.testing.assert_close(found, built(point, images), rtol=1e-4, atol=1e-5)
         monkeypatch.setattr(lowering, "kernels", lambda: None)
-        assert attentions(built) == 0
+        assert kernels_of(built) == []
         products = network(scheme)[0].executed("integer")
         torch.testing.assert_close(found, products(point, images), rtol=1e-4, atol=1e-5)
 
 
 @needs_kernel
 def test_other_attention_stays_two_products() -> None:
-    for options in ({"softmax": "log2"}, {"activation_bits": 4}):
-        assert attentions(network("full", **options)[0]) == 0
-    assert attentions(network("published")[0]) == 0
+    for built in (
+        network("full", softmax="log2"),
+        network("full", activation_bits=4),
+        network("published"),
+    ):
+        assert kernels_of(built[0]) == [linear_gelu]
