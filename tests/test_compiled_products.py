@@ -1,5 +1,6 @@
 """Compiled products of codes against their definitions; skipped where they cannot be built."""
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from evolq.network.kernels import (
 )
 from evolq.network.lowering import differing_codes, lower
 from evolq.network.quantized import QuantizedNetwork, quantize
-from evolq.points import Point
+from evolq.points import Point, select
 from evolq.starts.calibration import calibrate
 from evolq.tensor.moments import MomentMatchedQuantizer
 from evolq.tensor.quantizers import PerChannel, QuantSpec
@@ -263,6 +264,9 @@ def test_a_network_runs_attention_as_one_function(
     with torch.no_grad():
         found = fused(point, images)
         torch.testing.assert_close(found, built(point, images), rtol=1e-4, atol=1e-5)
+        assert torch.equal(pickle.loads(pickle.dumps(fused))(point, images), found)
+        for names in (["fc1.weight.scale"], list(select(point, {"scale"}))):
+            assert torch.equal(fused.vary(names, point, images, 20)(point), found)
         monkeypatch.setattr(lowering, "kernels", lambda: None)
         assert kernels_of(built) == []
         products = network(scheme)[0].executed("integer")

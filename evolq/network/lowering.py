@@ -426,7 +426,7 @@ class _Lowering:
         if not all(isinstance(o, fx.Node) and self.has_codes(source(o)) for o in operands):
             return None
         shapes = [tuple(getattr(operand.meta.get("val"), "shape", ())) for operand in operands]
-        if len(shapes[0]) != 4:
+        if any(len(shape) != 4 for shape in shapes):
             return None
         images, heads, tokens, depth = shapes[0]
         columns = shapes[2][-1]
