@@ -14,6 +14,7 @@ quantized anew.
     fitness_evaluation     the same of the scales in one attention block, mean over all of them;
                            what is computed once for a block (`Objective.vary`) is not counted
     last_block_evaluation  the same of the scales in the last transformer block
+    linear_evaluation      full_evaluation of scheme linear, W8A8
     simulated_evaluation   full_evaluation with compiled instead of integer execution
     scale_gradient         loss and gradient of all scales (`Objective.gradient`), compiled
     calibration            `calibrate` with MSE observers on 100 images
@@ -38,7 +39,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -80,12 +81,13 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "full_evaluation": Target("one point over all scales", 0.60),
-    "fitness_evaluation": Target("one fitness evaluation, mean of all attention blocks", 0.33),
-    "last_block_evaluation": Target("one evaluation where the last block varies", 0.08),
-    "simulated_evaluation": Target("one point, simulated and compiled", 1.2),
-    "scale_gradient": Target("loss and gradient of all scales", 4.0),
-    "calibration": Target("calibration, per image", 8.0),
+    "full_evaluation": Target("one point over all scales", 0.36),
+    "fitness_evaluation": Target("one fitness evaluation, mean of all attention blocks", 0.20),
+    "last_block_evaluation": Target("one evaluation where the last block varies", 0.035),
+    "linear_evaluation": Target("one point over all scales, scheme linear, W8A8", 0.36),
+    "simulated_evaluation": Target("one point, simulated and compiled", 1.0),
+    "scale_gradient": Target("loss and gradient of all scales", 3.0),
+    "calibration": Target("calibration, per image", 4.0),
     "peak_memory": Target("peak memory of evaluating 1,000 images", 3.0),
     "import_seconds": Target("import and --help, seconds", 1.0),
 }
@@ -199,6 +201,21 @@ def last_block_evaluation(subject: Subject) -> Measured:
     measured = interleaved(subject, [(varied, names)])
     share = varied.forward.function.share
     return Measured(measured.values, f"{measured.note}; {share:.3f} of all products")
+
+
+def linear_evaluation(subject: Subject) -> Measured:
+    """Measure a point of the landscape where only what products read is quantized."""
+    problem = subject.problem
+    images = problem.split.calibration.images
+    network = quantize(problem.model, images[:2], Quantization("linear", 8, 8))
+    start = calibrate(network, images[:BATCH_SIZE])
+    given = problem.objective
+    objective = Objective.of(
+        network.executed("integer"), problem.split.calibration, given.criterion, given.teacher
+    )
+    linear = replace(subject, problem=replace(problem, network=network, start=start))
+    scales = linear.scales
+    return interleaved(linear, [(objective.vary(scales, start), scales)])
 
 
 def simulated_evaluation(subject: Subject) -> Measured:
@@ -316,6 +333,7 @@ ON_SUBJECT: dict[str, Callable[[Subject], Measured]] = {
         full_evaluation,
         fitness_evaluation,
         last_block_evaluation,
+        linear_evaluation,
         simulated_evaluation,
         scale_gradient,
         calibration,

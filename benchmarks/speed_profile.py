@@ -17,8 +17,9 @@ import numpy as np
 import timm
 import torch
 import xarray as xr
+from engines import engines, engines_section
 from timing import moved, seconds
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from evolq.data.images import LabeledImages
 from evolq.losses.criteria import CRITERIA
@@ -34,10 +35,13 @@ from landscape.statistics.roughness import split_half_reliability, total_variati
 
 Result = dict[str, Any]
 
+# What runs outside of PyTorch's operators is the evaluation's own time.
+EVALUATION = "evaluation"
+
 # Where time is spent, by the beginning of the profiler's names.
 PARTS = {
     "integer products (`_int_mm`)": ("aten::_int_mm",),
-    "products in attention (`bmm`)": ("aten::bmm",),
+    "attention and layers with GELU (`kernels.cpp`)": (EVALUATION,),
     "compiled regions between products": ("Torch-Compiled Region", "## Call CompiledFxGraph"),
 }
 REST = "all else (copies, weights, dispatch)"
@@ -50,7 +54,7 @@ def time_shares(problem: Problem) -> Result:
     varied(moved(problem.start, scales, 0))
     point = moved(problem.start, scales, 1)
     total = seconds(lambda: varied(point))
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function(EVALUATION):
         varied(moved(problem.start, scales, 2))
     spent = dict.fromkeys([*PARTS, REST], 0.0)
     for event in profiler.key_averages():
@@ -284,7 +288,7 @@ def analyses(_: Problem) -> Result:
 
 PROFILES: dict[str, Callable[[Problem], Result]] = {
     function.__name__: function
-    for function in (time_shares, peaks, codes, growth, default_scan, analyses)
+    for function in (engines, time_shares, peaks, codes, growth, default_scan, analyses)
 }
 
 
@@ -292,6 +296,7 @@ def sections(found: Result) -> list[str]:
     """Render what follows the table in docs/speed.md."""
     parts = found["profile"]
     return [
+        engines_section(parts["engines"]),
         time_section(parts["time_shares"]),
         peak_section(parts["peaks"], parts["time_shares"]),
         growth_section(parts["growth"]),
