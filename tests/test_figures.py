@@ -30,6 +30,7 @@ def test_figures_and_captions_come_from_stored_runs(tmp_path: Path, capsys) -> N
         "landscape.scan": lambda: synthetic_scans.plane(columns=9, rows=9, noise=0.5),
         "landscape.compare": comparison,
         "--probe cliffs": lambda: scanned()[-1],
+        "--probe rays": synthetic_scans.rays,
     }
     for name, script in FIGURES.items():
         for part, (module, *options) in script.RUNS.items():
