@@ -86,6 +86,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         handles = [
             Line2D([], [], linestyle="", marker=look.marker, color=look.color, label=runtime)
             for runtime, look in zip(RUNTIMES, LOOKS, strict=False)
+            if any(row["runtime"] == runtime for row in rows)
         ]
         for recipe, fill in FILLED.items():
             style = {"marker": "o", "color": "0.3", "fillstyle": fill}
