@@ -23,6 +23,7 @@ from timing import moved, seconds
 from torch import Tensor, nn
 
 from evolq.files.onnx import export_onnx
+from evolq.files.onnx_report import logits_of
 from evolq.network.quantized import BATCH_SIZE, quantize
 from evolq.points import Point, select
 from evolq.problem import Problem
@@ -58,16 +59,11 @@ def of_points(function: Callable[[Point], object], start: Point, names: tuple[st
     return run
 
 
-def of_onnxruntime(path: Path, images: Tensor, threads: int) -> Run:
+def of_onnxruntime(path: Path, images: Tensor) -> Run:
     """Run an ONNX file."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    logits = logits_of(path)
     parts = [batch.numpy() for batch in images.split(BATCH_SIZE)]
-    return lambda _: [session.run(None, {name: batch}) for batch in parts]
+    return lambda _: [logits(batch) for batch in parts]
 
 
 def of_openvino(path: Path, images: Tensor, threads: int, precision: str) -> Run:
@@ -101,7 +97,7 @@ def built(
             continue
         if find_spec("onnxruntime") and find_spec("onnx"):
             export_onnx(network, start, folder / "ort.onnx", images[:2], "onnxruntime")
-            yield "ONNX Runtime, int8", of_onnxruntime(folder / "ort.onnx", images, threads)
+            yield "ONNX Runtime, int8", of_onnxruntime(folder / "ort.onnx", images)
         if find_spec("openvino") and find_spec("onnx"):
             export_onnx(network, start, folder / "int8.onnx", images[:2], "openvino")
             plain = network.full_precision()

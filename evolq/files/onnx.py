@@ -122,8 +122,8 @@ def _translated(
     of_weights = {node: name for name, node in weight_nodes(network).items()}
     behind = {node: behind_codes(node, network.sites[quantizers[node]].spec) for node in quantizers}
     moved = {step for steps in behind.values() for step in steps}
-    in_front = ([*steps, node][0].args[0] for node, steps in behind.items())
-    requantized = {x for x in in_front if isinstance(x, fx.Node) and len(x.users) == 1}
+    in_front = {node: [*steps, node][0].args[0] for node, steps in behind.items()}
+    requantized = {x for x in in_front.values() if isinstance(x, fx.Node) and len(x.users) == 1}
     onnx = OnnxGraph(_shapes(network, point, images), requantized)
     made: dict[fx.Node, Any] = {}
 
@@ -158,15 +158,14 @@ def _translated(
             onnx.nodes.append(("Identity", (plain(node.args[0]),), ["logits"], {}))
         elif node in quantizers:
             name = quantizers[node]
-            x, *parameters = [*behind[node], node][0].args[0], *node.args[1:]
             made[node] = activation(
                 onnx,
                 name,
-                plain(x),
+                plain(in_front[node]),
                 behind[node],
                 network.sites[name].spec,
                 target.signed_activations(node),
-                *(known[parameter] for parameter in parameters),
+                *(known[parameter] for parameter in node.args[1:]),
             )
         elif node.target in VIEWS and isinstance(codes := value(node.args[0]), Codes):
             arguments, options = fx.map_arg((node.args[1:], node.kwargs), value)
