@@ -457,8 +457,10 @@ def _convolution(
     attributes = convolution_attributes(onnx, node, *geometry)
     if not target.convolutions_as_matrices:
         return _fused_convolution(onnx, target, x, weight, bias, attributes)
-    if node in onnx.requantized and _multiplies_codes_alone(weight):
-        return _convolution_to_codes(onnx, target, x, weight, bias, attributes)
+    if node in onnx.requantized:
+        result = _convolution_to_codes(onnx, target, x, weight, bias, attributes)
+        if result is not None:
+            return result
     depth = weight.integer.codes.shape[1]
     if _is_tiled(onnx, node, attributes):
         depth *= math.prod(attributes["kernel_shape"])
@@ -494,15 +496,6 @@ def _fused_convolution(
     return onnx("Add", result, onnx("Conv", summed, kernel_name, suffix=SHIFT, **attributes))
 
 
-def _multiplies_codes_alone(weight: Weight) -> bool:
-    """Whether a weight is int8 codes without zero points or shifts, as QLinearConv wants them.
-
-    8-bit codes whose zero point is far from their middle and matched moments are not.
-    """
-    *_, shift = signed_rows(weight, 0, COMPILER)
-    return not shift.any()
-
-
 def _convolution_to_codes(
     onnx: OnnxGraph,
     target: Target,
@@ -510,14 +503,19 @@ def _convolution_to_codes(
     weight: Weight,
     bias: str | None,
     attributes: dict[str, Any],
-) -> str:
+) -> str | None:
     """Write a Conv between DequantizeLinears whose bias is in int32, where sums of codes begin.
+
+    None for a weight that is not int8 codes without zero points or shifts, as QLinearConv wants
+    them: 8-bit codes whose zero point is far from their middle and matched moments are not.
 
     The bias is rounded to what a product of two codes of 1 stands for. So small codes are
     multiplied by what 7 bits have room for, and those of rows that are nearly 0 beside their bias
     divided until it fits.
     """
-    codes, scale, *_ = signed_rows(weight, 0, COMPILER)
+    codes, scale, _, shift = signed_rows(weight, 0, COMPILER)
+    if shift.any():
+        return None
     start = torch.zeros_like(scale) if bias is None else onnx.constants[bias]
     largest = codes.flatten(1).int().abs().amax(1)
     finer = (LARGEST_UNSATURATED / largest.clamp_min(1)).floor().clamp_min(1.0)
