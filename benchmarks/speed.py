@@ -18,6 +18,14 @@ quantized anew.
     simulated_evaluation   full_evaluation with compiled instead of integer execution
     scale_gradient         loss and gradient of all scales (`Objective.gradient`), compiled
     calibration            `calibrate` with MSE observers on 100 images
+    weight_point           a point where all weights move, scheme none, over the plain model's pass:
+                           the larger ratio of DeiT-Tiny and fashion_resnet
+    against_openvino, against_onnxruntime
+                           scheme linear, W8A8, over the same network exported to that engine in
+                           int8 (`benchmarks/engines.py`)
+    default_scan, default_search, default_compare
+                           a whole command without options over that of an earlier version, whose
+                           checkout `--baseline` names; in new processes, A B A B
     peak_memory            see `memory_beyond_images`
     import_seconds         seconds, not a ratio: the larger of `import landscape` and
                            `python -m landscape.scan --help` in new processes
@@ -36,6 +44,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -50,10 +59,10 @@ from speed_profile import PROFILES, draw_growth, sections
 from timing import machine, moved, seconds
 from torch import Tensor, nn
 
-from evolq.data.images import LabeledImages
+from evolq.data.images import LabeledImages, bundled_split
 from evolq.data.models import load_model
 from evolq.losses.criteria import CRITERIA
-from evolq.losses.objective import Objective
+from evolq.losses.objective import Objective, predict
 from evolq.network.blocks import attention_modules
 from evolq.network.quantized import BATCH_SIZE, quantize
 from evolq.optimizers.evolve import visits
@@ -88,6 +97,12 @@ TARGETS = {
     "simulated_evaluation": Target("one point, simulated and compiled", 1.0),
     "scale_gradient": Target("loss and gradient of all scales", 3.0),
     "calibration": Target("calibration, per image", 4.0),
+    "weight_point": Target("one point over all weights, scheme none, over the plain model", 1.0),
+    "against_openvino": Target("one point, linear W8A8, over OpenVINO int8", 1.0),
+    "against_onnxruntime": Target("one point, linear W8A8, over ONNX Runtime int8", 0.5),
+    "default_scan": Target("`python -m landscape.scan`, over the baseline", 0.45),
+    "default_search": Target("`python -m evolq`, over the baseline", 0.5),
+    "default_compare": Target("`python -m landscape.compare`, over the baseline", 0.4),
     "peak_memory": Target("peak memory of evaluating 1,000 images", 3.0),
     "import_seconds": Target("import and --help, seconds", 1.0),
 }
@@ -238,6 +253,54 @@ def calibration(subject: Subject) -> Measured:
     return interleaved(subject, [(lambda _: calibrate(network, images), ())], len(images))
 
 
+def weight_point(subject: Subject) -> Measured:
+    """Measure a point of a plane of weights, in units of the plain model's own pass."""
+    bundled = load_model("fashion_resnet")
+    small = bundled_split(200, 0, 1).calibration
+    ratios = {
+        MODEL: _weight_ratios(subject.problem.model, subject.problem.split.calibration, subject),
+        "fashion_resnet": _weight_ratios(bundled, small, subject),
+    }
+    worst = max(ratios, key=lambda name: statistics.median(ratios[name]))
+    medians = [f"{name} {statistics.median(values):.3f}" for name, values in ratios.items()]
+    return Measured(ratios[worst], ", ".join(medians))
+
+
+def _weight_ratios(model: nn.Module, data: LabeledImages, subject: Subject) -> list[float]:
+    network = quantize(model, data.images[:2], Quantization("none"))
+    objective = Objective.of(
+        network, data, CRITERIA[CRITERION], predict(model, data.images, BATCH_SIZE)
+    )
+    names = tuple(network.weights)
+    varied = objective.vary(names, network.weights)
+
+    def plain() -> None:
+        with torch.inference_mode():
+            for batch in data.images.split(BATCH_SIZE):
+                model(batch)
+
+    # small networks take milliseconds: as many passes as take about a second
+    for function in (plain, lambda: varied(network.weights)):
+        function()
+    passes = max(1, round(1 / seconds(plain)))
+    ratios = []
+    for repeat in range(1, subject.repeats + 1):
+        points = [moved_weights(network.weights, passes * repeat + one) for one in range(passes)]
+        theirs = seconds(lambda: [plain() for _ in range(passes)])
+        ours = seconds(lambda p=points: [varied(point) for point in p])  # type: ignore[misc]
+        ratios.append(ours / theirs)
+    return ratios
+
+
+def moved_weights(weights: Point, seed: int) -> dict[str, Tensor]:
+    """Return weights moved by about 1 % of their size."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: value * (1 + 0.01 * torch.randn(value.shape, generator=generator))
+        for name, value in weights.items()
+    }
+
+
 # Memory and imports -------------------------------------------------------------------------------
 
 
@@ -325,6 +388,36 @@ def import_seconds(repeats: int) -> Measured:
     return Measured([max(times.values()) for times in found], ", ".join(medians))
 
 
+# Whole commands -----------------------------------------------------------------------------------
+
+COMMANDS = {
+    "default_scan": "landscape.scan",
+    "default_search": "evolq",
+    "default_compare": "landscape.compare",
+}
+
+
+def whole_command(key: str, baseline: Path, repeats: int) -> Measured:
+    """Measure a command without options against an earlier checkout of this project."""
+    here = Path(__file__).parents[1]
+
+    def run(checkout: Path) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", COMMANDS[key], "--out", str(Path(folder, "run"))]
+            environment = {**os.environ, "PYTHONPATH": str(checkout)}
+            return seconds(
+                lambda: subprocess.run(
+                    command, check=True, capture_output=True, env=environment, cwd=folder
+                )
+            )
+
+    for checkout in (baseline, here):
+        run(checkout)  # byte code, compiled functions, the system's cache
+    pairs = [(run(baseline), run(here)) for _ in range(repeats)]
+    before, now = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Measured([b / a for a, b in pairs], f"{now:.0f} s, baseline {before:.0f} s")
+
+
 # Put together -------------------------------------------------------------------------------------
 
 ON_SUBJECT: dict[str, Callable[[Subject], Measured]] = {
@@ -337,11 +430,28 @@ ON_SUBJECT: dict[str, Callable[[Subject], Measured]] = {
         simulated_evaluation,
         scale_gradient,
         calibration,
+        weight_point,
     )
 }
 IN_NEW_PROCESSES: dict[str, Callable[[int], Measured]] = {
     function.__name__: function for function in (peak_memory, import_seconds)
 }
+
+
+ENGINES = {"against_openvino": "OpenVINO, int8 and", "against_onnxruntime": "ONNX Runtime, int8"}
+
+
+def against(found: dict[str, Any], engine: str) -> Measured | None:
+    """Return our ratios over those of the fastest engine whose name begins so, in the same run."""
+    ratios = found["ratios"]
+    theirs = [values for name, values in ratios.items() if name.startswith(engine)]
+    if not theirs:
+        return None  # not installed
+    fastest = min(theirs, key=statistics.median)
+    ours = ratios["ours, linear W8A8, integer"]
+    values = [a / b for a, b in zip(ours, fastest, strict=True)]
+    medians = (statistics.median(one) for one in (ours, fastest))
+    return Measured(values, "{:.3f} against {:.3f} of fp32".format(*medians))
 
 
 def weights() -> Path:
@@ -419,6 +529,9 @@ def main(
     page_path: Annotated[
         Path | None, typer.Option("--page", help="Write this page; measure what it lacks.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A checkout that whole commands are compared with.")
+    ] = None,
 ) -> None:
     """Measure, print the table, write the page."""
     found: dict[str, Any] = {"details": {}, "profile": {}}
@@ -427,26 +540,35 @@ def main(
     found["machine"] = machine(THREADS)
     known = [*TARGETS, *PROFILES]
     missing = [key for key in known if key not in found and key not in found["profile"]]
-    chosen = only or (missing if page_path else list(TARGETS))
+    chosen = only or (missing if page_path else [*TARGETS, "engines"])
+    if baseline is None:
+        chosen = [key for key in chosen if key not in COMMANDS]
+    chosen = [key for key in chosen if key not in ENGINES]  # they come with `engines`
     if unknown := sorted(set(chosen) - set(known)):
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(known)}", param_hint="only")
 
     # new processes first, while this one is small and idle
     problem: Problem | None = None
-    for key in sorted(chosen, key=lambda key: key not in IN_NEW_PROCESSES):
+    for key in sorted(chosen, key=lambda key: key not in {**IN_NEW_PROCESSES, **COMMANDS}):
         began = time.perf_counter()
+        measured: dict[str, Measured | None] = {}
         if key in IN_NEW_PROCESSES:
-            measured: Measured | None = IN_NEW_PROCESSES[key](repeats)
+            measured = {key: IN_NEW_PROCESSES[key](repeats)}
+        elif key in COMMANDS:
+            assert baseline is not None
+            measured = {key: whole_command(key, baseline, repeats)}
         else:
             problem = problem or load(images)
             if key in ON_SUBJECT:
-                measured = ON_SUBJECT[key](Subject(problem, repeats))
+                measured = {key: ON_SUBJECT[key](Subject(problem, repeats))}
             else:
-                measured = None
                 found["profile"][key] = PROFILES[key](problem)
-        if measured is not None:
-            found[key] = statistics.median(measured.values)
-            found["details"][key] = measured._asdict()
+        if key == "engines":
+            measured = {one: against(found["profile"][key], ENGINES[one]) for one in ENGINES}
+        for name, one in measured.items():
+            if one is not None:
+                found[name] = statistics.median(one.values)
+                found["details"][name] = one._asdict()
         print(f"{key}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         if json_path is not None:
             json_path.write_text(json.dumps(found, indent=1) + "\n")

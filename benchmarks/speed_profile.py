@@ -236,7 +236,7 @@ def draw_growth(found: Mapping[str, Sequence[Sequence[float]]], path: Path) -> N
 # Whole scans and large analyses -------------------------------------------------------------------
 
 
-def default_scan(_: Problem) -> Result:
+def scan_executions(_: Problem) -> Result:
     """Measure `python -m landscape.scan` as a whole process, in seconds, by how it executes.
 
     Compiled functions are kept on disk: the first run has an empty folder for them, the other one
@@ -288,7 +288,7 @@ def analyses(_: Problem) -> Result:
 
 PROFILES: dict[str, Callable[[Problem], Result]] = {
     function.__name__: function
-    for function in (engines, time_shares, peaks, codes, growth, default_scan, analyses)
+    for function in (engines, time_shares, peaks, codes, growth, scan_executions, analyses)
 }
 
 
@@ -300,7 +300,7 @@ def sections(found: Result) -> list[str]:
         time_section(parts["time_shares"]),
         peak_section(parts["peaks"], parts["time_shares"]),
         growth_section(parts["growth"]),
-        whole_section(parts["default_scan"], parts["analyses"]),
+        whole_section(parts["scan_executions"], parts["analyses"]),
         codes_section(parts["codes"]),
     ]
 

@@ -43,9 +43,10 @@ class Quantization:
             scheme published.
         moment_matching: Match mean and standard deviation of each output channel of a quantized
             weight to the original's; by default below 8 bits, and in scheme published.
-        rounding: Which code a weight gets at the start: nearest; gptq (later columns make good the
-            errors of earlier ones; takes a few forward passes); adaround (learnt block by block;
-            takes hundreds).
+        rounding: Which code a weight gets at the start: nearest; gptq (weights make good
+            what quantized inputs lose, later columns the errors of earlier ones, and scales are
+            chosen for it; takes a few forward passes); adaround (learnt block by block; takes
+            hundreds).
         integer_layer_norm: In schemes full and published, compute LayerNorms in integers as the
             published code does; no gradients there. By default in scheme published.
         softmax: Codes of attention maps: uniform and log_sqrt2 (two codes for a factor of two, as
