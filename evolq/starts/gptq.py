@@ -17,9 +17,10 @@ The result is a start Point like those of the observers: its weights lie in the 
 codes, with the moments of the original ones (`layers.move_into_cells`), and every evaluation rounds
 them again, so that they keep their codes at these scales and may flip at others.
 
-Where the network matches moments, what a code stands for is shifted and stretched. The columns are
-then rounded to the grid as matching leaves it for codes rounded to nearest. The chosen codes match
-a little differently; to repeat this with their moments was measured to gain nothing.
+Where the network matches moments, what a code stands for is shifted and stretched to the moments of
+the original weight. The columns are then rounded to the grid as matching leaves it for codes rounded
+to nearest. The chosen codes match a little differently; to repeat this with their moments was
+measured to gain nothing.
 """
 
 from __future__ import annotations
@@ -96,11 +97,10 @@ def gptq(
     for done, (layer, inputs) in enumerate(inputs_of, 1):
         weight = point[layer.name]
         hessian, cross = _products(layer, inputs, weight)
-        compensated = compensate(layer.matrices(weight.double()), hessian, cross)
-        weight = layer.from_matrices(compensated, weight).to(weight.dtype)
+        target = compensate(layer.matrices(weight.double()), hessian, cross)
         spec, grid = network.sites[layer.name].spec, grid_of(network, point, layer.name)
         matched = matches_moments(network, layer.quantizer)
-        codes, steps = _chosen(layer, weight, hessian, grid, spec, matched, damping)
+        codes, steps = _chosen(layer, weight, target, hessian, grid, spec, matched, damping)
         scale = point[f"{layer.name}.scale"]
         point[f"{layer.name}.scale"] = scale * steps.reshape(scale.shape)
         grid = grid_of(network, point, layer.name)
@@ -250,17 +250,22 @@ def round_columns(weight: Tensor, hessian: Tensor, grid: Grid, damping: float = 
 def _chosen(
     layer: Layer,
     weight: Tensor,
+    target: Tensor,
     hessian: Tensor,
     grid: Grid,
     spec: QuantSpec,
     matched: bool,
     damping: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the code of each weight, and the entry of `STEPS` for each scale."""
+    """Return the code of each weight, and the entry of `STEPS` for each scale.
+
+    Args:
+        target: what the codes should stand for, as matrices (groups, outputs, inputs), float64.
+        matched: whether codes stand for values with the moments of `weight`.
+    """
+    aim = layer.from_matrices(target, weight).to(weight.dtype)
     grids = [replace(grid, scale=grid.scale * step) for step in STEPS]
-    wanted = [
-        before_matching(weight, g.nearest(weight), spec) if matched else weight for g in grids
-    ]
+    wanted = [before_matching(aim, g.nearest(aim), spec, weight) if matched else aim for g in grids]
 
     def side_by_side(values: Sequence[Tensor]) -> Tensor:
         return torch.cat([layer.matrices(value.double()) for value in values], 1)
@@ -280,7 +285,7 @@ def _chosen(
         codes.append(one.nearest_codes(layer.from_matrices(made, weight).to(weight.dtype)))
         value = one.values(codes[-1])
         value = moment_match(value, weight, spec) if matched else value
-        change = layer.matrices((value - weight).double())
+        change = layer.matrices(value.double()) - target
         # of an output, whose groups of weights take the same step
         error = ((change @ hessian) * change).sum(-1, keepdim=True).expand_as(change)
         errors.append(spec.granularity.rows(layer.from_matrices(error, weight)).sum(1))

@@ -32,12 +32,15 @@ def moment_match(dequantized: Tensor, original: Tensor, spec: QuantSpec) -> Tens
     return spec.granularity.from_rows(matched, original.shape)
 
 
-def before_matching(wanted: Tensor, dequantized: Tensor, spec: QuantSpec) -> Tensor:
-    """Return what `moment_match(dequantized, wanted, spec)` maps to `wanted`, row by row.
+def before_matching(
+    wanted: Tensor, dequantized: Tensor, spec: QuantSpec, original: Tensor | None = None
+) -> Tensor:
+    """Return what `moment_match(dequantized, original, spec)` maps to `wanted`, row by row.
 
     A row that matching makes constant is left as it is.
     """
-    mean, ratio, new_mean = moments(dequantized, wanted, spec)[..., None]
+    original = wanted if original is None else original
+    mean, ratio, new_mean = moments(dequantized, original, spec)[..., None]
     rows = spec.granularity.rows(wanted)
     inverse = (rows - new_mean) / torch.where(ratio > 0, ratio, 1.0) + mean
     return spec.granularity.from_rows(torch.where(ratio > 0, inverse, rows), wanted.shape)
