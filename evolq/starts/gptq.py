@@ -17,10 +17,10 @@ The result is a start Point like those of the observers: its weights lie in the 
 codes, with the moments of the original ones (`layers.move_into_cells`), and every evaluation rounds
 them again, so that they keep their codes at these scales and may flip at others.
 
-Where the network matches moments, what a code stands for is shifted and stretched to the moments of
-the original weight. The columns are then rounded to the grid as matching leaves it for codes rounded
-to nearest. The chosen codes match a little differently; to repeat this with their moments was
-measured to gain nothing.
+Where the network matches moments, what a code stands for is shifted and stretched to those of the
+original weight. The columns are then rounded to the grid as matching leaves it for codes rounded to
+nearest. The chosen codes match a little differently; to repeat this with their moments was measured
+to gain nothing.
 """
 
 from __future__ import annotations
