@@ -18,7 +18,9 @@ from evolq import command_line
 from evolq.errors import InputError
 from figures import (
     bit_lines,
+    choices,
     cliffs,
+    composed,
     criteria,
     default_scan,
     deploy,
@@ -42,10 +44,12 @@ FIGURES: dict[str, Any] = {
     "bit_lines": bit_lines,
     "cliffs": cliffs,
     "trajectories": trajectories,
+    "choices": choices,
     "layer_kinds": layer_kinds,
     "criteria": criteria,
     "real_networks": real_networks,
     "default_scan": default_scan,
+    "composed": composed,
     "minima_counts": minima_counts,
     "divergence": divergence,
     "speed": speed,

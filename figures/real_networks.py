@@ -136,9 +136,10 @@ def caption(rows: Sequence[Row]) -> str:
                     f"({100 * change.low:+.1f} to {100 * change.high:+.1f})"
                 )
         words.append(f"{name} ({images} images) " + (", ".join(changes) or "not measured"))
+    split = " each half of the images is tested by the network that the other half calibrates;"
     return (
-        "Top-1 of real networks as calibration leaves them, by bits, rounding and scheme; each "
-        "half of the images is tested by the network that the other half calibrates. Change from "
-        "full precision in points with 95 % intervals over images, linear, the best rounding: "
+        "Top-1 of real networks as calibration leaves them, by bits, rounding and scheme;"
+        f"{split if any('half' in row for row in rows) else ''} change from full precision in "
+        "points with 95 % intervals over images, scheme linear, the best rounding: "
         f"{'; '.join(words)}."
     )

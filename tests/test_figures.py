@@ -188,3 +188,18 @@ def test_a_file_that_is_not_there_is_named_with_its_command(tmp_path, monkeypatc
             monkeypatch.delitem(FIGURES, name)
     main([], tmp_path)
     assert "measure it with" in capsys.readouterr().out
+
+
+def test_choices_of_the_recipe_are_drawn_with_the_worst_above(tmp_path, monkeypatch) -> None:
+    rows = [
+        {"network": network, "bits": 2, "choice": name, "selection_loss": loss}
+        for network in criteria.NETWORKS
+        for name, loss in (
+            ("default", [0.3, 0.01]),
+            ("no search", [0.02, 0.01]),
+            ("min-max weights", [0.3, 0.05]),
+            ("weights only", [-0.01, 0.02]),
+        )
+    ]
+    words = drawn(tmp_path, monkeypatch, "choices", rows)
+    assert "2 of 3 worse: min-max weights +0.300 ± 0.050, no search +0.020 ± 0.010" in words
