@@ -27,7 +27,7 @@ def draw(runs: Mapping[str, Dataset]) -> Figure:
         row = dataset.sel(y=0, method="nearest")
         error = found.changes.test_loss_change_error.sel(y=0, method="nearest")
         right.errorbar(row.x, row.test_loss, error)
-        right.set_title("The row through the start")
+        right.set_title("Row at y = 0")
         right.set_xlabel(dataset.x.attrs["long_name"])
         right.set_ylabel("Test loss (nats)")
     return figure
@@ -41,6 +41,6 @@ def caption(runs: Mapping[str, Dataset]) -> str:
     return (
         "The calibration loss of a 4-bit vision transformer, where its test loss is told apart "
         f"from the start, and one row of it with paired standard errors; {start.estimate:.1%} at "
-        f"the start ({start.low:.1%} to {start.high:.1%}); {len(found.minima.minima)} minima "
-        f"above the noise of {dataset.sizes['image']} images."
+        f"the start ({start.low:.1%} to {start.high:.1%}); minima above the noise of "
+        f"{dataset.sizes['image']} images: {len(found.minima.minima)}."
     )
