@@ -238,8 +238,9 @@ def problem_of(
             not fit it, or a file of another model.
     """
     check_value("split", split, Split)
+    own = plain_copy(model)
     settings = Settings(
-        type(model).__name__,
+        type(own).__name__,
         start=None if start is None else Path(start),
         quantization=quantization,
         execution=execution,
@@ -250,7 +251,7 @@ def problem_of(
     )
     settings = with_start(_counted(settings, split))
     _check_choices(settings)
-    return _problem(plain_copy(model), split, settings)
+    return _problem(own, split, settings)
 
 
 def _counted(settings: Settings, split: Split) -> Settings:

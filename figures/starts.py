@@ -24,7 +24,7 @@ RUNS = {
     f"{model}-{start}": (
         *("landscape.scan", "--model", model, "--weight-bits", "2", *options),
         *("--probe", "rays", "--rays", "1", "--radius", "0.2", "--points", "21"),
-        *("--test-images", "1000", "--selection-images", "0", "--repeats", "4"),
+        *("--test-images", "500", "--selection-images", "0", "--repeats", "4"),
         *("--descents", "0", "--no-frozen-codes"),
     )
     for model in NETWORKS

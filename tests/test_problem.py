@@ -68,7 +68,7 @@ def test_a_module_makes_the_same_problem_as_its_name(
 def test_a_module_is_scanned_and_stays_as_it_is() -> None:
     model = TinyResidual().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    problem = problem_of(model, own_split(), Quantization(weight_bits=4))
+    problem = problem_of(nn.DataParallel(model), own_split(), Quantization(weight_bits=4))
     dataset = PlaneScan(points=2, radius=0.1, repeats=0, descents=0, frozen_codes=False).sample(
         problem
     )
