@@ -11,33 +11,30 @@ from xarray import Dataset
 from figures import default_scan, jagged
 from landscape.analysis import analysis_of
 from landscape.plots import draw_counts, draw_nulls
-from landscape.plots.info import title_of
 from landscape.plots.style import STYLE
 
 RUNS = {
     "plane": default_scan.RUNS["fashion_vit"],
     "rays": jagged.RUNS[str(jagged.SEEDS[0])],
 }
-WORDS = {"plane": "plane of {} points", "rays": "rays of {} points"}
+WORDS = {"plane": "4-bit weights: plane of {} points", "rays": "2-bit weights: rays of {} points"}
 
 
 def draw(runs: Mapping[str, Dataset]) -> Figure:
     """Draw a column for each run: above its counts at each threshold, below those of nulls."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 7), layout="constrained")
-        panels = figure.subplots(2, len(runs), height_ratios=(3, 2))
-        for column, (kind, dataset) in enumerate(runs.items()):
+        # apart, so that the words of the lower panels do not narrow the upper ones
+        upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))
+        counts, nulls = upper.subplots(1, len(runs)), lower.subplots(1, len(runs))
+        for above, below, (kind, dataset) in zip(counts, nulls, runs.items(), strict=True):
             found = analysis_of(dataset)
-            above, below = panels[:, column]
             draw_counts(dataset, found, axes=above)
             draw_nulls(dataset, found, axes=below)
             points = WORDS[kind].format(dataset.test_loss.size)
-            above.set_title(
-                f"{title_of(dataset)}\n{points}, {dataset.sizes['image']:,} test images",
-                fontsize="small",
-            )
-            if column:
-                above.set_ylabel("")
+            above.set_title(f"{points},\n{dataset.sizes['image']:,} test images")
+        counts[-1].set_ylabel("")
+        nulls[-1].set_yticklabels([])
     return figure
 
 
@@ -48,11 +45,12 @@ def caption(runs: Mapping[str, Dataset]) -> str:
         found = analysis_of(dataset)
         count = len(found.minima.minima)
         null = found.nulls["sampling"]
+        where = WORDS[kind].format(dataset.test_loss.size)
         words.append(
-            f"{kind} ({title_of(dataset)}): {count + found.minima.below} local minima, noise "
-            f"ignored, where sampling noise alone has {null.mean:.1f} ({null.low:.0f} to "
-            f"{null.high:.0f}); {count} are deeper than {found.minima.sigmas:.1f} paired standard "
-            "errors"
+            f"{where} ({dataset.sizes['image']:,} test images): {count + found.minima.below} local "
+            "minima, noise ignored, where sampling noise alone has "
+            f"{null.mean:.1f} ({null.low:.0f} to {null.high:.0f}); deeper than "
+            f"{found.minima.sigmas:.1f} paired standard errors: {count}"
         )
     return (
         "Above: local minima of the test loss that are deeper than a threshold, a band that holds "
