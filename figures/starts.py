@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from xarray import Dataset
 
 from figures.egg_carton import NETWORKS
@@ -17,8 +18,8 @@ from landscape.statistics.intervals import accuracy_difference
 
 STARTS = {
     "plain": ("least squares", ("--no-moment-matching",)),
-    "matched": ("and matched moments", ()),
-    "gptq": ("and GPTQ", ("--rounding", "gptq")),
+    "matched": ("matched moments", ()),
+    "gptq": ("matched moments and GPTQ", ("--rounding", "gptq")),
 }
 RUNS = {
     f"{model}-{start}": (
@@ -50,9 +51,10 @@ def draw(runs: Mapping[str, Dataset]) -> Figure:
                 at = int(np.abs(where.values).argmin())
                 axes.plot(where[at], losses[at], look.marker, **style)
             axes.set_ylim(0, None)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.set_title(f"{name}, 2-bit weights")
             axes.set_xlabel("Signed distance from the start\n(RMS log change of the scales)")
-        panels[0].set_ylabel("Test loss (nats), ± 2 paired standard errors")
+        panels[0].set_ylabel("Test loss (nats)\n± 2 paired standard errors of the change")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
@@ -69,7 +71,7 @@ def caption(runs: Mapping[str, Dataset]) -> str:
             found = accuracy_difference(right[0], after)
             gains.append(
                 f"{100 * found.estimate:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}) "
-                f"points {said}"
+                f"points with {said}"
             )
         words.append(
             f"{name} {right[0].mean():.1%} with scales of least squares, {', '.join(gains)}"
