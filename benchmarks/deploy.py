@@ -2,7 +2,7 @@
 
     EVOLQ_DATA=FOLDER python benchmarks/deploy.py RUNS           add the missing rows to RUNS
     python benchmarks/deploy.py RUNS --table                     print the table
-    python -m figures.deploy                                     draw benchmarks/deploy.jsonl
+    python -m figures deploy                                     draw benchmarks/deploy.jsonl
 
 RUNS is a file of JSON lines, one for each row; a row that is there is not measured again. The two
 networks take turns in one process; the shortest of some processor times counts, which on one thread

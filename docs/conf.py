@@ -7,6 +7,7 @@ them. Options of commands, and functions and classes, come from the code.
 
 import re
 from importlib import import_module
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -52,6 +53,17 @@ class Options(SphinxDirective):
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
+def accessible(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], *_: Any) -> None:
+    """Give blocks that scroll to the keyboard, and headings of the sidebar a level."""
+    for name, plain, better in (
+        ("body", "<pre>", '<pre tabindex="0">'),
+        ("furo_navigation_tree", 'role="heading"', 'role="heading" aria-level="2"'),
+    ):
+        if name in context:
+            context[name] = context[name].replace(plain, better)
+
+
 def setup(app: Sphinx) -> None:
     """Add what the pages use."""
     app.add_directive("options", Options)
+    app.connect("html-page-context", accessible, priority=900)  # after the theme

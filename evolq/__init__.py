@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from evolq.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from evolq.data.images import LabeledImages, Split, bundled_split, folder_split
+    from evolq.data.images import (
+        LabeledImages,
+        Split,
+        bundled_split,
+        folder_split,
+        tensor_split,
+    )
     from evolq.data.models import load_model
     from evolq.errors import InputError
     from evolq.files.onnx import export_onnx
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
     from evolq.optimizers.recipes import RECIPES, Recipe, choose_recipe
     from evolq.optimizers.registry import OPTIMIZERS, choose_optimizer
     from evolq.points import Direction, Point, displace, displacement, select
-    from evolq.problem import Problem, prepare
+    from evolq.problem import Problem, prepare, problem_of
     from evolq.quantization import Quantization
     from evolq.settings import Settings
     from evolq.starts.calibration import calibrate
@@ -39,7 +45,7 @@ _MODULES = {
     "starts.calibration": ("calibrate",),
     "losses.criteria": ("CRITERIA", "Criterion", "choose_criterion"),
     "losses.paired": ("paired_difference",),
-    "data.images": ("LabeledImages", "Split", "bundled_split", "folder_split"),
+    "data.images": ("LabeledImages", "Split", "bundled_split", "folder_split", "tensor_split"),
     "errors": ("InputError",),
     "optimizers.evolve": ("Iterate", "search_scales"),
     "optimizers.mixed_precision": ("search_bits",),
@@ -49,7 +55,7 @@ _MODULES = {
     "tensor.observers": ("OBSERVERS",),
     "optimizers.registry": ("OPTIMIZERS", "choose_optimizer"),
     "points": ("Direction", "Point", "displace", "displacement", "select"),
-    "problem": ("Problem", "prepare"),
+    "problem": ("Problem", "prepare", "problem_of"),
     "quantization": ("Quantization",),
     "settings": ("Settings",),
     "tensor.quantizers": ("PerChannel", "PerGroup", "PerTensor", "QuantSpec"),
@@ -104,11 +110,13 @@ __all__ = [
     "paired_difference",
     "predict",
     "prepare",
+    "problem_of",
     "quantize",
     "save",
     "search",
     "search_bits",
     "search_scales",
     "select",
+    "tensor_split",
     "to_torch",
 ]

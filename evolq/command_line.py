@@ -532,6 +532,10 @@ def read_configuration(source: Path) -> dict[str, Any]:
         if path.suffix == ".nc":
             with h5py.File(path) as file:
                 content = json.loads(file.attrs["provenance"])
+            if "options" not in content:
+                raise InputError(
+                    f"{path} was measured in Python, of a module: no options lead there"
+                )
         else:
             content = yaml.safe_load(path.read_text())  # JSON is YAML, too
     except RecursionError:

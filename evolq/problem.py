@@ -1,7 +1,7 @@
 """From options to a problem: a calibrated network, the losses around it, and where they come from.
 
-Both command lines and the notebooks start here. The straight line is `prepare`: model, images,
-quantize, calibrate, objectives.
+Command lines start at `prepare`, which loads model and images by name; a module and images of one's
+own start at `problem_of`. The rest of the way is one: quantize, calibrate, objectives.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +30,12 @@ from evolq.errors import InputError
 from evolq.files.saved import load_point, read
 from evolq.losses.criteria import choose_criterion
 from evolq.losses.objective import Objective, TestEvaluation, predict
+from evolq.network.modules import plain_copy
 from evolq.network.placement import SCHEMES
-from evolq.network.quantized import EXECUTIONS, QuantizedNetwork, quantize
+from evolq.network.quantized import BATCH_SIZE, DEFAULT, EXECUTIONS, QuantizedNetwork, quantize
 from evolq.points import Point, fingerprint
-from evolq.settings import Settings, configuration
+from evolq.quantization import Quantization
+from evolq.settings import CriterionName, ExecutionName, Settings, configuration
 from evolq.starts.calibration import calibrate, calibration_cost
 from evolq.starts.rounding import ROUNDINGS
 from evolq.tensor.observers import OBSERVERS
@@ -58,7 +61,8 @@ class Problem:
         objective: the criterion on the calibration images.
         selection: the criterion on the selection images, None if there are none.
         test: cross entropy and top-1 on the test images.
-        provenance: configuration, versions and hashes, ready for JSON.
+        provenance: configuration, versions and hashes, ready for JSON; and options, if a command
+            line with these would prepare it again.
     """
 
     settings: Settings
@@ -79,6 +83,23 @@ def check(settings: Settings) -> None:
     Raises:
         InputError: for unknown names, or values that do not go together.
     """
+    _check_choices(settings)
+    check_name(settings.model)
+    if (settings.calibration_dir is None) != (settings.test_dir is None):
+        raise InputError(
+            "`calibration_dir` and `test_dir` go together; for one folder give `images`"
+        )
+    if settings.images is not None and settings.calibration_dir is not None:
+        raise InputError("give either `images`, or `calibration_dir` and `test_dir`, not both")
+    if settings.model not in BUNDLED and settings.images is None is settings.calibration_dir:
+        raise InputError(
+            f"`model` {settings.model} needs images: give a folder as `images`, or two as "
+            "`calibration_dir` and `test_dir` (only the bundled networks come with images)"
+        )
+
+
+def _check_choices(settings: Settings) -> None:
+    """Check what does not depend on where model and images come from."""
     quantization = settings.quantization
     for name, value, known in (
         ("scheme", quantization.scheme, SCHEMES),
@@ -95,18 +116,6 @@ def check(settings: Settings) -> None:
             criterion.check(getattr(settings, name))
         except InputError as error:
             raise InputError(f"`{name}`: {error}") from error
-    check_name(settings.model)
-    if (settings.calibration_dir is None) != (settings.test_dir is None):
-        raise InputError(
-            "`calibration_dir` and `test_dir` go together; for one folder give `images`"
-        )
-    if settings.images is not None and settings.calibration_dir is not None:
-        raise InputError("give either `images`, or `calibration_dir` and `test_dir`, not both")
-    if settings.model not in BUNDLED and settings.images is None is settings.calibration_dir:
-        raise InputError(
-            f"`model` {settings.model} needs images: give a folder as `images`, or two as "
-            "`calibration_dir` and `test_dir` (only the bundled networks come with images)"
-        )
 
 
 def with_start(settings: Settings) -> Settings:
@@ -193,12 +202,76 @@ def prepare(
         torch.set_num_threads(settings.threads)
     model = load_model(settings.model, settings.weights, settings.device)
     split = load_split(settings, model, _part(progress, "Reading images"), explicit)
-    settings = replace(
+    problem = _problem(model, split, _counted(settings, split), progress, check_network)
+    options = {"options": problem.provenance["configuration"]}
+    return replace(problem, provenance=problem.provenance | options)
+
+
+def problem_of(
+    model: nn.Module,
+    split: Split,
+    quantization: Quantization = DEFAULT,
+    *,
+    criterion: CriterionName | None = None,
+    execution: ExecutionName = "simulated",
+    start: str | Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+) -> Problem:
+    """Quantize and calibrate one's own module on one's own images.
+
+    The Problem is the one that `prepare` makes of a network that it knows by name.
+
+    Args:
+        model: any module from images to logits (n, classes); it is not changed.
+        split: images as the model wants them, such as `tensor_split` gives.
+        quantization: scheme, bits, and how scales start.
+        criterion: a name in `CRITERIA`: calibration loss; by default info_nce, with scheme none
+            cross_entropy.
+        execution: simulated, compiled or integer, see `Settings`.
+        start: a file that `SearchResult.save` wrote; it brings its own quantization.
+        batch_size: images per forward pass.
+        seed: of all that is drawn.
+
+    Raises:
+        InputError: for unknown names, a model that cannot be quantized, images or labels that do
+            not fit it, or a file of another model.
+    """
+    check_value("split", split, Split)
+    own = plain_copy(model)
+    settings = Settings(
+        type(own).__name__,
+        start=None if start is None else Path(start),
+        quantization=quantization,
+        execution=execution,
+        criterion=criterion,
+        batch_size=batch_size,
+        seed=seed,
+        device=str(split.calibration.labels.device),
+    )
+    settings = with_start(_counted(settings, split))
+    _check_choices(settings)
+    return _problem(own, split, settings)
+
+
+def _counted(settings: Settings, split: Split) -> Settings:
+    """Return settings with the numbers of images that a split has."""
+    return replace(
         settings,
         calibration_images=len(split.calibration),
         selection_images=len(split.selection),
         test_images=len(split.test),
     )
+
+
+def _problem(
+    model: nn.Module,
+    split: Split,
+    settings: Settings,
+    progress: Callable[[int, int, str], None] | None = None,
+    check_network: Callable[[QuantizedNetwork, nn.Module], None] | None = None,
+) -> Problem:
+    """Quantize and calibrate a model in evaluation mode; see `prepare`."""
     network = quantize(model, split.calibration.images[:2], settings.quantization)
     if check_network is not None:
         check_network(network, model)

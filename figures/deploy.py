@@ -1,14 +1,7 @@
-"""Accuracy of exported networks against the size of their files and their latency.
-
-    python -m figures.deploy
-
-draws deploy.png and deploy.pdf from the rows of benchmarks/deploy.jsonl, which
-benchmarks/deploy.py measures, and writes the caption, deploy.txt.
-"""
+"""Accuracy of exported networks against the size of their files and their latency."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from figures.writing import write_figure
 from landscape.plots.palette import LOOKS
 from landscape.plots.style import STYLE
 from landscape.statistics.intervals import Interval, accuracy_difference
 
-FOLDER = Path(__file__).parent
-ROWS = FOLDER.parent / "benchmarks" / "deploy.jsonl"
+STORED = Path(__file__).parents[1] / "benchmarks" / "deploy.jsonl"
+COMMAND = "python benchmarks/deploy.py"
 NAMES = {"deit_tiny_patch16_224": "DeiT-Tiny", "tf_efficientnet_lite0": "EfficientNet-Lite0"}
 SCHEME, BATCH = "linear", 8
 RUNTIMES = ("onnxruntime", "openvino", "compact", "inductor", "integer")
@@ -128,14 +120,3 @@ def caption(rows: Sequence[Row]) -> str:
         f"{images} test images (paired; one calibration), against the size of the file and the "
         f"time of a batch of {BATCH} on one thread: {'; '.join(words)}."
     )
-
-
-def main(folder: Path = FOLDER, stored: Path = ROWS) -> None:
-    """Draw, and print the caption."""
-    rows = [json.loads(line) for line in stored.read_text().splitlines()]
-    write_figure(folder, "deploy", draw(rows), words := caption(rows))
-    print(words)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,6 @@
 """How codes diverge, block by block, after a change that means nothing.
 
     EVOLQ_DATA=FOLDER python -m figures.divergence    measure what figures/divergence.jsonl lacks
-    python -m figures.divergence                      draw it: divergence.png, .pdf and .txt
 
 Pixels and scales of activations change by 1e-6 of their value, as in the repeats of a scan; each
 code of each activation is compared with what it was. (Pixels alone change no code at all: 8-bit
@@ -29,11 +28,11 @@ from evolq.problem import prepare
 from evolq.quantization import Quantization
 from evolq.settings import Settings
 from evolq.tensor.quantizers import Quantizer
-from figures.writing import write_figure
 from landscape.plots.style import drawing
 from landscape.statistics.intervals import mean_interval
 
-FOLDER = Path(__file__).parent
+STORED = Path(__file__).parent / "divergence.jsonl"
+COMMAND = "EVOLQ_DATA=FOLDER python -m figures.divergence"
 MODEL, SCHEMES, IMAGES = "deit_tiny_patch16_224", ("full", "linear"), 20
 LOOKS = {"full": ("#d55e00", "o"), "linear": ("#0072b2", "s")}  # Okabe and Ito's, as elsewhere
 
@@ -148,16 +147,13 @@ def caption(rows: Sequence[Row]) -> str:
     )
 
 
-def main(folder: Path = FOLDER) -> None:
-    """Measure the schemes that are missing, draw, and print the caption."""
-    path = folder / "divergence.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def main() -> None:
+    """Measure the schemes that are missing."""
+    rows = [json.loads(line) for line in STORED.read_text().splitlines()] if STORED.exists() else []
     for scheme in SCHEMES:
         if not any(row["scheme"] == scheme for row in rows):
             rows += measure(Path(os.environ["EVOLQ_DATA"]), scheme)
-            write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
-    write_figure(folder, "divergence", draw(rows), words := caption(rows))
-    print(words)
+            write_whole(STORED, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The surface of a vision transformer beside that of a convolutional network, at equal bits.
 
 Both bundled networks on the same kind of plane: two random directions in scale space, the same
-radius, the same images.
+radius, the same images, from the start that every command has.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from xarray import Dataset
 
-from landscape.analysis import analysis_of
-from landscape.plots import draw_confidence, draw_surface
+from landscape.analysis import ALONE, analysis_of
+from landscape.plots import draw_surface
 from landscape.plots.info import title_of
-from landscape.plots.style import STYLE
+from landscape.plots.style import ACCENT, SHADE, START_STYLE, STYLE
 
 NETWORKS = {"fashion_vit": "vision transformer", "fashion_resnet": "residual network"}
 RUNS = {
@@ -28,13 +29,13 @@ RUNS = {
 
 
 def draw(runs: Mapping[str, Dataset]) -> Figure:
-    """Draw the networks side by side: above the surface, below what the test images tell apart."""
+    """Draw the networks side by side: above the surface, below its middle row with its noise."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 8.6))
         for column, (model, dataset) in enumerate(runs.items()):
             found = analysis_of(dataset)
             left = 0.03 + 0.5 * column
-            above = figure.add_axes((left, 0.47, 0.43, 0.46), projection="3d")
+            above = figure.add_axes((left, 0.42, 0.43, 0.5), projection="3d")
             draw_surface(dataset, found, axes=above)
             above.set_title("")
             figure.text(
@@ -45,15 +46,10 @@ def draw(runs: Mapping[str, Dataset]) -> Figure:
                 ha="center",
                 va="center",
             )
-            below = figure.add_axes((left + 0.07, 0.11, 0.26, 0.31))
-            draw_confidence(dataset, found, axes=below)
-            minima = found.minima
-            words = (
-                f"variation / range {found.variation:.1f}; "
-                f"{len(minima.minima)} of {len(minima.minima) + minima.below} "
-                "local minima above the noise"
-            )
-            below.set_title(words, fontsize="small")
+            below = figure.add_axes((left + 0.09, 0.11, 0.34, 0.25))
+            _draw_row(below, dataset)
+            if column:
+                below.set_ylabel("")
         figure.text(
             0.5,
             0.015,
@@ -65,16 +61,33 @@ def draw(runs: Mapping[str, Dataset]) -> Figure:
     return figure
 
 
+def _draw_row(axes: Axes, dataset: Dataset) -> None:
+    """Draw the row through the start: the change of the test loss, and the noise of that."""
+    row = analysis_of(dataset).changes.sel(y=0, method="nearest").sortby("x")
+    change, noise = row.test_loss_change, ALONE * row.test_loss_change_error
+    axes.fill_between(row.x, change - noise, change + noise, **SHADE)
+    axes.plot(row.x, change, color=ACCENT, marker=".")
+    axes.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
+    axes.plot(0, 0, **START_STYLE)
+    axes.set_title("Row through the start, ± 2 paired standard errors", fontsize="small")
+    axes.set_xlabel("x (RMS log change of the scales)")
+    axes.set_ylabel("Change of the test loss (nats)")
+
+
 def caption(runs: Mapping[str, Dataset]) -> str:
     """Return what the figure shows, with its numbers."""
     words = []
     for model, dataset in runs.items():
-        minima = analysis_of(dataset).minima
+        found = analysis_of(dataset)
+        minima, reliability = found.minima, found.reliability
+        low, high = reliability.true_share_interval
         words.append(
             f"of the {NETWORKS[model]}'s {len(minima.minima) + minima.below} local minima, "
-            f"{len(minima.minima)} are deeper than the noise of {dataset.sizes['image']} images"
+            f"{len(minima.minima)} are deeper than the noise of {dataset.sizes['image']} images, "
+            f"and {reliability.true_share:.0%} ({low:.0%} to {high:.0%}) of the variance of its "
+            "steps are the network's"
         )
     return (
         f"The test loss of two networks over planes of two random directions in scale space: "
-        f"{'; '.join(words)}. Gray cells are not told apart from the start."
+        f"{'; '.join(words)}. Below, the row through the start with the noise of a change."
     )

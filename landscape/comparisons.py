@@ -273,10 +273,8 @@ class Comparison:
         return dataset
 
     def _provenance(self, problem: Problem) -> str:
-        return json.dumps(
-            {
-                **problem.provenance,
-                "configuration": problem.provenance["configuration"] | configuration(self),
-                "options": configuration(problem.settings, self),
-            }
-        )
+        own = configuration(self)
+        content = problem.provenance | {"configuration": problem.provenance["configuration"] | own}
+        if "options" in content:
+            content["options"] = content["options"] | own
+        return json.dumps(content)

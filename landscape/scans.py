@@ -766,9 +766,10 @@ def _complete(
     own = problem.provenance["configuration"]
     provenance = problem.provenance | {
         "configuration": own | measured,
-        "options": own | scan_options(scan),
         "hashes": problem.provenance["hashes"] | (hashes or {}),
     }
+    if "options" in provenance:
+        provenance["options"] = provenance["options"] | scan_options(scan)
 
     def told(dataset: xr.Dataset, done: int, total: int) -> None:
         if done == 0:

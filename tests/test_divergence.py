@@ -9,6 +9,7 @@ from evolq.problem import prepare
 from evolq.quantization import Quantization
 from evolq.settings import Settings
 from figures import divergence
+from figures.__main__ import main
 
 
 def test_codes_are_counted_where_they_differ():
@@ -43,11 +44,14 @@ def test_stored_rows_are_drawn_and_not_measured_again(tmp_path, monkeypatch):
         for scheme in divergence.SCHEMES
         for block, share in (("patch_embed", 0.0), ("blocks.0", 0.01), ("head", 0.2))
     ]
+    stored = tmp_path / "divergence.jsonl"
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
-    (tmp_path / "divergence.jsonl").write_text(text)
-    divergence.main(tmp_path)
+    stored.write_text(text)
+    monkeypatch.setattr(divergence, "STORED", stored)
+    divergence.main()
+    main(["divergence"], tmp_path)
     words = (tmp_path / "divergence.txt").read_text()
     assert "mean of 2 images" in words
     assert "blocks.0 0.02, head 0.4" in words
     assert (tmp_path / "divergence.png").exists()
-    assert (tmp_path / "divergence.jsonl").read_text() == text
+    assert stored.read_text() == text

@@ -140,3 +140,7 @@ def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
         assert (tmp_path / "site" / "docs" / f"{page.stem}.html").exists()
     commands = (tmp_path / "site" / "docs" / "commands.html").read_text()
     assert "--weight-bits" in commands
+    assert 'role="heading" aria-level="2"' in commands
+    for page in (tmp_path / "site").rglob("*.html"):
+        found = re.findall(r'<pre>|role="heading">', page.read_text())
+        assert not found, f"{page.name}: axe-core refuses {found[0]}"

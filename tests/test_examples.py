@@ -182,10 +182,10 @@ def test_python_examples_run_from_top_to_bottom(page: Path) -> None:
     for package, word in {"onnxruntime": "export_onnx", "torchao": "torchao.quantization"}.items():
         if word in page.read_text():
             pytest.importorskip(package)
-    images = evolq.bundled_split(calibration=10).calibration.images[:]
-    names = {  # what the README calls your own
+    own = evolq.bundled_split(calibration=300).calibration
+    names = {  # what the pages call your own
         **{"__name__": "__main__", "model": evolq.load_model("fashion_resnet")},
-        **{"images": images, "calibration_images": images},
+        **{"images": own.images, "labels": own.labels, "calibration_images": own.images[:10]},
     }
     for block in python_blocks(page):
         for large in LARGE_MODELS:

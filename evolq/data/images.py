@@ -177,6 +177,52 @@ def bundled_split(
     return Split(**sets)
 
 
+# Images in memory ---------------------------------------------------------------------------------
+
+
+def tensor_split(
+    images: Tensor,
+    labels: Tensor,
+    calibration: int = 100,
+    selection: int = 100,
+    test: int = 200,
+    seed: int = 0,
+) -> Split:
+    """Return three disjoint sets of images that lie in memory, each class in proportion.
+
+    In `stratified_order` the first images calibrate, the next ones select, and the last ones test.
+
+    Args:
+        images: (n, channels, height, width) float32, as the model wants them.
+        labels: (n,) int64.
+        calibration: number of calibration images.
+        selection: number of selection images.
+        test: number of test images.
+        seed: decides the order.
+
+    Raises:
+        InputError: if images and labels do not go together, a number is negative, or there are
+            fewer images than asked for.
+    """
+    counts = {"calibration": calibration, "selection": selection, "test": test}
+    _check_counts(counts)
+    check_seed(seed)
+    check_value("images", images, Tensor)
+    check_value("labels", labels, Tensor)
+    count = len(labels)
+    names = tuple(map(str, range(count)))
+    LabeledImages(images, labels, names)  # checks that they go together
+    fit_counts(counts, count, ROLES)
+    order = stratified_order(names, labels.tolist(), seed)
+    parts = (order[:calibration], order[calibration:][:selection], order[count - test :])
+    return Split(
+        *(
+            LabeledImages(images[part], labels[part], tuple(names[index] for index in part))
+            for part in parts
+        )
+    )
+
+
 # Images from folders ------------------------------------------------------------------------------
 
 ROLES = ("calibration", "selection", "test")

@@ -169,7 +169,7 @@ def draw_counts(
         )
         axes.step(counts.threshold, counts.count, where="post", color=ACCENT, label="measured")
         axes.set_ylim(0, most)
-        axes.legend()
+        axes.legend(frameon=True, facecolor="white", framealpha=1)  # apart from the band
     return figure
 
 
