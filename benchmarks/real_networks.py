@@ -146,6 +146,7 @@ def page(rows: list[Row]) -> str:
         "forward passes of the calibration images, and seconds are CPU time of the whole start, on "
         "one thread of a machine that did other things, too. A row that is missing has not been "
         "measured. Folded: what LayerNorms make has one range for all channels (RepQ-ViT).\n",
+        "![Top-1 of each network by bits, rounding and scheme](../figures/real_networks.png)\n",
     ]
     for network, name in NETWORKS.items():
         own = [row for row in rows if row["network"] == network]

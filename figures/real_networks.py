@@ -29,27 +29,14 @@ ROUNDINGS = ("nearest", "gptq", "adaround")
 SCHEMES = {"linear": "full", "full": "none"}  # how its marks are filled
 
 Row = Mapping[str, Any]
-Halves = dict[int | None, str]
-"""Half of the images that is tested -> a 0 or 1 for each of them; the other half calibrates."""
 
 
-def halves(rows: Sequence[Row], network: str, quantization: Quantization) -> Halves:
-    """Return which images a network gets right, by half; empty where nothing is measured."""
+def right(rows: Sequence[Row], network: str, quantization: Quantization) -> list[int] | None:
+    """Return a 0 or 1 for each image that a network gets wrong or right; None if not measured."""
     wanted = {"network": network, **asdict(quantization.resolved())}
-    return {
-        row.get("half"): row["right"]
-        for row in rows
-        if all(wanted[name] == row[name] for name in wanted.keys() & row.keys())
-    }
-
-
-def shares(plain: Halves, own: Halves) -> tuple[list[int], list[int]] | None:
-    """Return which images are right in full precision and quantized, of the halves of both."""
-    both = [half for half in plain if half in own]
-    if not both:
-        return None
-    before, after = ([int(one) for half in both for one in each[half]] for each in (plain, own))
-    return before, after
+    found = (r for r in rows if all(wanted[name] == r[name] for name in wanted.keys() & r.keys()))
+    row = next(found, None)
+    return None if row is None else [int(image) for image in row["right"]]
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -58,16 +45,15 @@ def draw(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(11, 4.8), layout="constrained")
         panels = figure.subplots(1, len(NETWORKS), sharey=True)
         for axes, (network, name) in zip(panels, NETWORKS.items(), strict=True):
-            plain = halves(rows, network, Quantization("none"))
+            plain = right(rows, network, Quantization("none"))
             axes.set_title(name)
             axes.set_xticks(range(len(BITS)), [f"W{w}A{a}" for w, a in BITS])
             axes.set_xlim(-0.5, len(BITS) - 0.5)
             if not any(row["network"] == network and row["scheme"] in SCHEMES for row in rows):
                 axes.text(0.5, 0.5, "not measured yet", ha="center", transform=axes.transAxes)
-            if not plain:
+            if plain is None:
                 continue
-            right = "".join(plain.values())
-            level = 100 * right.count("1") / len(right)
+            level = 100 * sum(plain) / len(plain)
             axes.axhline(level, color="0.3", linewidth=1, linestyle=":")
             axes.annotate(f"full precision {level:.1f} %", (-0.45, level), (0, 3), **_OFFSET)
             _draw_marks(axes, rows, network, plain)
@@ -89,16 +75,15 @@ def draw(rows: Sequence[Row]) -> Figure:
 _OFFSET: dict[str, Any] = {"textcoords": "offset points", "fontsize": "small"}
 
 
-def _draw_marks(axes: Axes, rows: Sequence[Row], network: str, plain: Halves) -> None:
+def _draw_marks(axes: Axes, rows: Sequence[Row], network: str, plain: list[int]) -> None:
     for place, (weights, activations) in enumerate(BITS):
         for number, (scheme, fill) in enumerate(SCHEMES.items()):
             for rounding, look in zip(ROUNDINGS, LOOKS, strict=False):
                 quantization = Quantization(scheme, weights, activations, rounding=rounding)
-                found = shares(plain, halves(rows, network, quantization))
-                if found is None:
+                after = right(rows, network, quantization)
+                if after is None:
                     continue
-                before, after = found
-                change = accuracy_difference(before, after)
+                change = accuracy_difference(plain, after)
                 accuracy = 100 * sum(after) / len(after)
                 ends = (change.estimate - change.low, change.high - change.estimate)
                 axes.errorbar(
@@ -116,17 +101,15 @@ def caption(rows: Sequence[Row]) -> str:
     """Return what the figure shows, with its numbers."""
     words = []
     for network, name in NETWORKS.items():
-        plain = halves(rows, network, Quantization("none"))
-        changes, images = [], sum(map(len, plain.values()))
+        plain = right(rows, network, Quantization("none"))
+        changes = []
         for weights, activations in BITS:
             best = None
             for rounding in ROUNDINGS:
-                own = halves(
-                    rows, network, Quantization("linear", weights, activations, rounding=rounding)
-                )
-                found = shares(plain, own)
-                if found is not None:
-                    change = accuracy_difference(*found)
+                quantization = Quantization("linear", weights, activations, rounding=rounding)
+                own = right(rows, network, quantization)
+                if plain is not None and own is not None:
+                    change = accuracy_difference(plain, own)
                     if best is None or change.estimate > best[1].estimate:
                         best = rounding, change
             if best is not None:
@@ -135,11 +118,13 @@ def caption(rows: Sequence[Row]) -> str:
                     f"W{weights}A{activations} {rounding} {100 * change.estimate:+.1f} "
                     f"({100 * change.low:+.1f} to {100 * change.high:+.1f})"
                 )
-        words.append(f"{name} ({images} images) " + (", ".join(changes) or "not measured"))
-    split = " each half of the images is tested by the network that the other half calibrates;"
+        words.append(
+            f"{name} ({len(plain or ())} images) " + (", ".join(changes) or "not measured")
+        )
     return (
-        "Top-1 of real networks as calibration leaves them, by bits, rounding and scheme;"
-        f"{split if any('half' in row for row in rows) else ''} change from full precision in "
-        "points with 95 % intervals over images, scheme linear, the best rounding: "
+        "Top-1 of real networks as calibration leaves them, by bits, rounding and scheme; each "
+        "half of the images is tested by the network that the other half calibrates; change from "
+        "full precision in points with 95 % intervals over images, scheme linear, the best "
+        "rounding: "
         f"{'; '.join(words)}."
     )

@@ -13,7 +13,7 @@ from landscape.plots.comparison_info import interval_words, seeds_words
 
 RUNS = {
     "fashion_vit": (
-        *("landscape.compare", "--weight-bits", "3", "--budget", "60", "--seeds", "3"),
+        *("landscape.compare", "--weight-bits", "3", "--budget", "60", "--seeds", "5"),
         *("--points", "15", "--test-images", "500"),
     )
 }

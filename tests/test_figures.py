@@ -11,7 +11,7 @@ from test_cliff_scan import scanned
 
 from evolq.errors import InputError
 from evolq.quantization import Quantization
-from figures import criteria, deploy, layer_kinds, real_networks, speed
+from figures import criteria, deploy, layer_kinds, speed
 from figures.__main__ import FIGURES, PLACES, main
 from landscape import compare, scan, store
 from landscape.analysis import analyze, with_analysis
@@ -135,31 +135,27 @@ def test_criteria_are_drawn_from_claims(tmp_path, monkeypatch) -> None:
     assert "(4 seeds)" in words
 
 
-def test_halves_of_real_networks_are_joined(tmp_path, monkeypatch) -> None:
-    def row(network: str, quantization: Quantization, right: np.ndarray, half: int | None) -> dict:
+def test_real_networks_are_compared_image_by_image(tmp_path, monkeypatch) -> None:
+    def row(network: str, quantization: Quantization, right: np.ndarray) -> dict:
         names = ("scheme", "weight_bits", "activation_bits", "rounding", "moment_matching")
         own = {name: getattr(quantization.resolved(), name) for name in names}
-        given = {"network": network} | own | {"right": words_of(right)}
-        return given if half is None else given | {"half": half}
+        return {"network": network} | own | {"right": words_of(right)}
 
     full, few = Quantization("none"), Quantization(weight_bits=4, rounding="gptq")
-    right = np.arange(40) % 4 > 0
+    right = np.arange(80) % 4 > 0
     rows = [
-        row("deit_tiny_patch16_224", full, right, 1),
-        row("deit_tiny_patch16_224", full, right, 0),
-        row("deit_tiny_patch16_224", few, right & (np.arange(40) != 1), 0),
-        row("deit_tiny_patch16_224", few, right & (np.arange(40) > 3), 1),
-        row("deit_tiny_patch16_224", Quantization(weight_bits=3), right, 0),  # half is missing
-        row("vit_tiny_patch16_224", full, right, 0),
-        row("tf_efficientnet_lite0", full, right, None),  # before there were halves
-        row("tf_efficientnet_lite0", Quantization(weight_bits=8), right, None),
+        row("deit_tiny_patch16_224", full, right),
+        row("deit_tiny_patch16_224", few, right & (np.arange(80) > 5)),
+        row("deit_tiny_patch16_224", Quantization(weight_bits=3), right),
+        row("vit_tiny_patch16_224", full, right),
+        row("tf_efficientnet_lite0", full, right),
+        row("tf_efficientnet_lite0", Quantization(weight_bits=8), right),
     ]
-    assert len(real_networks.halves(rows, "deit_tiny_patch16_224", few)) == 2
     words = drawn(tmp_path, monkeypatch, "real_networks", rows)
-    assert "DeiT-Tiny (80 images) W4A8 gptq -5.0 (" in words  # 1 and 3 of 80
+    assert "DeiT-Tiny (80 images) W4A8 gptq -5.0 (" in words  # images 1, 2, 3 and 5 of 80
     assert "W3A8 nearest +0.0" in words
-    assert "ViT-Tiny (40 images) not measured" in words
-    assert "EfficientNet-Lite0 (40 images) W8A8 nearest +0.0" in words
+    assert "ViT-Tiny (80 images) not measured" in words
+    assert "EfficientNet-Lite0 (80 images) W8A8 nearest +0.0" in words
 
 
 def test_speed_is_drawn_from_what_the_benchmark_writes(tmp_path, monkeypatch) -> None:
