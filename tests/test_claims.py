@@ -185,6 +185,17 @@ FOR: dict[str, tuple[dict[str, float], ...]] = {
         )
         for name, words in (("adam", "Adam"), ("sgd", "SGD"), ("adamw", "AdamW"))
     },
+    **{
+        f"A gradient step inside the evolution beats {words} at equal cost.": (
+            {"evolq": 1.0},
+            {name: 2.0},
+        )
+        for name, words in (
+            ("evolq", "the default recipe"),
+            ("adam", "Adam"),
+            ("evolq", "the published recipe"),
+        )
+    },
     "Selecting on test images inflates the gain.": (
         {"gain_where_picked": 0.2, "gain_elsewhere": 0.1},
     ),
@@ -232,6 +243,17 @@ AGAINST: dict[str, tuple[dict[str, float], ...]] = {
             {name: 1.0, "evolq": 2.0},
         )
         for name, words in (("adam", "Adam"), ("sgd", "SGD"), ("adamw", "AdamW"))
+    },
+    **{
+        f"A gradient step inside the evolution beats {words} at equal cost.": (
+            {"evolq": 2.0},
+            {name: 1.0},
+        )
+        for name, words in (
+            ("evolq", "the default recipe"),
+            ("adam", "Adam"),
+            ("evolq", "the published recipe"),
+        )
     },
     "Selecting on test images inflates the gain.": (
         {"gain_where_picked": 0.1, "gain_elsewhere": 0.2},

@@ -121,6 +121,11 @@ def less(one: str, other: str) -> Callable[[Values], float]:
     return lambda values: values[one] - values[other]
 
 
+def _later(name: str) -> Callable[[Values, Values], float]:
+    """Return the effect by which a number of the second place exceeds Evol-Q's of the first."""
+    return lambda one, other: other[name] - one["evolq"]
+
+
 def _gain(values: Values) -> float:
     """Return how far Evol-Q lowers the test loss, nats."""
     return values["start"] - values["evolq"]
@@ -354,6 +359,22 @@ CLAIMS = (
         BOTH,
         everywhere(("long searches",), (3,), less("evolq", "published")),
         primary=False,
+    ),
+    *(
+        Claim(
+            12,
+            f"A gradient step inside the evolution beats {words} at equal cost.",
+            f"test loss after {words} minus that after recipe memetic",
+            "nats",
+            BOTH,
+            everywhere(("memetic", measure), (3, 2), _later(name)),
+            primary=False,
+        )
+        for words, measure, name in (
+            ("the default recipe", "searches", "evolq"),
+            ("Adam", "searches", "adam"),
+            ("the published recipe", "published", "evolq"),
+        )
     ),
     Claim(
         13,

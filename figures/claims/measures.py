@@ -523,6 +523,7 @@ MEASURES: dict[str, Callable[[str, int, int], Summary]] = {
     "mlp": partial(within, ("*.mlp.fc1.weight.scale", "*.mlp.fc2.weight.scale")),
     "plain start": plain_start,
     "published": partial(with_recipe, "published"),
+    "memetic": partial(with_recipe, "memetic"),
     "at once": at_once,
     "together": together,
     "extreme": extreme,
