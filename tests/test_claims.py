@@ -377,9 +377,10 @@ def test_the_page_of_real_networks_says_what_rows_hold() -> None:
     assert "| DeiT-Tiny, W3 | default | GPTQ | 1 | 37 | 1.000 | 1.400 | 50.0 |" in text
     cells = sum(len(claim.cells) for claim in REAL_CLAIMS)
     assert f"not measured yet are not shown: {cells - 2} of {cells} cells." in text
-    (axes,) = draw_curves(rows).axes
-    (curve,) = axes.get_legend_handles_labels()[1]
-    assert curve == "default, from GPTQ"
+    figure = draw_curves(rows)
+    (axes,) = figure.axes
+    (words,) = figure.legends[0].get_texts()
+    assert words.get_text() == "default, from GPTQ"
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, -0.1], [37, -0.6]])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from figures.claims.claims import Claim, Key
 from figures.claims.measures import CURVES, PASSES
@@ -142,9 +144,11 @@ def draw_curves(rows: Sequence[Row]) -> Figure:
     found = by_key(rows)
     searches = [(place, passes) for place, passes in _curves(rows) if len(passes) > 1]
     panels = list(dict.fromkeys((network, bits) for (network, bits, *_), _ in searches))
+    lines = math.ceil(len(panels) / 2)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.9 * max(2, len(panels)), 3.8), layout="constrained")
-        for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        figure = Figure(figsize=(7.8, 0.8 + 3.2 * lines), layout="constrained")
+        for place, panel in enumerate(panels, 1):
+            axes = figure.add_subplot(lines, min(2, len(panels)), place)
             first = found[(after("default", "nearest", 0), *panel)]
             for (network, bits, recipe, rounding), passes in searches:
                 if (network, bits) != panel:
@@ -155,14 +159,19 @@ def draw_curves(rows: Sequence[Row]) -> Figure:
                     [verdict.effect for verdict in changes],
                     np.array([[v.effect - v.low, v.high - v.effect] for v in changes]).T,
                     capsize=2,
-                    label=f"{recipe}, from {START_WORDS[rounding]}",
                     **LOOKS[recipe, rounding],
                 )
             axes.axhline(0, color="0.3", linewidth=0.8)
             axes.set_title(f"{NETWORKS[panel[0]]}, W{panel[1]}")
-            axes.set_xlabel("cost (forward passes of the calibration images)")
-            axes.set_ylabel("change of the test loss (nats)")
-            axes.legend(fontsize="small")
+        figure.supxlabel("cost (forward passes of the calibration images)")
+        figure.supylabel("change of the test loss (nats)")
+        drawn = dict.fromkeys((recipe, rounding) for (*_, recipe, rounding), _ in searches)
+        handles = [
+            Line2D([], [], label=f"{recipe}, from {START_WORDS[rounding]}", **look)
+            for recipe, rounding in drawn
+            for look in [LOOKS[recipe, rounding]]
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
