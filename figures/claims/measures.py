@@ -9,7 +9,6 @@ with some of them left out these say what the images alone make of a number.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -27,7 +26,7 @@ from evolq.data.models import BUNDLED
 from evolq.losses.criteria import CRITERIA
 from evolq.losses.jitter import jittered
 from evolq.losses.objective import Forward, Objective
-from evolq.optimizers.evolve import Iterate, search_scales, visits
+from evolq.optimizers.evolve import Iterate, search_scales
 from evolq.optimizers.gradient import sweep_learning_rate
 from evolq.optimizers.recipes import RECIPES
 from evolq.optimizers.registry import OPTIMIZERS
@@ -59,8 +58,9 @@ LONG_BUDGET = 500.0
 # toolkit's three rates moves a scale by 3 % in so few steps.
 RATES = (0.01, 0.03)
 REPEATS = 8
-# Passes of a recipe to its end, and the recipes and starts that are followed there.
-PASSES = 10
+# The recipes and starts that are followed, and where they are looked at, in forward passes: at the
+# start, and up to about the end of the default recipe on a transformer of 12 blocks.
+COSTS = (1, 10, 30, 100, 370)
 CURVES = (("default", "nearest"), ("default", "gptq"), ("published", "nearest"))
 # Where a search of a real network goes on after a break. Only a cache: the same search gives the
 # same Points without it.
@@ -443,37 +443,33 @@ def plain_start(model: str, bits: int, seed: int) -> Summary:
     return _from_start(problem, seed)
 
 
-def after_pass(
-    number: int, recipe: str, rounding: str, model: str, bits: int, seed: int
-) -> Summary:
-    """Return what Evol-Q has at the end of a pass, the start at the end of pass 0; with its `cost`.
+def at_cost(budget: int, recipe: str, rounding: str, model: str, bits: int, seed: int) -> Summary:
+    """Return what Evol-Q has within a budget of forward passes, and its `cost`; 1 is the start.
 
-    Passes of one search are measured one after the other: each goes on where the last one ended.
+    Costs of one search are measured one after the other: each goes on where the last one ended.
     """
     problem = problem_of(model, bits, seed, rounding=rounding)
     STATES.mkdir(exist_ok=True)
     state = STATES / f"{recipe}-{rounding}-{model}-{bits}-{seed}.search"
-    iterate = _end_of_pass(problem, number, recipe, seed, state)
-    summary = _outcome(problem, "evolq", iterate.point, iterate.loss)
-    return lambda images: summary(images) | {"cost": iterate.cost}
+    last = _searched(problem, budget, recipe, seed, state)
+    if last.cost > budget:
+        state.unlink()  # of a search that went further: begin again
+        last = _searched(problem, budget, recipe, seed, state)
+    summary = _outcome(problem, "evolq", last.point, last.loss)
+    return lambda images: summary(images) | {"cost": last.cost}
 
 
-def _end_of_pass(
-    problem: Problem, number: int, recipe: str, seed: int, state_file: Path
-) -> Iterate:
-    names = list(scales(problem))
-    chosen = replace(RECIPES[recipe], passes=sys.maxsize)
-    *_, last = visits(problem.network, chosen, names)
-    for iterate in search_scales(
-        problem.objective, problem.start, chosen, seed=seed, names=names, state_file=state_file
-    ):
-        if iterate.label == (f"pass {number}, {last}" if number else "start"):
-            return iterate
-        begun = re.match(r"pass (\d+)", iterate.label)
-        if begun and int(begun[1]) > number:
-            break
-    state_file.unlink()  # of a search that went further: begin again
-    return _end_of_pass(problem, number, recipe, seed, state_file)
+def _searched(problem: Problem, budget: int, recipe: str, seed: int, state_file: Path) -> Iterate:
+    *_, last = search_scales(
+        problem.objective,
+        problem.start,
+        replace(RECIPES[recipe], passes=sys.maxsize),
+        seed=seed,
+        names=list(scales(problem)),
+        budget=budget,
+        state_file=state_file,
+    )
+    return last
 
 
 def minima(surface: NDArray) -> int:
@@ -532,8 +528,8 @@ MEASURES: dict[str, Callable[[str, int, int], Summary]] = {
     "long searches": long_searches,
     **{f"transfer {images}": partial(transfer, images) for images in FEW_AND_MANY},
     **{
-        f"{recipe} from {rounding}, pass {number}": partial(after_pass, number, recipe, rounding)
+        f"{recipe} from {rounding}, cost {cost}": partial(at_cost, cost, recipe, rounding)
         for recipe, rounding in CURVES
-        for number in range(PASSES + 1)
+        for cost in COSTS
     },
 }

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures.claims.claims import Claim, Key
-from figures.claims.measures import CURVES, PASSES
+from figures.claims.measures import COSTS, CURVES
 from figures.claims.networks import NETWORKS, REAL_IMAGES
 from figures.claims.page import DOCS, of_claim, sections, write_figures
-from figures.claims.real import GROUPS, PLACES, REAL_CLAIMS, after, pseudo_values
+from figures.claims.real import GROUPS, PLACES, REAL_CLAIMS, pseudo_values, within
 from figures.claims.verdicts import Verdict, decide
 from landscape.plots.style import STYLE, save_figure
 
@@ -83,27 +83,28 @@ def render_real(rows: Sequence[Row]) -> str:
         f"Processor time: {minutes:.0f} minutes.\n",
     ]
     curves = list(_curves(rows))
+    costs = ", ".join(map(str, COSTS))
     if curves:
         lines += [
-            "## Searches, pass by pass\n",
-            "Cost is in forward passes of the calibration images, calibration loss is infoNCE, and "
-            "pass 0 is the start.\n",
+            "## Searches\n",
+            f"Cost is in forward passes of the calibration images, up to {costs}, about the end of "
+            "the default recipe; 1 is the start. The calibration loss is infoNCE.\n",
         ]
-        if any(len(passes) > 1 for _, passes in curves):
+        if any(len(stops) > 1 for _, stops in curves):
             lines.append(
                 "![Change of the test loss from the start that a user has, against cost]"
                 "(claims_real.png)\n"
             )
         lines += [
-            "| network | recipe | from | pass | cost | calibration loss | test loss | top-1, % |",
-            "|---|---|---|---|---|---|---|---|",
+            "| network | recipe | from | cost | calibration loss | test loss | top-1, % |",
+            "|---|---|---|---|---|---|---|",
         ]
-        for (network, bits, recipe, rounding), passes in curves:
+        for (network, bits, recipe, rounding), stops in curves:
             lines += [
-                f"| {NETWORKS[network]}, W{bits} | {recipe} | {START_WORDS[rounding]} | {number} "
+                f"| {NETWORKS[network]}, W{bits} | {recipe} | {START_WORDS[rounding]} "
                 f"| {v['cost']:.0f} | {v['evolq_calibration']:.3f} | {v['evolq']:.3f} "
                 f"| {v['evolq_accuracy']:.1f} |"
-                for number, v in ((k, row["values"]) for k, row in passes.items())
+                for v in (row["values"] for row in stops.values())
             ]
         lines.append("")
     claims = [claim for claim in REAL_CLAIMS if of_claim(verdicts, claim)]
@@ -123,17 +124,17 @@ def _missing(rows: Sequence[Row]) -> str:
 def _curves(
     rows: Sequence[Row],
 ) -> Iterator[tuple[tuple[str, int, str, str], dict[int, Row]]]:
-    """Yield each search, (network, bits, recipe, rounding), with the rows of its passes."""
+    """Yield each search, (network, bits, recipe, rounding), with the rows of its costs."""
     found = by_key(rows)
     for network, bits in PLACES:
         for recipe, rounding in CURVES:
-            passes = {
-                number: found[key]
-                for number in range(PASSES + 1)
-                if (key := (after(recipe, rounding, number), network, bits)) in found
+            stops = {
+                cost: found[key]
+                for cost in COSTS
+                if (key := (within(recipe, rounding, cost), network, bits)) in found
             }
-            if passes:
-                yield (network, bits, recipe, rounding), passes
+            if stops:
+                yield (network, bits, recipe, rounding), stops
 
 
 def draw_curves(rows: Sequence[Row]) -> Figure:
@@ -142,20 +143,20 @@ def draw_curves(rows: Sequence[Row]) -> Figure:
     Changes are from nearest codes with matched moments, with 95 % intervals over images.
     """
     found = by_key(rows)
-    searches = [(place, passes) for place, passes in _curves(rows) if len(passes) > 1]
+    searches = [(place, stops) for place, stops in _curves(rows) if len(stops) > 1]
     panels = list(dict.fromkeys((network, bits) for (network, bits, *_), _ in searches))
     lines = math.ceil(len(panels) / 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.8, 0.8 + 3.2 * lines), layout="constrained")
         for place, panel in enumerate(panels, 1):
             axes = figure.add_subplot(lines, min(2, len(panels)), place)
-            first = found[(after("default", "nearest", 0), *panel)]
-            for (network, bits, recipe, rounding), passes in searches:
+            first = found[(within("default", "nearest", 1), *panel)]
+            for (network, bits, recipe, rounding), stops in searches:
                 if (network, bits) != panel:
                     continue
-                changes = [_change(first, row) for row in passes.values()]
+                changes = [_change(first, row) for row in stops.values()]
                 axes.errorbar(
-                    [row["values"]["cost"] for row in passes.values()],
+                    [row["values"]["cost"] for row in stops.values()],
                     [verdict.effect for verdict in changes],
                     np.array([[v.effect - v.low, v.high - v.effect] for v in changes]).T,
                     capsize=2,
@@ -186,6 +187,6 @@ def _change(before: Row, after_it: Row) -> Verdict:
 def write_real_page(rows: Sequence[Row], folder: Path = DOCS) -> None:
     """Write claims_real.md, claims_real.png and a figure of each claim into a folder."""
     (folder / "claims_real.md").write_text(render_real(rows))
-    if any(len(passes) > 1 for _, passes in _curves(rows)):
+    if any(len(stops) > 1 for _, stops in _curves(rows)):
         save_figure(draw_curves(rows), folder / "claims_real.png")
     write_figures(real_verdicts(rows), folder / "claims_real", "each group of images")
