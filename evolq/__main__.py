@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from evolq.problem import Problem
     from evolq.progress import Progress
 
-RecipeName = Literal["default", "published"]
+RecipeName = Literal["default", "published", "memetic"]
 TargetName = Literal["onnxruntime", "openvino", "tensorrt", "compact"]
 
 # Times that the start is measured with changes that mean nothing: a standard deviation of 8 has an
@@ -49,8 +49,9 @@ class Search:
     """What is searched, and how.
 
     Attributes:
-        recipe: How to search: default, or published (the published Evol-Q code's search, of its
-            own network: scheme published, unless another is given).
+        recipe: How to search: default; published (the published Evol-Q code's search, of its own
+            network: scheme published, unless another is given); memetic (with gradients; not with
+            execution integer).
         average_bits: Instead of `weight_bits`: search the bits of each layer, at most so many on
             average.
         passes: P, passes over all blocks; by default the recipe's.
@@ -101,6 +102,11 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     recipe = choose_recipe(
         search.recipe, passes=search.passes, population=search.population, cycles=search.cycles
     )
+    if recipe.downhill and settings.execution == "integer":
+        raise InputError(
+            "`recipe` memetic needs gradients, and `execution` integer has none; choose compiled "
+            "or simulated"
+        )
     settings = replace(settings, quantization=_quantization(settings, search, given))
     progress = Progress(output.quiet)
     began = time.monotonic()

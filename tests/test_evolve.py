@@ -40,6 +40,7 @@ from evolq.starts.calibration import calibrate
 
 PUBLISHED = replace(RECIPES["published"], passes=2)
 DEFAULT = replace(RECIPES["default"], passes=2)
+MEMETIC = replace(RECIPES["memetic"], passes=6)
 
 
 def transformer() -> nn.Module:
@@ -180,7 +181,7 @@ def test_published_gives_the_population_of_a_naive_search(monkeypatch: pytest.Mo
 
 # What every recipe promises ---------------------------------------------------------------------
 
-RECIPES_IN_TESTS = pytest.mark.parametrize("recipe", [PUBLISHED, DEFAULT], ids=RECIPES)
+RECIPES_IN_TESTS = pytest.mark.parametrize("recipe", [PUBLISHED, DEFAULT, MEMETIC], ids=RECIPES)
 
 
 @RECIPES_IN_TESTS
@@ -214,7 +215,8 @@ def test_the_cost_counts_shares_of_passes(problem: Problem, recipe: Recipe) -> N
     for _ in range(recipe.passes):
         for names in visits(problem.network, recipe).values():
             share = problem.network.vary(names, problem.start, problem.data.images).share
-            expected += 1 - share + evaluations * share
+            gradients = 3 * recipe.cycles * recipe.downhill
+            expected += 1 - share + (evaluations + gradients) * share
             steps += evaluations
     assert iterates[-1].cost == pytest.approx(expected)
     assert iterates[-1].cost == pytest.approx(objective.cost)
@@ -249,7 +251,7 @@ def test_a_budget_is_not_exceeded_and_only_given_names_move(
     )[-1]
     assert last.cost == pytest.approx(objective.cost + selection.cost / 2)
     share = problem.network.share(["blocks.1.attn.qkv.weight.scale"])
-    visit = 1 - share + (recipe.cycles + recipe.reevaluate) * share
+    visit = 1 - share + recipe.cost_of_visit * share
     assert 7 - visit - 0.5 < last.cost <= 7 + 1e-6
     moved = {name for name in last.point if not torch.equal(last.point[name], problem.start[name])}
     assert moved <= set(names)
@@ -503,6 +505,25 @@ def test_the_visits_of_both_recipes(network: QuantizedNetwork) -> None:
         for b in (0, 1)
     }
     assert list(visits(network, PUBLISHED)) == ["blocks.1.attn", "blocks.0.attn"]
+
+
+def test_a_memetic_child_goes_downhill_by_random_amounts(problem: Problem) -> None:
+    ((_, moving),) = visits(problem.network, MEMETIC).items()
+    assert {*moving} == {n for names in visits(problem.network, DEFAULT).values() for n in names}
+    objective = problem.objective()
+    gradient = objective.vary(moving, at=problem.start).gradient(problem.start)[1]
+    *_, end = search_scales(objective, problem.start, MEMETIC)
+    assert end.loss < float(objective(problem.start))
+
+    # the first child is better here, so that it stays
+    start, end = search_scales(objective, problem.start, replace(MEMETIC, passes=1))
+    went = {name: (end.point[name] / problem.start[name]).log() for name in moving}
+    assert end.loss < start.loss
+    for name, change in went.items():
+        assert torch.equal(change.sign(), -gradient[name].sign())
+        assert float(change.abs().max()) <= 0.08 + 1e-6
+    sizes = went["head.weight.scale"].abs()
+    assert len(sizes.unique()) == len(sizes)
 
 
 def constant_children(losses: list[float]):

@@ -6,6 +6,8 @@ population of K candidates starts as copies of where the search stands; C times,
 sample of S candidates is the parent of a perturbed child, the child joins the population and the
 worst candidate leaves it. The fittest of the block is where the search goes on. Fitness is the loss
 of an `Objective` on calibration images: a smaller loss is fitter; NaN counts as the worst of all.
+
+A memetic recipe turns the perturbation of each scale against the straight-through gradient.
 """
 
 from __future__ import annotations
@@ -139,6 +141,8 @@ def visits(
         if moving:
             found[block] = moving
     chosen = {block: moving for block, moving in found.items() if block in attention} or found
+    if recipe.at_once and chosen:
+        chosen = {"all blocks": tuple(name for moving in chosen.values() for name in moving)}
     if not chosen:
         wanted = "scale of a weight" if recipe.weights_only else "scale"
         where = "this network" if names is None else f"the {len(names)} names given"
@@ -253,7 +257,7 @@ def _search(
         block = list(order)[state.visited % len(order)]
         share = network.share(order[block]) if budget < math.inf else 0.0
         ends_pass = state.visited % len(order) == len(order) - 1
-        visit = 1 - share + (recipe.cycles + recipe.reevaluate) * share
+        visit = 1 - share + recipe.cost_of_visit * share
         if state.cost + visit + ends_pass * cost.ratio > budget + ROUNDING:
             break
         spent_before = cost.spent()
@@ -294,8 +298,11 @@ def _visit(
 
     def mutate(entries: Point, step: float) -> dict[str, Tensor]:
         child = {}
+        gradient = part.gradient(entries)[1] if recipe.downhill else {}
         for name, value in entries.items():
             noise = torch.rand(value.shape, generator=generator) * 2 - 1
+            if recipe.downhill:
+                noise = -noise.abs() * gradient[name].sign().to(noise)
             bits = float(start[f"{_site(name)}.bits"])
             child[name] = recipe.perturbation(value, noise.to(value), bits, step)
         return child

@@ -2,7 +2,9 @@
 
 `published` is what the published Evol-Q code does (Frumkin et al. 2023, "Jumping through Local
 Minima: Quantization in the Loss Landscape of Vision Transformers"), less its looks at the test set.
-`default` is the best that `benchmarks/ablation.py` found; docs/evolq.md has its table.
+`default` is the best without gradients that `benchmarks/ablation.py` found; docs/evolq.md has its
+table. `memetic` takes gradients, too (Moscato 1989, "On evolution, search, optimization, genetic
+algorithms and martial arts: towards memetic algorithms": evolution with local search inside).
 """
 
 from __future__ import annotations
@@ -78,6 +80,10 @@ class Recipe:
             that a population of one goes on from a child as good as its parent.
         attention_only: search attention blocks only; a network without any gives all its blocks.
         weights_only: move no activation's scales.
+        at_once: all scales are one block.
+        downhill: a child differs from its parent against the parent's straight-through gradient:
+            of the noise of each scale only the size is random. A gradient costs three evaluations,
+            and the network must not run on integers.
     """
 
     passes: int = 10
@@ -90,6 +96,8 @@ class Recipe:
     newest_leaves: bool = True
     attention_only: bool = True
     weights_only: bool = True
+    at_once: bool = False
+    downhill: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -102,25 +110,33 @@ class Recipe:
             adaptation=(1.0, LARGEST_ADAPTATION),
         )
 
+    @property
+    def cost_of_visit(self) -> int:
+        """The cost of one visit, in evaluations of what its block's scales change."""
+        return self.reevaluate + self.cycles * (4 if self.downhill else 1)
+
 
 PUBLISHED = Recipe()
 
+DEFAULT = replace(
+    PUBLISHED,
+    population=1,
+    sample=1,
+    cycles=4,
+    perturbation=Relative(),
+    adaptation=1.5,
+    reevaluate=False,
+    newest_leaves=False,
+    attention_only=False,
+    weights_only=False,
+)
 RECIPES: dict[str, Recipe] = {
     # P, K, S, C and all else: Frumkin et al. 2023, section 4 and published code (the Recipe's own
     # defaults).
     "published": PUBLISHED,
-    "default": replace(
-        PUBLISHED,
-        population=1,
-        sample=1,
-        cycles=4,
-        perturbation=Relative(),
-        adaptation=1.5,
-        reevaluate=False,
-        newest_leaves=False,
-        attention_only=False,
-        weights_only=False,
-    ),
+    "default": DEFAULT,
+    # A gradient of one block costs hardly less than one of all.
+    "memetic": replace(DEFAULT, cycles=1, passes=90, at_once=True, downhill=True),
 }
 
 

@@ -11,10 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from figures.claims.measures import BUDGET, CALIBRATION_IMAGES, FEW_AND_MANY, RADIUS, TEST_IMAGES
+from figures.claims.measures import BUDGET, FEW_AND_MANY, LONG_BUDGET, RADIUS
+from figures.claims.networks import (
+    BUNDLED_NETWORKS,
+    CALIBRATION_IMAGES,
+    CNN,
+    NETWORKS,
+    TEST_IMAGES,
+    VIT,
+)
 
-VIT, CNN = "fashion_vit", "fashion_resnet"
-NETWORKS = {VIT: "transformer", CNN: "CNN"}
 # The paper's smallest change of accuracy by a perturbation at 4 bits, in points.
 NOTICEABLE = 0.5
 
@@ -66,7 +72,7 @@ def everywhere(
     measures: Collection[str],
     bits: Collection[int],
     effect: Callable[..., float],
-    networks: Collection[str] = tuple(NETWORKS),
+    networks: Collection[str] = tuple(BUNDLED_NETWORKS),
 ) -> tuple[Cell, ...]:
     """Return a cell for each network at each bits; the effect gets the numbers of each measure."""
     return tuple(
@@ -81,17 +87,33 @@ def more(name: str) -> Callable[[Values, Values], float]:
     return lambda one, other: one[name] - other[name]
 
 
-def fewer(measure: str, name: str) -> tuple[Cell, ...]:
+def fewer(
+    measure: str,
+    name: str,
+    pairs: Collection[tuple[int, int]] = ((3, 4), (2, 3)),
+    networks: Collection[str] = tuple(BUNDLED_NETWORKS),
+) -> tuple[Cell, ...]:
     """Return cells whose effect is by how much a number is larger at fewer bits."""
     return tuple(
         Cell(
-            f"{words}, W{few} against W{many}",
+            f"{NETWORKS[network]}, W{few} against W{many}",
             ((measure, network, few), (measure, network, many)),
             more(name),
         )
-        for network, words in NETWORKS.items()
-        for few, many in ((3, 4), (2, 3))
+        for network in networks
+        for few, many in pairs
     )
+
+
+def stalls(method: str, measures: Collection[str], bits: Collection[int]) -> tuple[Cell, ...]:
+    """Return cells whose effect is by how much better Evol-Q's test loss is than a gradient's.
+
+    Args:
+        method: the gradient's name.
+        measures: that hold its test loss and that of Evol-Q, in this order; one may hold both.
+        bits: of weights.
+    """
+    return everywhere(measures, bits, lambda *v: v[0][method] - v[-1]["evolq"])
 
 
 def less(one: str, other: str) -> Callable[[Values], float]:
@@ -99,12 +121,17 @@ def less(one: str, other: str) -> Callable[[Values], float]:
     return lambda values: values[one] - values[other]
 
 
+def _later(name: str) -> Callable[[Values, Values], float]:
+    """Return the effect by which a number of the second place exceeds Evol-Q's of the first."""
+    return lambda one, other: other[name] - one["evolq"]
+
+
 def _gain(values: Values) -> float:
     """Return how far Evol-Q lowers the test loss, nats."""
     return values["start"] - values["evolq"]
 
 
-def _mostly_flips(free: Values, held: Values) -> float:
+def mostly_flips(free: Values, held: Values) -> float:
     # root 2 of a size is twice its square: positive if less than half of the square is left
     return free["roughness"] - float(np.sqrt(2)) * held["roughness"]
 
@@ -150,7 +177,7 @@ CLAIMS = (
         "weights make more than half of the mean square",
         "nats",
         TESTED,
-        everywhere(("rays", "held"), (3, 2), _mostly_flips),
+        everywhere(("rays", "held"), (3, 2), mostly_flips),
     ),
     Claim(
         7,
@@ -159,7 +186,7 @@ CLAIMS = (
         f"{BUDGET:.0f} forward passes each",
         "nats",
         BOTH,
-        everywhere(("searches",), (3, 2), less("adam", "evolq")),
+        stalls("adam", ("searches",), (3, 2)),
     ),
     Claim(
         8,
@@ -248,6 +275,32 @@ CLAIMS = (
         everywhere(("searches",), (3, 2), less("adam_calibration", "evolq_calibration")),
         primary=False,
     ),
+    *(
+        Claim(
+            7,
+            f"Gradients stall where evolution goes on: {words}.",
+            f"test loss after {words} (the better of two learning rates) minus that after Evol-Q, "
+            f"{BUDGET:.0f} forward passes each",
+            "nats",
+            BOTH,
+            stalls(method, ("descents", "searches"), (3, 2)),
+            primary=False,
+        )
+        for method, words in (("sgd", "SGD"), ("adamw", "AdamW"))
+    ),
+    *(
+        Claim(
+            7,
+            f"Gradients stall where evolution goes on: {words} from the published start.",
+            f"test loss after {words} minus that after Evol-Q, as above, from scheme published "
+            "with LayerNorms in floating point",
+            "nats",
+            BOTH,
+            stalls(method, ("published start",), (3,)),
+            primary=False,
+        )
+        for method, words in (("adam", "Adam"), ("sgd", "SGD"), ("adamw", "AdamW"))
+    ),
     Claim(
         9,
         "infoNCE overfits less.",
@@ -257,7 +310,7 @@ CLAIMS = (
         f"{' or '.join(map(str, FEW_AND_MANY))} calibration images, {TESTED}",
         tuple(
             Cell(f"{words}, W3, {n} images", ((f"transfer {n}", network, 3),), _least)
-            for network, words in NETWORKS.items()
+            for network, words in BUNDLED_NETWORKS.items()
             for n in FEW_AND_MANY
         ),
         primary=False,
@@ -274,7 +327,7 @@ CLAIMS = (
                 (("searches", network, 2), ("searches", network, 3)),
                 lambda two, three: _gain(two) - _gain(three),
             )
-            for network, words in NETWORKS.items()
+            for network, words in BUNDLED_NETWORKS.items()
         ),
         primary=False,
     ),
@@ -294,8 +347,34 @@ CLAIMS = (
         "test loss after the default recipe minus that after the published one",
         "nats",
         BOTH,
-        everywhere(("searches", "published"), (3,), more("evolq")),
+        everywhere(("searches", "published"), (3, 2), more("evolq")),
         primary=False,
+    ),
+    Claim(
+        12,
+        "The published population beats (1+1) in a long search.",
+        "test loss after the default recipe minus that after the published one, "
+        f"{LONG_BUDGET:.0f} forward passes each, about a thousand evaluations",
+        "nats",
+        BOTH,
+        everywhere(("long searches",), (3,), less("evolq", "published")),
+        primary=False,
+    ),
+    *(
+        Claim(
+            12,
+            f"A gradient step inside the evolution beats {words} at equal cost.",
+            f"test loss after {words} minus that after recipe memetic",
+            "nats",
+            BOTH,
+            everywhere(("memetic", measure), (3, 2), _later(name)),
+            primary=False,
+        )
+        for words, measure, name in (
+            ("the default recipe", "searches", "evolq"),
+            ("Adam", "searches", "adam"),
+            ("the published recipe", "published", "evolq"),
+        )
     ),
     Claim(
         13,

@@ -1,28 +1,38 @@
 """What is measured for the claims: named numbers of one network at some bits, for one seed.
 
 A seed draws calibration images, test images, directions and whatever a search draws. The start is
-the one that every command has: `linear`, MSE scales, matched moments.
+the one that every command has: `linear`, MSE scales, matched moments, unless a measure says so.
+
+A measure evaluates, and returns a function from test images (an index of their axis) to numbers:
+with some of them left out these say what the images alone make of a number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from evolq import Quantization, Settings, prepare, select
+from evolq import Quantization, prepare, select
+from evolq.data.models import BUNDLED
 from evolq.losses.criteria import CRITERIA
 from evolq.losses.jitter import jittered
-from evolq.losses.objective import Objective
+from evolq.losses.objective import Forward, Objective
+from evolq.optimizers.evolve import Iterate, search_scales
 from evolq.optimizers.gradient import sweep_learning_rate
+from evolq.optimizers.recipes import RECIPES
 from evolq.optimizers.registry import OPTIMIZERS
 from evolq.points import Direction, Point
 from evolq.problem import Problem
+from figures.claims.networks import settings_of
 from landscape.probes.cliff_losses import frozen, held_names
 from landscape.probes.cliffs import count_cliffs
 from landscape.probes.directions import DIRECTIONS, normalize
@@ -31,10 +41,10 @@ from landscape.probes.slices import Line, Plane
 from landscape.statistics.merge_tree import merge_tree
 from landscape.statistics.numerical_noise import noise_floor
 
-# With 200 test images half of what a trial saw as roughness was noise of the sample.
-CALIBRATION_IMAGES, TEST_IMAGES = 100, 1000
 # Relative change of a typical scale at the ends of a ray, and its points: steps of 1 %.
 RADIUS, POINTS, RAYS = 0.1, 21, 2
+# Of real networks, whose evaluations take seconds.
+REAL_RAYS = 1
 PAIRS = 10
 # Calibration images with which criteria are compared; infoNCE takes 50 at a time.
 FEW_AND_MANY = (50, 200)
@@ -42,12 +52,25 @@ FEW_AND_MANY = (50, 200)
 SIDE = 11
 # Forward passes of the calibration images that a search may take.
 BUDGET = 30.0
-# Of Adam, the better on the calibration images counts; the smallest of the toolkit's three rates
-# moves a scale by 3 % in so few steps.
+# About a thousand evaluations: one in a block takes half of the network, on average.
+LONG_BUDGET = 500.0
+# Of each gradient method, the better on the calibration images counts; the smallest of the
+# toolkit's three rates moves a scale by 3 % in so few steps.
 RATES = (0.01, 0.03)
 REPEATS = 8
+# The recipes and starts that are followed, and where they are looked at, in forward passes: at the
+# start, and up to about the end of the default recipe on a transformer of 12 blocks.
+COSTS = (1, 10, 30, 100, 370)
+CURVES = (("default", "nearest"), ("default", "gptq"), ("published", "nearest"))
+# Where a search of a real network goes on after a break. Only a cache: the same search gives the
+# same Points without it.
+STATES = Path(gettempdir()) / "evolq-claims"
 
 Values = dict[str, float]
+Images = slice | NDArray[np.bool_]
+"""Which test images count."""
+Summary = Callable[[Images], Values]
+ALL = slice(None)
 
 
 @lru_cache(maxsize=8)
@@ -55,19 +78,12 @@ def problem_of(model: str, bits: int, seed: int, **changes: object) -> Problem:
     """Return the start that a user has, with images of its own for each seed.
 
     Args:
-        model: a bundled network.
+        model: one that `networks` knows.
         bits: of its weights; activations have 8.
         seed: of all that is drawn.
         changes: of the settings and the quantization.
     """
-    settings = Settings(
-        model,
-        calibration_images=CALIBRATION_IMAGES,
-        selection_images=0,
-        test_images=TEST_IMAGES,
-        threads=1,
-        seed=seed,
-    )
+    settings = settings_of(model, seed)
     quantization = Quantization(weight_bits=bits)
     own: dict[str, Any] = {k: v for k, v in changes.items() if hasattr(quantization, k)}
     others: dict[str, Any] = {k: v for k, v in changes.items() if k not in own}
@@ -172,7 +188,13 @@ def picked(losses: NDArray) -> Values:
     }
 
 
-def rays(model: str, bits: int, seed: int) -> Values:
+def _lines(problem: Problem, seed: int, within: Collection[str] = ("*",)) -> list[Line]:
+    """Return rays from the start over scales whose names match."""
+    count = RAYS if problem.settings.model in BUNDLED else REAL_RAYS
+    return [Line(problem.start, way) for way in draw(scales(problem, within), count, seed)]
+
+
+def rays(model: str, bits: int, seed: int) -> Summary:
     """Return how rough the test loss is around the start, and how far it moves.
 
     `roughness` (nats), `structure` and `total` (its square, and that with the noise of the images,
@@ -181,19 +203,25 @@ def rays(model: str, bits: int, seed: int) -> Values:
     from point to point), and what `picked` says.
     """
     problem = problem_of(model, bits, seed)
-    lines = [Line(problem.start, way) for way in draw(scales(problem), RAYS, seed)]
+    lines = _lines(problem, seed)
     losses, correct = along_rays(problem, lines)
-    middle = POINTS // 2
-    changes = [
-        shared_square(np.delete(values - values[:, middle, None], middle, axis=1))
-        for values in (losses, 100 * correct)
-    ]
     flips = sum(sum(count_cliffs(problem.network, line, RADIUS).values()) for line in lines)
     weights = sum(
         problem.start[name].numel()
         for name, site in problem.network.sites.items()
         if site.kind == "weight"
     )
+    share = flips / weights / (POINTS - 1) / len(lines)
+    return lambda images: around(losses[..., images], correct[..., images]) | {"flips": share}
+
+
+def around(losses: NDArray, correct: NDArray) -> Values:
+    """Return what `rays` says of losses and whether images are right, (rays, points, images)."""
+    middle = POINTS // 2
+    changes = [
+        shared_square(np.delete(values - values[:, middle, None], middle, axis=1))
+        for values in (losses, 100 * correct)
+    ]
     structure = shared_square(bends(losses))
     return {
         "roughness": signed_root(structure),
@@ -202,29 +230,30 @@ def rays(model: str, bits: int, seed: int) -> Values:
         "curvature": curvature(losses),
         "loss_change": signed_root(changes[0]),
         "accuracy_change": signed_root(changes[1]),
-        "flips": flips / weights / (POINTS - 1) / RAYS,
         **picked(losses),
     }
 
 
-def held(model: str, bits: int, seed: int) -> Values:
+def _roughness(losses: NDArray) -> Summary:
+    """Return the roughness along rays, of losses (rays, points, images)."""
+    return lambda images: {"roughness": signed_root(shared_square(bends(losses[..., images])))}
+
+
+def held(model: str, bits: int, seed: int) -> Summary:
     """Return the roughness along the same rays with the codes that weights have at the start."""
     problem = problem_of(model, bits, seed)
-    lines = [Line(problem.start, way) for way in draw(scales(problem), RAYS, seed)]
-    losses, _ = along_rays(problem, lines, held=True)
-    return {"roughness": signed_root(shared_square(bends(losses)))}
+    losses, _ = along_rays(problem, _lines(problem, seed), held=True)
+    return _roughness(losses)
 
 
-def within(globs: Collection[str], model: str, bits: int, seed: int) -> Values:
+def within(globs: Collection[str], model: str, bits: int, seed: int) -> Summary:
     """Return the roughness along rays that move the scales of some weights alone."""
     problem = problem_of(model, bits, seed)
-    moving = scales(problem, globs)
-    lines = [Line(problem.start, way) for way in draw(moving, RAYS, seed)]
-    losses, _ = along_rays(problem, lines)
-    return {"roughness": signed_root(shared_square(bends(losses)))}
+    losses, _ = along_rays(problem, _lines(problem, seed, globs))
+    return _roughness(losses)
 
 
-def together(model: str, bits: int, seed: int) -> Values:
+def together(model: str, bits: int, seed: int) -> Summary:
     """Return how far from additive the test loss is in two halves of the scales (nats).
 
     Halves move by RADIUS alone and together: what they do together beyond the sum of what each does
@@ -251,10 +280,11 @@ def together(model: str, bits: int, seed: int) -> Values:
             for point in ({k: end[k] for k in moving}, one, other)
         )
         found.append(both - sum(alone))
-    return {"interaction": signed_root(shared_square(torch.stack(found).numpy()))}
+    beyond = torch.stack(found).numpy()
+    return lambda images: {"interaction": signed_root(shared_square(beyond[..., images]))}
 
 
-def repeats(model: str, bits: int, seed: int) -> Values:
+def repeats(model: str, bits: int, seed: int) -> Summary:
     """Return the numerical floor: how far the test loss scatters when nothing changes (nats)."""
     problem = problem_of(model, bits, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -262,58 +292,102 @@ def repeats(model: str, bits: int, seed: int) -> Values:
     for _ in range(REPEATS):
         test, point = jittered(problem.test, problem.start, generator)
         losses.append(test.per_image(point)[0].numpy())
-    return {"floor": noise_floor(np.stack(losses)).mean_loss.estimate}
+    repeated = np.stack(losses)
+    return lambda images: {"floor": noise_floor(repeated[:, images]).mean_loss.estimate}
 
 
-def _outcome(problem: Problem, name: str, point: Point) -> Values:
-    """Return the losses of a Point: `NAME` on test images (nats), `NAME_calibration`."""
-    tested, _ = problem.test.per_image(point)
-    calibrated = problem.objective(point)
-    return {name: float(tested.double().mean()), f"{name}_calibration": float(calibrated)}
+def _outcome(problem: Problem, name: str, point: Point, calibrated: float) -> Summary:
+    """Return what a Point gives, by a name for it.
+
+    `NAME` (test loss, nats), `NAME_accuracy` (points), `NAME_calibration` (calibration loss).
+    """
+    losses, right = (each.double() for each in problem.test.per_image(point))
+    return lambda images: {
+        name: float(losses[images].mean()),
+        f"{name}_accuracy": 100 * float(right[images].mean()),
+        f"{name}_calibration": calibrated,
+    }
 
 
-def _evolved(problem: Problem, seed: int, recipe: str = "default") -> Point:
-    """Return what Evol-Q finds within the budget."""
-    generator = torch.Generator().manual_seed(seed)
+def _outcomes(problem: Problem, points: Mapping[str, Point]) -> Summary:
+    """Return what several Points give, by name."""
+    found = [
+        _outcome(problem, name, point, float(problem.objective(point)))
+        for name, point in points.items()
+    ]
+    return lambda images: {k: v for summary in found for k, v in summary(images).items()}
+
+
+def _evolved(problem: Problem, seed: int, recipe: str = "default", budget: float = BUDGET) -> Point:
+    """Return what Evol-Q finds within a budget of forward passes."""
     *_, last = OPTIMIZERS["evol-q"](
         problem.objective,
         problem.start,
         names=list(scales(problem)),
-        budget=BUDGET,
-        generator=generator,
+        budget=budget,
+        generator=torch.Generator().manual_seed(seed),
         recipe=recipe,
     )
     return last.point
 
 
-def _from_start(problem: Problem, seed: int) -> Values:
-    """Return the losses at the start and after Evol-Q."""
-    return {
-        **_outcome(problem, "start", problem.start),
-        **_outcome(problem, "evolq", _evolved(problem, seed)),
-    }
-
-
-def searches(model: str, bits: int, seed: int) -> Values:
-    """Return the losses at the start, after Adam and after Evol-Q, at equal cost."""
-    problem = problem_of(model, bits, seed)
-    adam = sweep_learning_rate(
-        OPTIMIZERS["adam"],
-        problem.objective,
+def _descended(problem: Problem, seed: int, method: str) -> Point:
+    """Return what a gradient method finds within the budget, the better of its learning rates."""
+    objective = problem.objective
+    if problem.network.execution == "integer":  # has no gradients
+        forward = Forward.whole(
+            problem.network.executed("compiled"),
+            objective.forward.images,
+            objective.forward.batch_size,
+        )
+        objective = replace(objective, forward=forward)
+    sweep = sweep_learning_rate(
+        OPTIMIZERS[method],
+        objective,
         problem.start,
         names=list(scales(problem)),
         budget=BUDGET,
         generator=torch.Generator().manual_seed(seed),
         learning_rates=RATES,
     )
-    return {
-        **_from_start(problem, seed),
-        **_outcome(problem, "adam", adam.iterates[-1].point),
+    return sweep.iterates[-1].point
+
+
+def _from_start(problem: Problem, seed: int) -> Summary:
+    """Return the outcomes at the start and after Evol-Q."""
+    return _outcomes(problem, {"start": problem.start, "evolq": _evolved(problem, seed)})
+
+
+def searches(model: str, bits: int, seed: int) -> Summary:
+    """Return the outcomes at the start, after Adam and after Evol-Q, at equal cost."""
+    problem = problem_of(model, bits, seed)
+    points = {
+        "start": problem.start,
+        "evolq": _evolved(problem, seed),
+        "adam": _descended(problem, seed, "adam"),
     }
+    return _outcomes(problem, points)
 
 
-def at_once(model: str, bits: int, seed: int) -> Values:
-    """Return the losses after an evolution of all scales at once, at the same cost."""
+def descents(model: str, bits: int, seed: int) -> Summary:
+    """Return the outcomes after the other gradient methods, tuned like Adam, at equal cost."""
+    problem = problem_of(model, bits, seed)
+    return _outcomes(problem, {k: _descended(problem, seed, k) for k in ("sgd", "adamw")})
+
+
+def published_start(model: str, bits: int, seed: int) -> Summary:
+    """Return the outcomes from the published start, at equal cost.
+
+    Scheme `published` but for LayerNorms in floating point: integer ones have no gradients.
+    """
+    problem = problem_of(model, bits, seed, scheme="published", integer_layer_norm=False)
+    points = {"start": problem.start, "evolq": _evolved(problem, seed)}
+    points |= {name: _descended(problem, seed, name) for name in ("adam", "sgd", "adamw")}
+    return _outcomes(problem, points)
+
+
+def at_once(model: str, bits: int, seed: int) -> Summary:
+    """Return the outcomes after an evolution of all scales at once, at the same cost."""
     problem = problem_of(model, bits, seed)
     *_, last = OPTIMIZERS["one-plus-one-es"](
         problem.objective,
@@ -322,32 +396,42 @@ def at_once(model: str, bits: int, seed: int) -> Values:
         budget=BUDGET,
         generator=torch.Generator().manual_seed(seed),
     )
-    return _outcome(problem, "evolq", last.point)
+    return _outcomes(problem, {"evolq": last.point})
 
 
-def transfer(calibration_images: int, model: str, bits: int, seed: int) -> Values:
+def transfer(calibration_images: int, model: str, bits: int, seed: int) -> Summary:
     """Return the test loss (nats) after Evol-Q under each label-free criterion."""
-    found = {}
+    found: dict[str, Summary] = {}
     for name in (name for name, each in CRITERIA.items() if not each.uses_labels):
         changes = {"criterion": name, "calibration_images": calibration_images}
         problem = problem_of(model, bits, seed, **changes)
-        found[name] = _outcome(problem, name, _evolved(problem, seed))[name]
-    return found
+        found[name] = _outcomes(problem, {name: _evolved(problem, seed)})
+    return lambda images: {name: summary(images)[name] for name, summary in found.items()}
 
 
-def extreme(model: str, bits: int, seed: int) -> Values:
-    """Return the losses at the start with 4-bit activations, and after Evol-Q."""
+def extreme(model: str, bits: int, seed: int) -> Summary:
+    """Return the outcomes at the start with 4-bit activations, and after Evol-Q."""
     return _from_start(problem_of(model, bits, seed, activation_bits=4), seed)
 
 
-def published(model: str, bits: int, seed: int) -> Values:
-    """Return the losses after the published recipe's population, at the same cost."""
+def with_recipe(recipe: str, model: str, bits: int, seed: int) -> Summary:
+    """Return the outcomes after another recipe, at the same cost."""
     problem = problem_of(model, bits, seed)
-    return _outcome(problem, "evolq", _evolved(problem, seed, "published"))
+    return _outcomes(problem, {"evolq": _evolved(problem, seed, recipe)})
 
 
-def plain_start(model: str, bits: int, seed: int) -> Values:
-    """Return the losses at a weak start (min-max, moments not matched) and after Evol-Q."""
+def long_searches(model: str, bits: int, seed: int) -> Summary:
+    """Return the outcomes of the default and the published recipe after a long search."""
+    problem = problem_of(model, bits, seed)
+    points = {
+        name: _evolved(problem, seed, recipe, LONG_BUDGET)
+        for name, recipe in (("evolq", "default"), ("published", "published"))
+    }
+    return _outcomes(problem, points)
+
+
+def plain_start(model: str, bits: int, seed: int) -> Summary:
+    """Return the outcomes at a weak start (min-max, moments not matched) and after Evol-Q."""
     problem = problem_of(
         model,
         bits,
@@ -357,6 +441,35 @@ def plain_start(model: str, bits: int, seed: int) -> Values:
         moment_matching=False,
     )
     return _from_start(problem, seed)
+
+
+def at_cost(budget: int, recipe: str, rounding: str, model: str, bits: int, seed: int) -> Summary:
+    """Return what Evol-Q has within a budget of forward passes, and its `cost`; 1 is the start.
+
+    Costs of one search are measured one after the other: each goes on where the last one ended.
+    """
+    problem = problem_of(model, bits, seed, rounding=rounding)
+    STATES.mkdir(exist_ok=True)
+    state = STATES / f"{recipe}-{rounding}-{model}-{bits}-{seed}.search"
+    last = _searched(problem, budget, recipe, seed, state)
+    if last.cost > budget:
+        state.unlink()  # of a search that went further: begin again
+        last = _searched(problem, budget, recipe, seed, state)
+    summary = _outcome(problem, "evolq", last.point, last.loss)
+    return lambda images: summary(images) | {"cost": last.cost}
+
+
+def _searched(problem: Problem, budget: int, recipe: str, seed: int, state_file: Path) -> Iterate:
+    *_, last = search_scales(
+        problem.objective,
+        problem.start,
+        replace(RECIPES[recipe], passes=sys.maxsize),
+        seed=seed,
+        names=list(scales(problem)),
+        budget=budget,
+        state_file=state_file,
+    )
+    return last
 
 
 def minima(surface: NDArray) -> int:
@@ -373,7 +486,7 @@ def minima(surface: NDArray) -> int:
     return len(merge_tree(surface[None]).minima)
 
 
-def plane(model: str, bits: int, seed: int) -> Values:
+def plane(model: str, bits: int, seed: int) -> Summary:
     """Return the number of local minima of each label-free criterion on one plane.
 
     All see the same logits of the same calibration images.
@@ -392,10 +505,11 @@ def plane(model: str, bits: int, seed: int) -> Values:
             for name, per_image in criteria.items():
                 values = per_image(logits, objective.teacher, objective.labels)
                 losses[name].append(float(values.double().mean()))
-    return {k: float(minima(np.reshape(v, (SIDE, SIDE)))) for k, v in losses.items()}
+    counts = {k: float(minima(np.reshape(v, (SIDE, SIDE)))) for k, v in losses.items()}
+    return lambda images: counts
 
 
-MEASURES: dict[str, Callable[[str, int, int], Values]] = {
+MEASURES: dict[str, Callable[[str, int, int], Summary]] = {
     "rays": rays,
     "held": held,
     "searches": searches,
@@ -404,9 +518,18 @@ MEASURES: dict[str, Callable[[str, int, int], Values]] = {
     "attention": partial(within, ("*.attn.qkv.weight.scale", "*.attn.proj.weight.scale")),
     "mlp": partial(within, ("*.mlp.fc1.weight.scale", "*.mlp.fc2.weight.scale")),
     "plain start": plain_start,
-    "published": published,
+    "published": partial(with_recipe, "published"),
+    "memetic": partial(with_recipe, "memetic"),
     "at once": at_once,
     "together": together,
     "extreme": extreme,
+    "descents": descents,
+    "published start": published_start,
+    "long searches": long_searches,
     **{f"transfer {images}": partial(transfer, images) for images in FEW_AND_MANY},
+    **{
+        f"{recipe} from {rounding}, cost {cost}": partial(at_cost, cost, recipe, rounding)
+        for recipe, rounding in CURVES
+        for cost in COSTS
+    },
 }

@@ -76,7 +76,8 @@ def render(verdicts: Verdicts, minutes: float) -> str:
         "`python -m figures.claims` measures. No verdict is written by hand.\n",
         "- **Networks.** The bundled vision transformer and residual network (Fashion-MNIST), from "
         "the start that every command has: scheme `linear`, 8-bit activations, MSE scales, matched "
-        "moments. They are two small networks: a verdict holds for them, not for all.",
+        "moments. They are two small networks: a verdict holds for them, not for all. "
+        "[Real networks](claims_real.md) have a page of their own.",
         "- **Intervals** (95 %, Student's t) are over seeds. A seed draws calibration images, test "
         "images, directions and searches anew, so that they cover all of these. What is compared "
         "is paired: the same seed, images and directions.",
@@ -98,25 +99,39 @@ def render(verdicts: Verdicts, minutes: float) -> str:
     for primary, title in ((True, "Primary claims"), (False, "Exploratory claims")):
         claims = [c for c in CLAIMS if c.primary is primary and of_claim(verdicts, c)]
         if claims:
-            lines += [f"## {title}\n", "| claim | verdict |", "|---|---|"]
-            lines += [f"| {c.number}. {c.says} | {summary(verdicts, c)} |" for c in claims]
-            lines.append("")
-        for claim in claims:
-            lines += [
-                f"### {claim.number}. {claim.says}\n",
-                f"Effect: {claim.measured} ({claim.units}); positive speaks for the claim. "
-                f"Each seed: {claim.images}.\n",
-                f"![Effects of each seed, their mean and its interval](claims/{slug(claim)}.png)\n",
-                "| where | verdict | effect (95 %) | p, corrected | could be seen | seeds |",
-                "|---|---|---|---|---|---|",
-            ]
-            lines += [
-                f"| {cell} | {v.word} | {v.effect:+.3g} ({v.low:+.3g} to {v.high:+.3g}) "
-                f"| {v.p:.2g} | {v.seen:.2g} | {v.seeds} |"
-                for cell, v in of_claim(verdicts, claim).items()
-            ]
-            lines.append("")
+            lines += [f"## {title}\n", *sections(claims, verdicts, "claims", "seeds")]
     return "\n".join(lines)
+
+
+def sections(claims: Sequence[Claim], verdicts: Verdicts, folder: str, over: str) -> list[str]:
+    """Return a table of claims, and a section for each, as lines of Markdown.
+
+    Args:
+        claims: with a verdict or more.
+        verdicts: on them.
+        folder: of their figures, as links have it.
+        over: what effects are of, and how many there are, in one word.
+    """
+    lines = ["| claim | verdict |", "|---|---|"]
+    lines += [f"| {c.number}. {c.says} | {summary(verdicts, c)} |" for c in claims]
+    lines.append("")
+    for claim in claims:
+        lines += [
+            f"### {claim.number}. {claim.says}\n",
+            f"Effect: {claim.measured} ({claim.units}); positive speaks for the claim. "
+            f"Each seed: {claim.images}.\n",
+            f"![Effects of each of the {over}, their mean and its interval]"
+            f"({folder}/{slug(claim)}.png)\n",
+            f"| where | verdict | effect (95 %) | p, corrected | could be seen | {over} |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {cell} | {v.word} | {v.effect:+.3g} ({v.low:+.3g} to {v.high:+.3g}) "
+            f"| {v.p:.2g} | {v.seen:.2g} | {len(v.effects)} |"
+            for cell, v in of_claim(verdicts, claim).items()
+        ]
+        lines.append("")
+    return lines
 
 
 def slug(claim: Claim) -> str:
@@ -125,16 +140,22 @@ def slug(claim: Claim) -> str:
     return "-".join([str(claim.number), *words])
 
 
-def draw_claim(claim: Claim, verdicts: Verdicts) -> Figure:
-    """Draw one claim: the effect of each seed, and the mean with its interval, in each cell."""
+def draw_claim(claim: Claim, verdicts: Verdicts, each: str = "each seed") -> Figure:
+    """Draw one claim: each effect, and the mean with its interval, in each cell.
+
+    Args:
+        claim: with a verdict or more.
+        verdicts: on it.
+        each: what an effect is of.
+    """
     own = of_claim(verdicts, claim)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 1.1 + 0.42 * len(own)), layout="constrained")
         axes = figure.add_subplot()
         for place, verdict in enumerate(own.values()):
             look = LOOKS[verdict.word]
-            each = [place + 0.22] * verdict.seeds
-            axes.plot(verdict.effects, each, "|", color="0.3", markersize=8, markeredgewidth=1)
+            above = [place + 0.22] * len(verdict.effects)
+            axes.plot(verdict.effects, above, "|", color="0.3", markersize=8, markeredgewidth=1)
             axes.plot([verdict.low, verdict.high], [place - 0.12] * 2, color=look["color"])
             axes.plot(verdict.effect, place - 0.12, linestyle="", **look)
         axes.axvline(0, color="0.3", linewidth=0.8)
@@ -144,7 +165,7 @@ def draw_claim(claim: Claim, verdicts: Verdicts) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(
             f"← against the claim       for the claim →\n"
-            f"effect ({claim.units}): each seed, mean with 95 % interval"
+            f"effect ({claim.units}): {each}, mean with 95 % interval"
         )
     return figure
 
@@ -196,7 +217,11 @@ def write_page(rows: Sequence[Row], folder: Path = DOCS) -> None:
     (folder / "claims.md").write_text(render(verdicts, minutes))
     primary = {key: verdict for key, verdict in verdicts.items() if key[0].primary}
     save_figure(draw(primary), folder / "claims.png")
-    figures = folder / "claims"
-    figures.mkdir(exist_ok=True)
+    write_figures(verdicts, folder / "claims")
+
+
+def write_figures(verdicts: Verdicts, folder: Path, each: str = "each seed") -> None:
+    """Write a figure of each claim into a folder."""
+    folder.mkdir(exist_ok=True)
     for claim in dict.fromkeys(claim for claim, _ in verdicts):
-        save_figure(draw_claim(claim, verdicts), figures / f"{slug(claim)}.png")
+        save_figure(draw_claim(claim, verdicts, each), folder / f"{slug(claim)}.png")

@@ -1,4 +1,7 @@
-"""From effects, one for each seed, to verdicts with a family-wise error of 5 %."""
+"""From effects, one for each seed, to verdicts with a family-wise error of 5 %.
+
+Where there is one seed, pseudo-values of groups of images stand for seeds (`real`).
+"""
 
 from __future__ import annotations
 
@@ -42,11 +45,6 @@ class Verdict:
     p: float
     seen: float
     word: Word
-
-    @property
-    def seeds(self) -> int:
-        """How many there are."""
-        return len(self.effects)
 
 
 def decide(effects: Mapping[str, ArrayLike]) -> dict[str, Verdict]:
