@@ -133,8 +133,8 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
                 "start_forward_passes": problem.start_cost,
                 "seconds": time.monotonic() - began,
                 "curve": curve.columns,
-                "options": options,
                 **problem.provenance,
+                "options": options,
             }
         )
         found = _write(problem, result, report, folder, search)
