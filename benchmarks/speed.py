@@ -54,6 +54,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from engines import of_torch
 from memory import HEADING
 from speed_profile import PROFILES, draw_growth, sections
 from timing import machine, moved, seconds
@@ -268,25 +269,19 @@ def weight_point(subject: Subject) -> Measured:
 
 def _weight_ratios(model: nn.Module, data: LabeledImages, subject: Subject) -> list[float]:
     network = quantize(model, data.images[:2], Quantization("none"))
-    objective = Objective.of(
-        network, data, CRITERIA[CRITERION], predict(model, data.images, BATCH_SIZE)
-    )
-    names = tuple(network.weights)
-    varied = objective.vary(names, network.weights)
+    teacher = predict(model, data.images, BATCH_SIZE)
+    objective = Objective.of(network, data, CRITERIA[CRITERION], teacher)
+    varied = objective.vary(tuple(network.weights), network.weights)
+    plain = of_torch(model, data.images[:])
 
-    def plain() -> None:
-        with torch.inference_mode():
-            for batch in data.images.split(BATCH_SIZE):
-                model(batch)
-
+    plain(0)
+    varied(network.weights)
     # small networks take milliseconds: as many passes as take about a second
-    for function in (plain, lambda: varied(network.weights)):
-        function()
-    passes = max(1, round(1 / seconds(plain)))
+    passes = max(1, round(1 / seconds(lambda: plain(0))))
     ratios = []
     for repeat in range(1, subject.repeats + 1):
         points = [moved_weights(network.weights, passes * repeat + one) for one in range(passes)]
-        theirs = seconds(lambda: [plain() for _ in range(passes)])
+        theirs = seconds(lambda: [plain(one) for one in range(passes)])
         ours = seconds(lambda p=points: [varied(point) for point in p])  # type: ignore[misc]
         ratios.append(ours / theirs)
     return ratios

@@ -13,17 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from evolq.quantization import Quantization
+from figures.claims.networks import REAL_NETWORKS
 from landscape.plots.palette import LOOKS
 from landscape.plots.style import STYLE
 from landscape.statistics.intervals import accuracy_difference
 
 STORED = Path(__file__).parents[1] / "benchmarks" / "real_networks.jsonl"
 COMMAND = "EVOLQ_DATA=FOLDER python benchmarks/real_networks.py benchmarks/real_networks.jsonl"
-NETWORKS = {
-    "deit_tiny_patch16_224": "DeiT-Tiny",
-    "vit_tiny_patch16_224": "ViT-Tiny",
-    "tf_efficientnet_lite0": "EfficientNet-Lite0",
-}
 BITS = ((8, 8), (4, 8), (3, 8), (4, 4))
 ROUNDINGS = ("nearest", "gptq", "adaround")
 SCHEMES = {"linear": "full", "full": "none"}  # how its marks are filled
@@ -43,8 +39,8 @@ def draw(rows: Sequence[Row]) -> Figure:
     """Draw a panel for each network: accuracy against bits, by rounding and scheme."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.8), layout="constrained")
-        panels = figure.subplots(1, len(NETWORKS), sharey=True)
-        for axes, (network, name) in zip(panels, NETWORKS.items(), strict=True):
+        panels = figure.subplots(1, len(REAL_NETWORKS), sharey=True)
+        for axes, (network, name) in zip(panels, REAL_NETWORKS.items(), strict=True):
             plain = right(rows, network, Quantization("none"))
             axes.set_title(name)
             axes.set_xticks(range(len(BITS)), [f"W{w}A{a}" for w, a in BITS])
@@ -100,7 +96,7 @@ def _draw_marks(axes: Axes, rows: Sequence[Row], network: str, plain: list[int])
 def caption(rows: Sequence[Row]) -> str:
     """Return what the figure shows, with its numbers."""
     words = []
-    for network, name in NETWORKS.items():
+    for network, name in REAL_NETWORKS.items():
         plain = right(rows, network, Quantization("none"))
         changes = []
         for weights, activations in BITS:

@@ -300,13 +300,13 @@ def _products(layer: Layer, inputs: Sequence[Inputs], weight: Tensor) -> tuple[T
 
     x is a layer's input and e what it is before it is quantized.
     """
-    hessian: Tensor | float = 0.0
-    cross: Tensor | float = 0.0
+    groups, _, size = layer.matrices(weight).shape
+    hessian = torch.zeros(groups, size, size, dtype=torch.float64, device=weight.device)
+    cross = torch.zeros_like(hessian)
     for values in inputs:
         rows = layer.rows(values.quantized, weight).double()
-        lost = layer.rows(values.exact, weight).double() - rows
-        hessian = hessian + rows.transpose(1, 2) @ rows
-        cross = cross + lost.transpose(1, 2) @ rows
-    assert isinstance(hessian, Tensor)
-    assert isinstance(cross, Tensor)
+        hessian += rows.transpose(1, 2) @ rows
+        if values.exact is not values.quantized:
+            lost = layer.rows(values.exact, weight).double() - rows
+            cross += lost.transpose(1, 2) @ rows
     return hessian, cross
