@@ -119,7 +119,7 @@ def sections(claims: Sequence[Claim], verdicts: Verdicts, folder: str, over: str
         lines += [
             f"### {claim.number}. {claim.says}\n",
             f"Effect: {claim.measured} ({claim.units}); positive speaks for the claim. "
-            f"Each seed: {claim.images}.\n",
+            f"Measured on {claim.images}.\n",
             f"![Effects of each of the {over}, their mean and its interval]"
             f"({folder}/{slug(claim)}.png)\n",
             f"| where | verdict | effect (95 %) | p, corrected | could be seen | {over} |",
