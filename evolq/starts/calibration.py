@@ -150,27 +150,27 @@ def _groups(network: QuantizedNetwork, images: Images) -> list[list[str]]:
         sizes[name] = value.nbytes if weight else value.nbytes * len(images) // len(few)
 
     network.observe(few, measure)
+    # from the end on: each group takes a pass up to its last quantizer, and the first is the least
     groups: list[list[str]] = [[]]
     total = 0
-    for name in network.sites:
+    for name in reversed(list(network.sites)):
         if total and total + sizes[name] > MEMORY_BYTES:
             groups.append([])
             total = 0
         groups[-1].append(name)
         total += sizes[name]
-    return groups
+    return [group[::-1] for group in reversed(groups)]
 
 
 def _observed(
     network: QuantizedNetwork, images: Images, batch_size: int, wanted: list[str]
 ) -> Mapping[str, Sequence[Tensor]]:
     """Return what each quantizer in `wanted` sees, batch by batch; a weight once."""
+    sites = {name: network.sites[name] for name in wanted}
     values: dict[str, list[Tensor]] = {name: [] for name in wanted}
-
-    def read(name: str, value: Tensor) -> None:
-        if name in values and not (network.sites[name].kind == "weight" and values[name]):
-            values[name].append(value)
-
     for batch in batches(images, batch_size):
-        network.observe(batch, read)
+        made = network.record({site.value for site in sites.values()}, batch)
+        for name, site in sites.items():
+            if not (site.kind == "weight" and values[name]):
+                values[name].append(made[site.value])
     return values
