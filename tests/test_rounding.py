@@ -31,19 +31,25 @@ def grid_for(weight: torch.Tensor, bits: int = 3) -> Grid:
     return Grid(scale, torch.full_like(weight, half), 0.0, 2 * half - 1)
 
 
+def one_group(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, **options) -> torch.Tensor:
+    """Round the columns of a layer of one group."""
+    grid = grid.map(lambda values: values[None])
+    return round_columns(weight[None], hessian[None], grid, **options)[0]
+
+
 class TestRoundColumns:
     def test_uncorrelated_inputs_give_round_to_nearest(self):
         weight = numbers(5, 7)
         hessian = torch.diag(numbers(7, seed=1).square() + 0.1)
         assert torch.equal(
-            round_columns(weight, hessian, grid_for(weight)), grid_for(weight).nearest(weight)
+            one_group(weight, hessian, grid_for(weight)), grid_for(weight).nearest(weight)
         )
 
     def test_correlated_inputs_are_reconstructed_better_than_by_nearest(self):
         weight, inputs = numbers(8, 16), numbers(200, 4, seed=1) @ numbers(4, 16, seed=2)
         inputs = inputs + 0.1 * numbers(200, 16, seed=3)
         grid = grid_for(weight)
-        made = round_columns(weight, inputs.T @ inputs, grid)
+        made = one_group(weight, inputs.T @ inputs, grid)
 
         def error(rounded):
             return float((inputs @ (weight - rounded).T).square().sum())
@@ -57,14 +63,26 @@ class TestRoundColumns:
         grid = Grid(torch.ones(1, 2), torch.zeros(1, 2), -4.0, 3.0)
         hessian = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
         # 0.4 -> 0; 0.3 + 0.4 * 0.9 = 0.66 -> 1
-        made = round_columns(weight, hessian, grid, damping=1e-9)
+        made = one_group(weight, hessian, grid, damping=1e-9)
         assert made.tolist() == [[0.0, 1.0]]
 
     def test_inputs_that_are_all_zero(self):
         weight = numbers(3, 4)
         grid = grid_for(weight)
-        made = round_columns(weight, torch.zeros(4, 4, dtype=torch.float64), grid)
+        made = one_group(weight, torch.zeros(4, 4, dtype=torch.float64), grid)
         assert torch.equal(made, grid.nearest(weight))
+
+    def test_groups_are_rounded_as_each_alone_is(self):
+        """One of them reads nothing but zeros."""
+        weight, inputs = numbers(3, 4, 6), numbers(3, 50, 6, seed=1)
+        hessian = inputs.mT @ inputs
+        hessian[1] = 0
+        grid = grid_for(weight.flatten(0, 1)).map(lambda t: t.reshape(weight.shape))
+        made = round_columns(weight, hessian, grid)
+        for group in range(3):
+            own = grid.map(lambda t, g=group: t[g])
+            assert torch.equal(made[group], one_group(weight[group], hessian[group], own))
+        assert torch.equal(made[1], grid.nearest(weight)[1])
 
 
 class TestCompensate:
