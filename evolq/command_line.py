@@ -34,7 +34,6 @@ from typing import (
 )
 
 import cyclopts
-import h5py
 import yaml
 from docstring_parser import parse as parse_docstring
 
@@ -530,6 +529,8 @@ def read_configuration(source: Path) -> dict[str, Any]:
         raise InputError(f"there is no {path}; give a run's folder, or a file that it wrote")
     try:
         if path.suffix == ".nc":
+            import h5py  # with numpy half of what `--help` would take
+
             with h5py.File(path) as file:
                 content = json.loads(file.attrs["provenance"])
             if "options" not in content:
