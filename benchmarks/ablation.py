@@ -64,6 +64,7 @@ PUBLISHED_START = {
 # One choice changed at a time; the name says what is different from the default.
 CHOICES: dict[str, Choice] = {
     "default": Choice(DEFAULT),
+    "memetic": Choice(RECIPES["memetic"]),
     "published": Choice(RECIPES["published"], PUBLISHED_START),
     "published search from the default start": Choice(RECIPES["published"]),
     "no search": Choice(replace(DEFAULT, passes=0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,39 @@ from matplotlib.ticker import FuncFormatter
 from figures.egg_carton import NETWORKS
 from landscape.plots.palette import LOOKS
 from landscape.plots.style import STYLE
+from landscape.statistics.intervals import Interval, mean_interval
 
-# The means over seeds, and half of their 95 % intervals, that this command's tables hold.
-STORED, COMMAND = Path(__file__).parent / "choices.jsonl", "python benchmarks/ablation.py choices"
+STORED = Path(__file__).parent / "choices.jsonl"
+COMMAND = "python benchmarks/ablation.py choices figures/choices.jsonl"
 REFERENCE, LOSS = "default", "selection_loss"
 TICKS = (-0.05, 0, 0.05, 0.2, 1)
 
 Row = Mapping[str, Any]
 
 
+def changes(rows: Sequence[Row]) -> dict[str, dict[str, Interval]]:
+    """Return by network and choice how the loss changes, over seeds, paired with the default."""
+    found: dict[str, dict[str, Interval]] = {}
+    for network in NETWORKS:
+        losses: dict[str, dict[int, float]] = defaultdict(dict)
+        for row in rows:
+            if row["network"] == network:
+                losses[row["name"]][row["seed"]] = row[LOSS]
+        reference = losses.pop(REFERENCE)
+        found[network] = {
+            name: mean_interval([own[seed] - reference[seed] for seed in own])
+            for name, own in losses.items()
+        }
+    return found
+
+
 def draw(rows: Sequence[Row]) -> Figure:
     """Draw a line for each choice, both networks on it; what hurts most stands above."""
-    changed = [row for row in rows if row["choice"] != REFERENCE]
-    worst = {row["choice"]: 0.0 for row in changed}
-    for row in changed:
-        worst[row["choice"]] = max(worst[row["choice"]], row[LOSS][0])
+    found = changes(rows)
+    worst: dict[str, float] = defaultdict(float)
+    for own in found.values():
+        for name, change in own.items():
+            worst[name] = max(worst[name], change.estimate)
     names = sorted(worst, key=lambda name: -worst[name])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 5.6), layout="constrained")
@@ -35,11 +54,11 @@ def draw(rows: Sequence[Row]) -> Figure:
         for shift, (network, name), look in zip(
             (-0.13, 0.13), NETWORKS.items(), LOOKS, strict=False
         ):
-            own = [row for row in changed if row["network"] == network]
+            own = found[network]
             axes.errorbar(
-                [row[LOSS][0] for row in own],
-                [names.index(row["choice"]) + shift for row in own],
-                xerr=[row[LOSS][1] for row in own],
+                [change.estimate for change in own.values()],
+                [names.index(choice) + shift for choice in own],
+                xerr=[change.high - change.estimate for change in own.values()],
                 linestyle="",
                 marker=look.marker,
                 color=look.color,
@@ -60,17 +79,16 @@ def draw(rows: Sequence[Row]) -> Figure:
 def caption(rows: Sequence[Row]) -> str:
     """Return what the figure shows, with its numbers."""
     words = []
-    for network, name in NETWORKS.items():
-        own = [row for row in rows if row["network"] == network and row["choice"] != REFERENCE]
-        apart = [row for row in own if row[LOSS][0] > row[LOSS][1]]
+    for network, own in changes(rows).items():
+        apart = {choice: change for choice, change in own.items() if change.low > 0}
         named = ", ".join(
-            f"{row['choice']} {row[LOSS][0]:+.3f} ± {row[LOSS][1]:.3f}"
-            for row in sorted(apart, key=lambda row: -row[LOSS][0])
+            f"{choice} {change.estimate:+.3f} ± {change.high - change.estimate:.3f}"
+            for choice, change in sorted(apart.items(), key=lambda item: -item[1].estimate)
         )
-        words.append(f"{name}, {len(apart)} of {len(own)} worse: {named}")
-    bits = rows[0]["bits"]
+        words.append(f"{NETWORKS[network]}, {len(apart)} of {len(own)} worse: {named}")
+    bits, seeds = rows[0]["bits"], len({row["seed"] for row in rows})
     return (
         f"One choice of the default recipe changed at a time, {bits}-bit weights, 60 forward "
-        "passes of 200 calibration images, paired over five seeds with 95 % intervals: change of "
-        f"the loss on 1,000 selection images (nats). {'; '.join(words)}."
+        f"passes of 200 calibration images, paired over {seeds} seeds with 95 % intervals: change "
+        f"of the loss on 1,000 selection images (nats). {'; '.join(words)}."
     )
