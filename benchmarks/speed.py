@@ -509,7 +509,8 @@ def page(found: dict[str, Any], old: str) -> str:
         "Written by `benchmarks/speed.py`, whose first lines say what each number means. "
         f"DeiT-Tiny, scheme {SCHEME}, W{WEIGHT_BITS}A{ACTIVATION_BITS}, in units of timm's own "
         "forward pass (fp32, eager, fused attention, `inference_mode`, batches of 50) of the same "
-        f"images in the same run, the two interleaved.\n\nMachine: {found['machine']}.\n"
+        f"images in the same run, the two interleaved.\n\nMachine: {found['machine']}.\n\n"
+        "![Times of evaluations, and of other engines](../figures/speed.png)\n"
     )
     return "\n".join([introduction, table(found), "", notes(found), "", *sections(found), memory])
 
