@@ -128,9 +128,7 @@ class Subject:
 
     def full_precision(self, count: int) -> None:
         """Run timm's model on the first `count` images."""
-        with torch.inference_mode():
-            for batch in self.problem.split.calibration.images[:count].split(BATCH_SIZE):
-                self.problem.model(batch)
+        of_torch(self.problem.model, self.problem.split.calibration.images[:count])(0)
 
     def objective(self, execution: str) -> Objective:
         """Return the problem's objective, run another way."""
