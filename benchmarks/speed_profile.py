@@ -366,8 +366,8 @@ def whole_section(scan: Mapping[str, float], analyzed: Mapping[str, float]) -> s
 
     return f"""## The default scan, and large analyses
 
-`python -m landscape.scan` measures a small network. By default it is simulated, as nothing has to be
-compiled for that:
+`python -m landscape.scan` measures a small network. By default it is simulated, as nothing has to
+be compiled for that:
 
 | execution | seconds |
 |---|---|
