@@ -12,7 +12,7 @@ from test_cliff_scan import scanned
 from evolq.errors import InputError
 from evolq.quantization import Quantization
 from figures import criteria, deploy, layer_kinds, speed
-from figures.__main__ import FIGURES, PLACES, main
+from figures.__main__ import FIGURES, PLACES, enlarged, main
 from landscape import compare, scan, store
 from landscape.analysis import analyze, with_analysis
 
@@ -24,6 +24,16 @@ OF_RUNS = [name for name, script in FIGURES.items() if hasattr(script, "RUNS")]
 def test_the_commands_of_a_figure_are_parsed(name: str) -> None:
     for module, *options in FIGURES[name].RUNS.values():
         assert COMMANDS[module].parse(options) is not None
+        assert COMMANDS[module].parse(enlarged(options)) is not None
+
+
+def test_full_size_keeps_all_options_but_sizes() -> None:
+    options = ["--seed", "3", "--points", "21", "--no-frozen-codes"]
+    full = ["--seed", "3", "--points", "41", "--no-frozen-codes", "--test-images", "10000"]
+    assert enlarged(options) == full
+    assert enlarged(["--test-images", "300", "--seeds", "5"]) == [
+        *("--test-images", "10000", "--seeds", "10")
+    ]
 
 
 @pytest.mark.slow
@@ -52,6 +62,11 @@ def test_figures_and_captions_come_from_stored_runs(tmp_path: Path, capsys) -> N
         caption = (tmp_path / f"{name}.txt").read_text().strip()
         assert f"{name}: {caption}" in said
     assert "deeper than the noise of 40 images" in (tmp_path / "egg_carton.txt").read_text()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "runs").rename(tmp_path / "full" / "runs")
+    main(["--full", "default_scan", "speed"], tmp_path)
+    assert (tmp_path / "full" / "default_scan.txt").exists()
+    assert not (tmp_path / "full" / "speed.txt").exists()
     with pytest.raises(InputError, match="choose from egg_carton"):
         main(["no"], tmp_path)
 
