@@ -15,7 +15,6 @@ from xarray import Dataset
 
 from landscape.analysis import ALONE, analysis_of
 from landscape.plots import draw_surface
-from landscape.plots.info import title_of
 from landscape.plots.style import ACCENT, SHADE, START_STYLE, STYLE
 
 NETWORKS = {"fashion_vit": "vision transformer", "fashion_resnet": "residual network"}
@@ -41,8 +40,8 @@ def draw(runs: Mapping[str, Dataset]) -> Figure:
             figure.text(
                 left + 0.21,
                 0.955,
-                f"{NETWORKS[model]}\n{title_of(dataset)}, "
-                f"{found.start_test_accuracy.estimate:.1%} at the start",
+                f"{NETWORKS[model]}\n3-bit weights, "
+                f"{found.start_test_accuracy.estimate:.1%} right at the start",
                 ha="center",
                 va="center",
             )
@@ -53,8 +52,8 @@ def draw(runs: Mapping[str, Dataset]) -> Figure:
         figure.text(
             0.5,
             0.015,
-            "star: the calibrated start; circle: local minimum of the test loss above the noise "
-            "(half-filled: on the edge of the map)",
+            "star: the calibrated start; circle: local minimum of the test loss above the noise, "
+            "where it is in view (half-filled: on the edge of the map)",
             ha="center",
             fontsize="small",
         )
