@@ -247,10 +247,9 @@ def _histogram_errors(
         return functional.pad(summed.cumsum(0), (1, 0))[place].diff()
 
     size, steps = scale.double()[:, None], steps.double()
-    lost = (number * value.square()).sum() - 2 * size * (steps * of_each_code(number * value)).sum(
-        -1
-    )
-    lost += size.square() * (steps.square() * of_each_code(number)).sum(-1)
+    products = (steps * of_each_code(number * value)).sum(-1)
+    squares = (steps.square() * of_each_code(number)).sum(-1)
+    lost = (number * value.square()).sum() - 2 * size * products + size.square() * squares
     return lost.clamp_min(0).float()
 
 
