@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +46,7 @@ NETWORKS = {
     "vit_tiny_patch16_224": "ViT-Tiny",
     "tf_efficientnet_lite0": "EfficientNet-Lite0",
 }
+WITH_LAYER_NORMS = ("deit_tiny_patch16_224", "vit_tiny_patch16_224")
 SCHEMES = ("full", "linear")
 BITS = ((4, 8), (3, 8), (4, 4))
 # What differs between two rows of one network, scheme and bits.
@@ -63,7 +64,7 @@ ADAROUND_BATCH = 16
 Row = dict[str, Any]
 
 
-def quantizations() -> Iterator[Quantization]:
+def quantizations(network: str) -> Iterator[Quantization]:
     """Name the rows of a network; of each scheme and bits, that comes first which others change."""
     for bits, scheme in product(BITS, SCHEMES):
         start = Quantization(scheme, *bits)
@@ -72,7 +73,7 @@ def quantizations() -> Iterator[Quantization]:
     for scheme in SCHEMES:  # with 8 bits the observers matter, and no rounding does
         for observer, matched in (("minmax", False), ("mse", False), ("minmax", True)):
             yield Quantization(scheme, 8, 8, observer, observer, matched)
-    for bits in ((8, 8), *BITS):
+    for bits in ((8, 8), *BITS) if network in WITH_LAYER_NORMS else ():
         start = Quantization("linear", *bits)
         yield replace(start, fold_layer_norms=not start.resolved().fold_layer_norms)
     for bits, scheme in (((4, 4), "linear"), ((3, 8), "full"), ((4, 8), "full")):
@@ -156,7 +157,7 @@ def page(rows: list[Row]) -> str:
         full = next((row for row in own if row["scheme"] == "none"), None)
         if full is None:
             continue
-        found = {tuple(key_of(network, q).values()): q for q in quantizations()}
+        found = {tuple(key_of(network, q).values()): q for q in quantizations(network)}
         measured = {tuple(row[n] for n in key_of(network, Quantization())): row for row in own}
         missing = len(found) - len(found.keys() & measured.keys())
         lines += [
@@ -220,11 +221,12 @@ def main(
         full = key_of(name, Quantization(scheme="none"))
         if missing(full):
             add(path, full_precision(full, model, halves))
-    for quantization in quantizations():
-        for name, (model, halves) in given.items():
+    # the first row of each network, then the second ones, so that early pages are balanced
+    for rows in zip_longest(*([(name, q) for q in quantizations(name)] for name in given)):
+        for name, quantization in filter(None, rows):
             key = key_of(name, quantization)
             if missing(key):
-                add(path, measure(key, model, halves, quantization))
+                add(path, measure(key, *given[name], quantization))
 
 
 def load(name: str, data: Path) -> tuple[nn.Module, list[Split]]:
