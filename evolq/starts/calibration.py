@@ -120,8 +120,10 @@ def start_of(site: Site, values: Sequence[Tensor], observer: str) -> dict[str, T
     found: dict[str, Tensor] = {}
     zero_point: Tensor | None
     if site.folded is not None:
-        found["factor"] = outlier_factor(values, -1)
-        scale, zero_point = OBSERVERS[observer]([v / found["factor"] for v in values], spec)
+        factor = found["factor"] = outlier_factor(values, -1)
+        if not bool((factor == 1).all()):  # mostly no channel is far out
+            values = [value / factor for value in values]
+        scale, zero_point = OBSERVERS[observer](values, spec)
     elif site.channels is not None:
         per_channel = replace(spec, granularity=PerChannel(site.channels))
         observe = power_of_two_factor if spec.published else wide_power_of_two_factor
