@@ -26,7 +26,7 @@ TASKS = {
     "last_block_evaluation": "the same, last block",
     "scale_gradient": "loss and gradient of all scales",
 }
-OURS = "**"  # names of engines that are this package's are marked so
+OURS = "ours"  # so begin names of engines that are this package's
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
@@ -42,6 +42,9 @@ def draw(found: Mapping[str, Any]) -> Figure:
         panels = figure.subplots(len(parts), 1, sharex=True, squeeze=False, height_ratios=rows)
         for axes, part in zip(panels[:, 0], parts, strict=True):
             _draw(axes, part)
+        every = [value for part in parts for values in part.values() for value in values]
+        ticks = [tick for tick in TICKS if min(every) / 2 < tick < 2 * max(every)]
+        axes.set_xticks(ticks, minor=False)
         panels[0, 0].set_title("DeiT-Tiny, W4A8, scheme full")
         if engines:
             panels[1, 0].set_title("One pass in other engines")
@@ -59,11 +62,9 @@ def _draw(axes: Axes, part: Mapping[str, list[float]]) -> None:
         axes.plot([min(values), max(values)], [place] * 2, color=look.color)
         axes.plot(median(values), place, look.marker, color=look.color)
     axes.axvline(1, color="0.5", linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(part)), [name.strip("*") for name in part])
+    axes.set_yticks(range(len(part)), list(part))
     axes.set_ylim(len(part) - 0.5, -0.5)
     axes.set_xscale("log")
-    low, high = (end(v for values in part.values() for v in values) for end in (min, max))
-    axes.set_xticks([tick for tick in TICKS if low / 2 < tick < 2 * high], minor=False)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter("")
 
