@@ -112,8 +112,11 @@ def sections(claims: Sequence[Claim], verdicts: Verdicts, folder: str, over: str
         folder: of their figures, as links have it.
         over: what effects are of, and how many there are, in one word.
     """
-    lines = ["| claim | verdict |", "|---|---|"]
-    lines += [f"| {c.number}. {c.says} | {summary(verdicts, c)} |" for c in claims]
+    lines = ["| claim | verdict | decided most clearly: effect (95 %) |", "|---|---|---|"]
+    lines += [
+        f"| {c.number}. {c.says} | {summary(verdicts, c)} | {clearest(verdicts, c)} |"
+        for c in claims
+    ]
     lines.append("")
     for claim in claims:
         lines += [
@@ -132,6 +135,15 @@ def sections(claims: Sequence[Claim], verdicts: Verdicts, folder: str, over: str
         ]
         lines.append("")
     return lines
+
+
+def clearest(verdicts: Verdicts, claim: Claim) -> str:
+    """Return where a claim is decided with the least p, and the effect there, '' if nowhere."""
+    cell, verdict = min(of_claim(verdicts, claim).items(), key=lambda item: item[1].p)
+    if verdict.word == "undecided":
+        return ""
+    low, high = (f"{value:+.2g}" for value in (verdict.low, verdict.high))
+    return f"{cell}: {verdict.effect:+.2g} {claim.units} ({low} to {high})"
 
 
 def slug(claim: Claim) -> str:
