@@ -18,9 +18,10 @@ from landscape.plots import draw_surface
 from landscape.plots.style import ACCENT, SHADE, START_STYLE, STYLE
 
 NETWORKS = {"fashion_vit": "vision transformer", "fashion_resnet": "residual network"}
+BITS = 3
 RUNS = {
     model: (
-        *("landscape.scan", "--model", model, "--weight-bits", "3", "--radius", "0.15"),
+        *("landscape.scan", "--model", model, "--weight-bits", str(BITS), "--radius", "0.15"),
         *("--points", "21", "--test-images", "300"),
     )
     for model in NETWORKS
@@ -40,7 +41,7 @@ def draw(runs: Mapping[str, Dataset]) -> Figure:
             figure.text(
                 left + 0.21,
                 0.955,
-                f"{NETWORKS[model]}\n3-bit weights, "
+                f"{NETWORKS[model]}\n{BITS}-bit weights, "
                 f"{found.start_test_accuracy.estimate:.1%} right at the start",
                 ha="center",
                 va="center",

@@ -1,6 +1,5 @@
 """Benchmarks run for hours: that they start at all is tested here."""
 
-import json
 import runpy
 from pathlib import Path
 
@@ -8,6 +7,10 @@ import pytest
 import torch
 
 from evolq.losses.paired import paired_difference
+from evolq.quantization import Quantization
+from figures.__main__ import read
+from figures.claims.networks import REAL_NETWORKS
+from figures.real_networks import ROUNDINGS, STORED, right
 
 # What one of them needs and no extra of this package has.
 FOREIGN = {"pflacco"}
@@ -27,22 +30,14 @@ def test_a_benchmark_can_be_imported(script: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_readme_says_what_real_networks_lose() -> None:
-    lines = (ROOT / "benchmarks" / "real_networks.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read(STORED)
     readme = (ROOT / "README.md").read_text()
-    for network, name in (
-        ("deit_tiny_patch16_224", "DeiT-Tiny"),
-        ("vit_tiny_patch16_224", "ViT-Tiny"),
-        ("tf_efficientnet_lite0", "EfficientNet-Lite0"),
-    ):
-        own = [row for row in rows if row["network"] == network]
-        full = next(row for row in own if row["scheme"] == "none")
+    for network, name in REAL_NETWORKS.items():
+        plain = right(rows, network, Quantization("none"))
         lost = []
-        for rounding in ("nearest", "gptq"):
-            wanted = {"scheme": "full", "weight_bits": 4, "activation_bits": 8}
-            wanted |= {"rounding": rounding, "fold_layer_norms": False}
-            row = next(row for row in own if wanted.items() <= row.items())
-            right = (torch.tensor([*map(int, one["right"])]) for one in (row, full))
-            mean, low, high = (100 * value for value in paired_difference(*right))
+        for rounding in ROUNDINGS[:2]:
+            after = right(rows, network, Quantization("full", 4, 8, rounding=rounding))
+            difference = paired_difference(torch.tensor(after), torch.tensor(plain))
+            mean, low, high = (100 * value for value in difference)
             lost.append(f"{mean:.1f} ({low:.1f} to {high:.1f})")
         assert f"| {name} | {' | '.join(lost)} |" in readme

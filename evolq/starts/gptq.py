@@ -309,9 +309,7 @@ def _products(layer: Layer, inputs: Sequence[Inputs], weight: Tensor) -> tuple[T
     for batch in inputs:
         # few images at a time: rows of a convolution hold each value many times over
         few = max(1, TOGETHER_VALUES * len(batch.exact) // batch.exact.numel())
-        for exact, quantized in zip(
-            *(values.split(few) for values in (batch.exact, batch.quantized)), strict=True
-        ):
+        for quantized, exact in zip(*(values.split(few) for values in batch), strict=True):
             rows = layer.rows(quantized, weight).double()
             hessian += rows.transpose(1, 2) @ rows
             if batch.exact is not batch.quantized:

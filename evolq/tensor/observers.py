@@ -18,7 +18,7 @@ and shapes that disagree about the number of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -253,6 +253,46 @@ def _histogram_errors(
     return lost.clamp_min(0).float()
 
 
+def _exact_errors(
+    values: Tensor,
+    scales: Tensor,
+    zero_points: Tensor,
+    spec: QuantSpec,
+    scored: Iterable[int],
+    together: bool,
+) -> Tensor:
+    """Return `_squared_errors` of each range, infinite for those that need not be scored.
+
+    Args:
+        values: (parameters, values).
+        scales: (ranges, parameters), of falling ranges.
+        zero_points: (ranges, offsets, parameters), those to try; the first is the range's own.
+        spec: of the quantizer.
+        scored: places of the ranges that may be the best.
+        together: whether an error is the sum over all parameters.
+    """
+    lower, upper = codes_range(spec.bits, spec)
+    reach = zero_points.shape[1] // 2 + 1  # of the offsets, which lie around 0, and rounding
+    least, greatest = values.amin(1), values.amax(1)
+    errors = torch.full(zero_points.shape, torch.inf, device=values.device)
+    best = torch.tensor(torch.inf, device=values.device)
+    for one in scored:
+        found = _squared_errors(values, scales[one], zero_points[one], spec)
+        if together:
+            found = found.double().sum(1, True).float()
+        errors[one] = found
+        best = torch.minimum(best, found.amin(0))
+        # The extreme values alone lose at least this much at every later factor: the last codes'
+        # values only come closer to zero, but for the steps by which the zero point may differ.
+        nearest = zero_points[one, 0]
+        top = (upper - nearest + reach) * scales[one]
+        bottom = (lower - nearest - reach) * scales[one]
+        lost = (greatest - top).relu().square() + (bottom - least).relu().square()
+        if bool(((lost.sum(0, True) if together else lost) > best).all()):
+            break
+    return errors
+
+
 def _best(
     rows: Sequence[Tensor],
     low: Tensor,
@@ -270,7 +310,7 @@ def _best(
         high: likewise.
         spec: of the quantizer.
         factors: of the range, falling.
-        offsets: of the rounded zero point, in codes.
+        offsets: of the rounded zero point, in codes; 0 comes first.
         together: whether one factor serves all parameters.
 
     Returns:
@@ -282,38 +322,21 @@ def _best(
     scales, nearest = _parameters(low * of_range, high * of_range, spec)
     shifts = torch.tensor(offsets, device=low.device)[:, None]
     zero_points = (nearest[:, None] + shifts).clamp(lower, upper)  # type: ignore[arg-type]
-    errors = torch.full(zero_points.shape, torch.inf, device=low.device)
     values, counts = _samples(rows, low, high)
-    near = torch.ones(len(scales), dtype=torch.bool)
-    if counts is not None:
-        for row, (centers, count) in enumerate(zip(values, counts, strict=True)):
-            errors[..., row] = _histogram_errors(
-                centers, count, scales[:, row], zero_points[..., row], spec
-            )
-    if together and counts is not None:
-        # a histogram says which factors are worth scoring on the values themselves
-        about = errors.sum((1, 2))
-        near = about <= (1 + HISTOGRAM_DOUBT) * about.min()
-        errors.fill_(torch.inf)
-        values, counts = torch.cat(list(rows), dim=1), None
     if counts is None:
-        least, greatest = values.amin(1), values.amax(1)
-        best = torch.full((1 if together else len(low),), torch.inf, device=low.device)
-        for one in near.nonzero()[:, 0].tolist():
-            found = _squared_errors(values, scales[one], zero_points[one], spec)
-            if together:
-                found = found.double().sum(1, True).float()
-            errors[one] = found
-            best = torch.minimum(best, found.amin(0))
-            # The extreme values alone lose at least this much at every later factor: the last
-            # codes' values only come closer to zero, but for the steps by which the zero point may
-            # differ.
-            reach = 1 + max(offsets)
-            top = (upper - nearest[one] + reach) * scales[one]
-            bottom = (lower - nearest[one] - reach) * scales[one]
-            lost = (greatest - top).relu().square() + (bottom - least).relu().square()
-            if bool(((lost.sum(0, True) if together else lost) > best).all()):
-                break
+        errors = _exact_errors(values, scales, zero_points, spec, range(len(scales)), together)
+    else:
+        per_row = [
+            _histogram_errors(*bins, scales[:, row], zero_points[..., row], spec)
+            for row, bins in enumerate(zip(values, counts, strict=True))
+        ]
+        errors = torch.stack(per_row, -1)
+        if together:
+            # the histogram says which factors are worth scoring on the values themselves
+            about = errors.sum((1, 2))
+            near = (about <= (1 + HISTOGRAM_DOUBT) * about.min()).nonzero()[:, 0].tolist()
+            values = torch.cat(list(rows), dim=1)
+            errors = _exact_errors(values, scales, zero_points, spec, near, together)
     chosen = errors.flatten(0, 1).argmin(0)  # of equal ones the first
     scale = scales.gather(0, chosen[None] // len(offsets))[0]
     return scale, zero_points.flatten(0, 1).gather(0, chosen[None])[0]
