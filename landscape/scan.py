@@ -33,24 +33,24 @@ def scan(
     probe.check(settings)
 
     from evolq.progress import Progress
-    from landscape.results import RESULTS, measure, write
-    from landscape.run_folder import RunFolder
 
     progress = Progress(output.quiet)
-    name = f"scan-{Path(settings.model).name}"
-    options = configuration(settings) | scan_options(probe)
-    with (
-        resources.executor(settings, progress.say) as executor,
-        RunFolder(output, name, RESULTS, UNFINISHED, options, resources.own_part) as folder,
-    ):
-        problem = command_line.prepare(settings, given, progress, probe.check_network)
-        dataset = measure(probe, problem, folder.open_ledger, progress, executor)
-        if resources.part is None:
-            write(dataset, folder.path, output.json)
-        folder.finish(dataset)
-        if resources.part is not None:
-            words = f"Part {resources.part} is in {folder.path}"
-            progress.say(f"{words}; python -m landscape.merge OUT PART... makes one scan of all")
+    with resources.executor(settings, progress.say) as executor:
+        from landscape.results import RESULTS, measure, write
+        from landscape.run_folder import RunFolder
+
+        name = f"scan-{Path(settings.model).name}"
+        options = configuration(settings) | scan_options(probe)
+        with RunFolder(output, name, RESULTS, UNFINISHED, options, resources.own_part) as folder:
+            problem = command_line.prepare(settings, given, progress, probe.check_network)
+            dataset = measure(probe, problem, folder.open_ledger, progress, executor)
+            if resources.part is None:
+                write(dataset, folder.path, output.json)
+            folder.finish(dataset)
+            if resources.part is not None:
+                words = f"Part {resources.part} is in {folder.path}"
+                merge = "python -m landscape.merge OUT PART... makes one scan of all"
+                progress.say(f"{words}; {merge}")
 
 
 COMMAND = Command("landscape scan", scan, {"threads": 1}, choices={"probe": SCANS})

@@ -238,7 +238,7 @@ class _SliceScan(_MovingScan):
         lines = _lines(self, problem, moving, ends)
         leads = [*(line.direction for line in lines), *ends.values()]
         ledger = begin(open_ledger, problem, scan_options(self), leads)
-        radius, chosen = _choose_radius(self, problem, lines, ends, ledger)
+        radius, chosen = _choose_radius(self, problem, lines, ends, ledger, executor)
         measured = {**scan_options(self), "normalize": _normalization(self), **chosen}
         where = self._slice(lines)
         sampler = self._sampler(problem, where, radius, ends)
@@ -644,6 +644,7 @@ def _choose_radius(
     lines: list[Line],
     ends: Mapping[str, Point],
     ledger: Ledger | None,
+    executor: Executor | None,
 ) -> tuple[float, dict[str, Any]]:
     """Return the radius, and how it was chosen, for the provenance."""
     import numpy as np
@@ -652,7 +653,8 @@ def _choose_radius(
     from landscape.probes.sampling import auto_radius
 
     def measure() -> Arrays:
-        found = auto_radius(lines, problem.test)
+        folder = ledger.path.parent if ledger else None
+        found = auto_radius(lines, problem.test, executor=executor, folder=folder)
         values = (found.radius, found.reached, found.chosen.change, found.chosen.standard_errors)
         names = ("radius", "reached", "change", "standard_errors")
         return {name: np.array(value) for name, value in zip(names, values, strict=True)}
@@ -732,6 +734,7 @@ def _compared(
         scan.descents,
         generator,
         ledger,
+        executor,
     )
 
 

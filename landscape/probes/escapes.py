@@ -7,9 +7,11 @@ loss does there is measured afterwards, on images that had no part in the choice
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+import json
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import cache, cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +19,13 @@ import xarray as xr
 
 from evolq.errors import InputError
 from evolq.points import Direction, Point, displace
-from landscape.ledger import Arrays, Ledger, remember
+from landscape.ledger import Arrays, Ledger
 from landscape.probes.directions import gaussian, normalize, orthogonal_to
 from landscape.probes.evaluation import CalibrationLoss, HeldOutLoss
 from landscape.probes.slices import Slice, directions_of, point_at
 from landscape.statistics.minima import significant_minima
+from landscape.work.pieces import Failed, Piece, finish
+from landscape.work.shared import Received, Shared
 
 # Deepest minima that are left, and doublings of the step of one descent.
 MOST_MINIMA = 5
@@ -40,6 +44,7 @@ def add_escapes(
     descents: int,
     generator: torch.Generator,
     ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Descend off the slice from each minimum above the noise, the deepest 5 at most.
 
@@ -57,37 +62,43 @@ def add_escapes(
         descents: how many from each minimum.
         generator: draws the directions.
         ledger: keeps each descent.
+        executor: does them, see `sample_plane`.
 
     Returns:
         The scan with, over `minimum` and `direction`, `escape_loss_change` (calibration),
         `escape_distance` (signed, in lengths of the direction; 0 where no side is lower),
         `escape_change_per_image` (..., image) of the test loss, and where each minimum is
-        (`minimum_x`, ...). Unchanged if nothing is orthogonal to the slice, or no point is finite.
+        (`minimum_x`, ...). Unchanged if nothing is orthogonal to the slice, or no point is finite;
+        if a descent failed, the attribute `failed` (JSON) has the error, and nothing else is new.
     """
     found = significant_minima(dataset).minima[:MOST_MINIMA]
     step = FIRST * _grid_step(dataset)
     names = tuple(sorted(moving))
-    rows: list[list[Arrays]] = []
     basis = cache(partial(_basis, where, moving, how))
+    folder = ledger.path.parent if ledger else None
+    pieces = []
     for number, minimum in enumerate(found):
         origin = point_at(where, minimum.coordinates)
         try:
             directions = _off(basis(), moving, how, descents, generator)
         except InputError:  # all that moves is in the slice
             return dataset
-        measured = cache(partial(_measure, objective, test, names, origin))
-        rows.append([
-            remember(
-                ledger,
-                f"escape {number} {index}",
-                partial(_descend, measured, direction, step),
-            )
-            for index, direction in enumerate(directions)
-        ])  # fmt: skip
-    if not rows:
+        shared = Shared(_Descents(objective, test, names, origin, directions), folder)
+        pieces += [
+            Piece(f"escape {number} {index}", _descend, (shared, index, step))
+            for index in range(descents)
+        ]
+    if not pieces:
         return dataset
+    done = dict(finish(pieces, ledger, executor))
+    failed = {key: each.error for key, each in done.items() if isinstance(each, Failed)}
+    if failed:
+        return dataset.assign_attrs(failed=json.dumps(failed))
+    each = [done[piece.key] for piece in pieces]
+    shape = (len(found), descents)
     columns = {
-        name: np.array([[each[name] for each in row] for row in rows]) for name in rows[0][0]
+        name: np.array([arrays[name] for arrays in each]).reshape(*shape, *each[0][name].shape)
+        for name in each[0]
     }
     over = ("minimum", "direction")
     places = {
@@ -126,62 +137,70 @@ def _orthogonal(
     return direction
 
 
-@dataclass(frozen=True)
-class _Minimum:
-    """Both losses as functions of what moves, and their values at a minimum."""
+class _Descents:
+    """Both losses around a minimum, and directions that lead away; workers get it once."""
 
-    point: Point
-    objective: CalibrationLoss
-    test: HeldOutLoss
-    loss: float
-    test_loss: np.ndarray
+    def __init__(
+        self,
+        objective: CalibrationLoss,
+        test: HeldOutLoss,
+        names: tuple[str, ...],
+        origin: Point,
+        directions: Sequence[Direction],
+    ) -> None:
+        self._constant = (objective, test, names, origin, directions)
+        self._point = {name: origin[name] for name in names}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle all but what is made where it is needed."""
+        return _Descents, self._constant
 
-def _measure(
-    objective: CalibrationLoss, test: HeldOutLoss, names: tuple[str, ...], origin: Point
-) -> _Minimum:
-    """Measure a minimum, once for all descents from it."""
-    point = {name: origin[name] for name in names}
-    objective, test = objective.vary(names, at=origin), test.vary(names, at=origin)
-    return _Minimum(point, objective, test, _loss(objective, point), _test_loss(test, point))
+    @cached_property
+    def _varied(self) -> tuple[CalibrationLoss, HeldOutLoss]:
+        objective, test, names, origin, _ = self._constant
+        return objective.vary(names, at=origin), test.vary(names, at=origin)
 
+    @cached_property
+    def _at_minimum(self) -> tuple[float, np.ndarray]:
+        return self._loss(self._point), self._test_loss(self._point)
 
-def _loss(objective: CalibrationLoss, point: Point) -> float:
-    return float(objective.per_image(point).double().mean())
+    def _loss(self, point: Point) -> float:
+        return float(self._varied[0].per_image(point).double().mean())
 
+    def _test_loss(self, point: Point) -> np.ndarray:
+        per_image, _ = self._varied[1].per_image(point)
+        return per_image.detach().double().cpu().numpy()
 
-def _test_loss(test: HeldOutLoss, point: Point) -> np.ndarray:
-    per_image, _ = test.per_image(point)
-    return per_image.detach().double().cpu().numpy()
+    def descend(self, index: int, step: float) -> Arrays:
+        """Follow the calibration loss along a direction, and measure the test loss at the end."""
+        direction = self._constant[-1][index]
+        at_start, test_at_start = self._at_minimum
 
+        def at(distance: float) -> Point:
+            return displace(self._point, direction, distance)
 
-def _descend(measured: Callable[[], _Minimum], direction: Direction, step: float) -> Arrays:
-    """Follow the calibration loss along one direction, and measure the test loss at the end."""
-    minimum = measured()
-
-    def at(distance: float) -> Point:
-        return displace(minimum.point, direction, distance)
-
-    def loss(distance: float) -> float:
-        return _loss(minimum.objective, at(distance))
-
-    best, reached = min((loss(side * step), side * step) for side in (-1, 1))
-    if not best < minimum.loss:
+        best, reached = min((self._loss(at(side * step)), side * step) for side in (-1, 1))
+        if not best < at_start:
+            return {
+                "loss_change": np.array(0.0),
+                "distance": np.array(0.0),
+                "test_loss_change": np.zeros_like(test_at_start),
+            }
+        for _ in range(DOUBLINGS):
+            further = self._loss(at(2 * reached))
+            if not further < best:
+                break
+            best, reached = further, 2 * reached
         return {
-            "loss_change": np.array(0.0),
-            "distance": np.array(0.0),
-            "test_loss_change": np.zeros_like(minimum.test_loss),
+            "loss_change": np.array(best - at_start),
+            "distance": np.array(reached),
+            "test_loss_change": self._test_loss(at(reached)) - test_at_start,
         }
-    for _ in range(DOUBLINGS):
-        further = loss(2 * reached)
-        if not further < best:
-            break
-        best, reached = further, 2 * reached
-    return {
-        "loss_change": np.array(best - minimum.loss),
-        "distance": np.array(reached),
-        "test_loss_change": _test_loss(minimum.test, at(reached)) - minimum.test_loss,
-    }
+
+
+def _descend(descents: Shared[_Descents] | Received, index: int, step: float) -> Arrays:
+    """Do one descent, wherever this runs."""
+    return descents.get().descend(index, step)
 
 
 def _grid_step(dataset: xr.Dataset) -> float:

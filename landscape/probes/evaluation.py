@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from evolq.points import Point
@@ -30,6 +31,18 @@ class HeldOutLoss(Protocol):
 
     def vary(self, names: tuple[str, ...], at: Point) -> HeldOutLoss:
         """Return the same measurement as a function of a Point of these names alone."""
+
+
+class NoLoss:
+    """Stands for a calibration loss that nobody asks for."""
+
+    def per_image(self, point: Point) -> Tensor:
+        """Return the values of no image."""
+        return torch.zeros(0)
+
+    def vary(self, names: tuple[str, ...], at: Point) -> NoLoss:
+        """Return the same."""
+        return self
 
 
 class Evaluation:

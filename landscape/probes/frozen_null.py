@@ -14,9 +14,7 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 
 from evolq.errors import InputError
 from evolq.network.deployed import weight_nodes
@@ -26,22 +24,10 @@ from evolq.points import Point
 from landscape.large import variable
 from landscape.ledger import Ledger
 from landscape.probes.cliff_losses import frozen, held_names
-from landscape.probes.evaluation import Evaluation, HeldOutLoss, evaluate
+from landscape.probes.evaluation import Evaluation, HeldOutLoss, NoLoss, evaluate
 from landscape.probes.slices import Line, Slice, directions_of, origin_of, point_at
 from landscape.work.pieces import Failed, Piece, finish
 from landscape.work.shared import Shared
-
-
-class _NoLoss:
-    """Stands for a calibration loss that nobody asks for."""
-
-    def per_image(self, point: Point) -> Tensor:
-        """Return the values of no image."""
-        return torch.zeros(0)
-
-    def vary(self, names: tuple[str, ...], at: Point) -> _NoLoss:
-        """Return the same."""
-        return self
 
 
 def can_freeze(network: QuantizedNetwork, where: Slice) -> bool:
@@ -83,7 +69,7 @@ def add_frozen(
     names = held_names(network, set().union(*directions_of(where)))
     at = partial(_frozen_at, network, origin, where)
     folder = ledger.path.parent if ledger else None
-    shared = Shared(Evaluation(_NoLoss(), test, origin, at), folder)
+    shared = Shared(Evaluation(NoLoss(), test, origin, at), folder)
     dims = [str(name) for name in dataset.test_loss.dims]
     cells = {}
     pieces = []

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from evolq.declared import LARGEST_FLOAT, MAX_IMAGES, SMALLEST_FLOAT, check_value
 from evolq.errors import InputError
@@ -21,7 +21,13 @@ from evolq.on_disk import DiskArray, full
 from evolq.points import Point
 from landscape.large import variable
 from landscape.ledger import Arrays, Ledger, remember
-from landscape.probes.evaluation import CalibrationLoss, Evaluation, HeldOutLoss, evaluate
+from landscape.probes.evaluation import (
+    CalibrationLoss,
+    Evaluation,
+    HeldOutLoss,
+    NoLoss,
+    evaluate,
+)
 from landscape.probes.slices import Line, Place, Plane
 from landscape.work.pieces import Failed, Piece, finish
 from landscape.work.shared import Shared
@@ -188,6 +194,8 @@ def auto_radius(
     standard_errors: float = 4.0,
     smallest: float = _SMALLEST_RADIUS,
     largest: float = _LARGEST_RADIUS,
+    executor: Executor | None = None,
+    folder: Path | None = None,
 ) -> Radius:
     """Find the radius at which the test loss has just visibly moved from the start.
 
@@ -201,6 +209,9 @@ def auto_radius(
     deviation of the differences image by image over the root of their number. A difference without
     spread counts as moved if it is not zero, a loss that is not finite always.
 
+    The ends of one radius are independent: `executor` measures them, see `sample_plane`; `folder`
+    is one that its workers see.
+
     Raises:
         InputError: if there is no line, fewer than 2 test images, or no radius in the bounds.
     """
@@ -211,21 +222,26 @@ def auto_radius(
         raise InputError("no directions were given to choose a radius for")
     origin = lines[0].origin
     names = tuple(sorted(set().union(*(line.direction.keys() for line in lines))))
-    varied = test.vary(names, at=origin)
-
-    def losses(point: Point) -> np.ndarray:
-        return _numbers(varied.per_image({name: point[name] for name in names})[0])
-
-    start = losses(origin)
+    evaluation = Evaluation(NoLoss(), test, origin, partial(_on_ray, tuple(lines)))
+    start = evaluation.measure(names, origin)["test_loss"].astype(np.float64)
     if len(start) < 2:
         raise InputError(f"an automatic radius needs 2 test images or more, not {len(start)}")
+    shared = Shared(evaluation, folder)
+    ends = list(product(range(len(lines)), (-1, 1)))
 
     def look(radius: float) -> Shift:
-        ends = [line.at(side * radius) for line in lines for side in (-1, 1)]
-        return max(
-            (_shift(radius, losses(end), start) for end in ends),
-            key=lambda shift: shift.standard_errors,
-        )
+        pieces = [
+            Piece(f"{line} {side}", evaluate, (shared, names, line, side * radius))
+            for line, side in ends
+        ]
+        found = dict(finish(pieces, None, executor))
+        shifts = []
+        for piece in pieces:  # in their order, as the first of equal shifts counts
+            measured = found[piece.key]
+            if isinstance(measured, Failed):
+                raise RuntimeError(f"the radius could not be chosen: {measured.error}")
+            shifts.append(_shift(radius, measured["test_loss"].astype(np.float64), start))
+        return max(shifts, key=lambda shift: shift.standard_errors)
 
     def moved(shift: Shift) -> bool:
         return shift.standard_errors >= standard_errors
@@ -266,10 +282,6 @@ def _ascending(name: str, coordinates: np.ndarray, words: str) -> xr.Variable:
     if not (np.isfinite(values).all() and (np.diff(values) > 0).all()):
         raise InputError(f"the coordinates along {name} must be finite and ascending")
     return xr.Variable(name, values, {"long_name": words, "units": STEP_UNIT})
-
-
-def _numbers(values: Tensor) -> np.ndarray:
-    return values.detach().double().cpu().numpy()
 
 
 def sample_cells(

@@ -5,6 +5,7 @@ Command lines read the fields, so nothing here imports torch before it is needed
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -14,6 +15,7 @@ from typing import Literal
 from evolq.declared import check_value
 from evolq.errors import InputError
 from evolq.settings import MAX_THREADS, Settings
+from landscape.work.processes import start_method
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,22 @@ class Resources:
             from landscape.work.cluster import Cluster
 
             return Cluster(self.scheduler)
-        from landscape.work.pieces import Here
-        from landscape.work.workers import Automatic, Workers, cores
-
-        if self.workers == "auto":
+        most = self.workers
+        if most == "auto":
             # several processes would share one accelerator
             most = cores() // (settings.threads or 1) if settings.device == "cpu" else 1
+        if most > 1:
+            start_method()  # what it starts imports while this process does
+        from landscape.work.pieces import Here
+        from landscape.work.workers import Automatic, Workers
+
+        if self.workers == "auto":
             return Automatic(most, say)
-        return Workers(self.workers) if self.workers > 1 else Here()
+        return Workers(most) if most > 1 else Here()
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.thread import ThreadPoolExecutor
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from landscape.work.pieces import Here
+from landscape.work.processes import block_interrupts, start_method
+from landscape.work.shared import Shared
 
 try:
     import resource
@@ -26,8 +25,8 @@ except ImportError:  # Windows
 
 # Calls that wait for each worker: it never waits for this process, and results do not pile up.
 QUEUED = 4
-# Seconds of work after which it is worth while to start workers: each takes that long to start.
-ALONE = 2.0
+# Seconds of work after which it is worth while to start workers.
+ALONE = 1.0
 # One call that takes so many seconds does not wait for a second one.
 LONG = 20.0
 # Seconds in which the results of workers are counted.
@@ -38,15 +37,14 @@ class Workers(ThreadPoolExecutor):
     """Processes that run one call at a time each.
 
     One that dies fails its own call alone, and another one takes its place. All of them end with
-    this executor, and with this process, however that ends. They are spawned: threads of PyTorch
-    do not outlive a fork.
+    this executor, and with this process, however that ends.
     """
 
     def __init__(self, count: int) -> None:
         """Start no process yet."""
-        super().__init__(count, initializer=_block_interrupts)
+        super().__init__(count, initializer=block_interrupts)
         self.in_flight = QUEUED * count
-        self._context = multiprocessing.get_context("spawn")
+        self._context = start_method()
         self._line, self._held = self._context.Pipe(duplex=False)
         self._own = threading.local()
 
@@ -75,16 +73,6 @@ class Workers(ThreadPoolExecutor):
         self._line.close()
 
 
-def _block_interrupts() -> None:
-    """Let processes that this thread starts never see Ctrl-C, not even while they start.
-
-    It reaches every process of a terminal; what to do about it is the first one's business.
-    """
-    if hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # whoever starts it has its interrupts unblocked
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-
-
 def _begin(line: Connection) -> None:
     """Make a process a worker: it ends when the other end of the line is gone."""
 
@@ -100,7 +88,9 @@ class Automatic(Executor):
 
     Calls run in this process until there were some seconds of them. Then workers are started, and
     after some more seconds the results are counted: what is faster goes on. What was measured is
-    said. Meanwhile no work is lost, and results do not depend on where they were made.
+    said. Meanwhile no work is lost, and results do not depend on where they were made. Calls of
+    another function, or with another `Shared`, take another time: if nothing is decided yet, they
+    are compared anew.
     """
 
     def __init__(self, most: int, say: Callable[[str], None]) -> None:
@@ -109,7 +99,7 @@ class Automatic(Executor):
         self._say = say
         self._alone: list[float] = []
         self._ended: list[float] = []
-        self._function: Callable[..., Any] | None = None  # of the calls that are compared
+        self._kind: tuple[object, ...] = ()  # of the calls that are compared
         self._undecided = most > 1
         self._workers: Workers | None = None
         self._idle: Workers | None = None
@@ -121,27 +111,34 @@ class Automatic(Executor):
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Return the future of a call, which has ended if it ran here."""
+        kind = (function, *(id(each) for each in args if isinstance(each, Shared)))
+        if self._undecided and kind != self._kind:
+            self._kind, self._alone, self._ended = kind, [], []
+            self._workers, self._idle = None, self._workers or self._idle
         if self._workers is None:
             began = time.perf_counter()
             future = Here().submit(function, *args, **kwargs)
             self._alone.append(time.perf_counter() - began)
             # the first one prepares more than the others
             if self._undecided and (sum(self._alone[1:]) >= ALONE or self._alone[0] >= LONG):
-                self._function = function
                 self._start()
             return future
-        if function is self._function and self._undecided and len(self._alone) > 1:
+        if self._undecided and len(self._alone) > 1:
             self._compare(self._workers)
         future = (self._workers or Here()).submit(function, *args, **kwargs)
-        if function is self._function:
+        if self._undecided:
             future.add_done_callback(lambda _: self._ended.append(time.perf_counter()))
         return future
 
     def _start(self) -> None:
+        if self._idle is not None:
+            self._workers, self._idle = self._idle, None
+            return
         size, available = _memory_in_use(), _memory_available()
         count = next((n for n in range(self._most, 1, -1) if n * size <= available), 1)
         if count > 1:
             self._workers = Workers(count)
+            self._undecided = len(self._alone) > 1  # else there is nothing to compare with
         else:
             self._undecided = False
             self._say(f"One process: another one would need {size / 2**30:.1f} GiB of memory")
@@ -166,13 +163,6 @@ class Automatic(Executor):
         for workers in (self._workers, self._idle):
             if workers is not None:
                 workers.shutdown(wait, cancel_futures=cancel_futures)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_in_use() -> float:
