@@ -8,8 +8,9 @@ no optimizer accepts it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,6 +74,22 @@ class Forward:
         function = self.network.vary(names, at, self.images, self.batch_size)
         self.spent.forward_passes += 1 - function.share
         return replace(self, function=function)
+
+    def vary_in_turn(
+        self, turns: Sequence[Collection[str]], at: Point
+    ) -> list[Callable[[Point], Forward]]:
+        """Return functions that do what `vary` does, see `QuantizedNetwork.vary_in_turn`.
+
+        Each is charged what `vary` is, whatever memory allowed to compute at once.
+        """
+        functions = self.network.vary_in_turn(turns, at, self.images, self.batch_size)
+
+        def turn(made: Callable[[Point], PartialEvaluation], point: Point) -> Forward:
+            function = made(point)
+            self.spent.forward_passes += 1 - function.share
+            return replace(self, function=function)
+
+        return [partial(turn, made) for made in functions]
 
     def logits(self, point: Point) -> Tensor:
         """Return the logits (n, classes) without gradients."""
@@ -153,6 +170,16 @@ class Objective:
     def vary(self, names: Collection[str], at: Point) -> Objective:
         """Return the same objective as a function of the entries `names` alone."""
         return replace(self, forward=self.forward.vary(names, at))
+
+    def vary_in_turn(
+        self, turns: Sequence[Collection[str]], at: Point
+    ) -> list[Callable[[Point], Objective]]:
+        """Return a function for each turn, which does what `vary` does for its entries.
+
+        It may be called when only entries of the turns in front of it have changed since `at`.
+        """
+        made = self.forward.vary_in_turn(turns, at)
+        return [lambda point, each=each: replace(self, forward=each(point)) for each in made]
 
     def gradient(self, point: Point) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its straight-through gradient with respect to the varying entries.

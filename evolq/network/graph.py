@@ -484,6 +484,30 @@ class Stages:
     result: fx.Node
     share: float
 
+    @property
+    def cut(self) -> tuple[fx.Node, ...]:
+        """What the suffix needs of the prefix, or the result, if it does not depend on entries."""
+        needed = dict.fromkeys((*self.suffix.inputs, self.result))
+        return tuple(node for node in needed if node in self.prefix.outputs)
+
+
+def front(graph: Graph, wanted: Sequence[fx.Node]) -> tuple[Stage, Stage]:
+    """Cut out what leads to nodes: the part that depends on no image, and the part that does.
+
+    The first one's outputs are what the second one needs of it; the second one's are `wanted`.
+    """
+    on_images = dependents(graph.module.graph, [graph.images])
+    inside = {node for node in ancestors(graph.module.graph, wanted) if node.op != "placeholder"}
+    before = [
+        node
+        for node in graph.module.graph.nodes
+        if node in inside - on_images and any(user in inside & on_images for user in node.users)
+    ]
+    return (
+        extract(graph.module, inside - on_images, before),
+        extract(graph.module, inside & on_images, wanted),
+    )
+
 
 def share(graph: Graph, varying: Iterable[str]) -> float:
     """Return the part of all multiply-accumulates that depends on the entries and the images."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.data.models import reparameterize
-from evolq.data.pixels import Images
+from evolq.data.pixels import Images, batches
 from evolq.declared import check_batch_size, check_value
 from evolq.errors import InputError
 from evolq.network.graph import (
@@ -23,6 +24,7 @@ from evolq.network.graph import (
     export,
     extract,
     fold_batch_norm,
+    front,
     interpret,
     share,
     split,
@@ -95,6 +97,7 @@ class QuantizedNetwork:
         self.quantization = quantization
         self.execution = execution
         self._came_pickled = executed is not None
+        self._split: dict[tuple[str, ...], Stages] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the network with the graph that runs; where it is unpickled, it runs like this."""
@@ -327,33 +330,105 @@ class QuantizedNetwork:
         Raises:
             InputError: for a name that the network lacks, or no images.
         """
+        function = self._partial(names, at, images, batch_size)
+        room = CUT_BYTES
+        with torch.no_grad():
+            for index in range(function.batches):
+                kept = function.cut(index)
+                room -= _bytes(kept)
+                if room < 0:
+                    break
+                function.cuts.append(kept)
+        return function
+
+    def vary_in_turn(
+        self,
+        turns: Sequence[Collection[str]],
+        at: Point,
+        images: Images,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[Callable[[Point], PartialEvaluation]]:
+        """Return functions of a Point that return `vary(turn, point, images)`, one for each turn.
+
+        A function may be called when only entries of the turns in front of it have changed since
+        `at`. What no turn in front of it changes was then computed here, for all turns in one pass
+        over the images: that pays where blocks are visited from the last to the first. It is
+        computed in each turn, as by `vary`, if all of it takes more than `CUT_BYTES`.
+
+        Args:
+            turns: the entries of each.
+            at: a complete Point.
+            images: (n, channels, height, width), fixed from now on.
+            batch_size: images per pass.
+
+        Raises:
+            InputError: for a name that the network lacks, or no images.
+        """
+        graph = self._executed
+        fx_graph = graph.module.graph
+        wanted: list[tuple[fx.Node, ...]] = []
+        changed: set[fx.Node] = set()
+        for names in turns:
+            self._check_names(names)
+            needed = self._stages(names).cut
+            wanted.append(() if changed & ancestors(fx_graph, needed) else needed)
+            changed |= {graph.entries[name] for name in names}
+        together = tuple(dict.fromkeys(node for needed in wanted for node in needed))
+        cuts = self._cuts(together, at, images, batch_size)
+
+        def turn(names: Collection[str], needed: Sequence[fx.Node], point: Point) -> Any:
+            if not (cuts and needed):
+                return self.vary(names, point, images, batch_size)
+            function = self._partial(names, point, images, batch_size)
+            function.cuts.extend({node: each[node] for node in needed} for each in cuts)
+            return function
+
+        return [partial(turn, names, needed) for names, needed in zip(turns, wanted, strict=True)]
+
+    def _cuts(
+        self, wanted: Sequence[fx.Node], at: Point, images: Images, batch_size: int
+    ) -> list[dict[fx.Node, Any]]:
+        """Return the values of nodes for each batch; nothing if they take too much memory."""
+        self.check_images(images)
+        check_batch_size(batch_size)
+        constant, before = front(self._executed, wanted)
+        entries = {self._executed.entries[name]: self._entry(at, name) for name in self.names}
+        cuts: list[dict[fx.Node, Any]] = []
+        with torch.no_grad():
+            values = entries | constant.run(entries)
+            for batch in batches(images, batch_size):
+                cuts.append(before.run(values | {self._executed.images: batch}))
+                if _bytes(cuts[0]) * math.ceil(len(images) / batch_size) > CUT_BYTES:
+                    return []
+        return cuts
+
+    def _partial(
+        self, names: Collection[str], at: Point, images: Images, batch_size: int
+    ) -> PartialEvaluation:
+        """Return a function of the entries `names` that keeps no values yet."""
         self._check_names(names)
         self.check_images(images)
         check_batch_size(batch_size)
         graph = self._executed
-        stages = split(graph, [name for name in self.names if name in set(names)])
+        stages = self._stages(names)
         values: dict[fx.Node, Any] = {
             graph.entries[name]: self._entry(at, name) for name in self.names if name not in names
         }
         with torch.no_grad():
             values.update(stages.constant.run(values))
-            function = PartialEvaluation(
-                stages,
-                {name: graph.entries[name] for name in names},
-                values,
-                graph.images,
-                images,
-                batch_size,
-                [],
-            )
-            room = CUT_BYTES
-            for index in range(function.batches):
-                kept = function.cut(index)
-                room -= sum(value.nbytes for value in kept.values() if isinstance(value, Tensor))
-                if room < 0:
-                    break
-                function.cuts.append(kept)
-        return function
+        entries = {name: graph.entries[name] for name in names}
+        return PartialEvaluation(stages, entries, values, graph.images, images, batch_size, [])
+
+    def _stages(self, names: Collection[str]) -> Stages:
+        """Return the graph, cut for entries that vary; the same ones come again and again."""
+        varying = tuple(name for name in self.names if name in set(names))
+        if varying not in self._split:
+            self._split[varying] = split(self._executed, varying)
+        return self._split[varying]
+
+
+def _bytes(values: Mapping[fx.Node, Any]) -> int:
+    return sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
 
 
 def _unpickled(
@@ -405,8 +480,7 @@ class PartialEvaluation:
     def cut(self, index: int) -> dict[fx.Node, Any]:
         """Return what the suffix needs of batch `index` but the images; runs all in front of it."""
         made = self.stages.prefix.run({**self.constants, **self._images(index)})
-        needed = (*self.stages.suffix.inputs, self.stages.result)
-        return {node: made[node] for node in needed if node in made}
+        return {node: made[node] for node in self.stages.cut}
 
     def _images(self, index: int) -> dict[fx.Node, Tensor]:
         first = index * self.batch_size

@@ -253,6 +253,7 @@ def _search(
         state = _State(entries, loss, entries, chosen, loss, cost=cost.spent())
     yield _iterate(state, start)
 
+    parts: list[Callable[[Point], Objective]] = []
     while state.visited < recipe.passes * len(order):
         block = list(order)[state.visited % len(order)]
         share = network.share(order[block]) if budget < math.inf else 0.0
@@ -261,7 +262,12 @@ def _search(
         if state.cost + visit + ends_pass * cost.ratio > budget + ROUNDING:
             break
         spent_before = cost.spent()
-        state = _visit(state, block, order[block], len(order), objective, start, recipe, generator)
+        point = {**start, **state.entries}
+        if not parts:  # of the rest of the pass: no visit changes what lies in front of the next
+            turns = list(order.values())[state.visited % len(order) :]
+            parts = objective.vary_in_turn(turns, point)
+        part = parts.pop(0)(point)
+        state = _visit(state, block, order[block], len(order), part, start, recipe, generator)
         if selection is not None and state.visited % len(order) == 0:
             state = _select(state, selection({**start, **state.entries}))
         # Rounded, since a search that was resumed has summed up less and rounds differently.
@@ -282,13 +288,12 @@ def _visit(
     block: str,
     names: tuple[str, ...],
     blocks_in_pass: int,
-    objective: Objective,
+    part: Objective,
     start: Point,
     recipe: Recipe,
     generator: torch.Generator,
 ) -> _State:
-    """Evolve the entries `names` of one block."""
-    part = objective.vary(names, at={**start, **state.entries})
+    """Evolve the entries `names` of one block, of which `part` is a function."""
     evaluations = state.evaluations
 
     def fitness(entries: Point) -> float:
