@@ -207,6 +207,17 @@ def test_the_start_is_left_alone_and_the_loss_never_rises(problem: Problem, reci
 
 
 @RECIPES_IN_TESTS
+def test_what_lies_in_front_of_the_blocks_is_computed_once_a_pass(
+    problem: Problem, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = list(search_scales(problem.objective(), problem.start, recipe))
+    monkeypatch.setattr("evolq.network.quantized.CUT_BYTES", 0)
+    again = list(search_scales(problem.objective(), problem.start, recipe))
+    assert [each.loss for each in once] == [each.loss for each in again]
+    assert same(once[-1].point, again[-1].point)
+
+
+@RECIPES_IN_TESTS
 def test_the_cost_counts_shares_of_passes(problem: Problem, recipe: Recipe) -> None:
     objective = problem.objective()
     iterates = list(search_scales(objective, problem.start, recipe))

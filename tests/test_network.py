@@ -207,6 +207,42 @@ def test_values_on_the_cut_beyond_the_memory_are_computed_again(
     assert torch.equal(part(moved), torch.cat(whole))
 
 
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("memory", [2**31, 0])
+def test_turns_equal_partial_evaluations_bit_for_bit(
+    kind: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, network = build(kind, weight_bits=4)
+    point = dict(calibrate(network, images()))
+    monkeypatch.setattr("evolq.network.quantized.CUT_BYTES", memory)
+    scales = [name for name in network.names if name.endswith("scale")]
+    # as they are visited, in the order of the graph (nothing in front stays), and one without cut
+    for order in (scales[::-1], scales, ["nothing"]):
+        turns = [[name] for name in order] if order != ["nothing"] else [[]]
+        now = dict(point)
+        for names, vary in zip(
+            turns, network.vary_in_turn(turns, point, images(), batch_size=4), strict=True
+        ):
+            part = vary(now)
+            now |= {name: now[name] * 1.1 for name in names}
+            given = {name: now[name] for name in names}
+            expected = network.vary(names, now, images(), batch_size=4)
+            assert torch.equal(part(given), expected(given))
+            assert part.share == expected.share
+
+
+def test_turns_run_the_images_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, network = build("transformer")
+    point = calibrate(network, images())
+    turns = [[name] for name in reversed(network.names) if name.endswith("weight.scale")]
+    made = network.vary_in_turn(turns, point, images())
+    monkeypatch.setattr(
+        "evolq.network.quantized.PartialEvaluation.cut", lambda *_: pytest.fail("run again")
+    )
+    for names, vary in zip(turns, made, strict=True):
+        vary(point)({name: point[name] for name in names})
+
+
 def test_nothing_downstream_means_the_same_logits() -> None:
     _, network = build("transformer")
     point = calibrate(network, images())

@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -250,6 +251,23 @@ def test_auto_radius_says_when_nothing_moves_and_takes_non_finite_as_moved():
     found = auto_radius([Line(ORIGIN, X)], Flat(), largest=5.0)
     assert (found.reached, found.radius) == (False, 5.0)
     assert auto_radius([Line(ORIGIN, X)], Cliff()).radius == pytest.approx(2**-3.25)  # 0.105
+
+
+def test_auto_radius_is_the_same_with_others_that_work():
+    lines = [Line(ORIGIN, X), Line(ORIGIN, Y)]
+    with ThreadPoolExecutor(3) as executor:
+        assert auto_radius(lines, Bowl(), executor=executor) == auto_radius(lines, Bowl())
+
+
+def test_auto_radius_says_what_failed():
+    class Broken(Bowl):
+        def per_image(self, point):
+            if float(point["w"][0]) > 1.5:
+                raise MemoryError("no room")
+            return super().per_image(point)
+
+    with pytest.raises(RuntimeError, match="the radius could not be chosen: MemoryError: no room"):
+        auto_radius([Line(ORIGIN, X)], Broken(), standard_errors=1e9)
 
 
 def test_auto_radius_refuses_what_has_no_error_bar():

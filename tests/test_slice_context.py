@@ -1,5 +1,8 @@
 """What stands beside the minima of a slice: frozen codes, and ways out off the slice."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import synthetic_scans
@@ -10,6 +13,7 @@ from test_cliff_scan import Test
 from landscape.analysis import analyze
 from landscape.findings import describe
 from landscape.ledger import Ledger
+from landscape.probes import escapes
 from landscape.probes.cliff_losses import frozen
 from landscape.probes.directions import orthogonal_pair
 from landscape.probes.escapes import add_escapes
@@ -125,6 +129,26 @@ def test_descents_are_kept_in_the_ledger(tmp_path):
     assert again.equals(first)
     assert losses[0].evaluations == 26, "the scan's own: 25 points and the start"
     ledger.close()
+
+
+def test_descents_are_the_same_with_others_that_work():
+    with ThreadPoolExecutor(3) as executor:
+        found, _ = escaped((0.0, 0.0, 0.5), executor=executor)
+    assert found.equals(escaped((0.0, 0.0, 0.5))[0])
+
+
+def test_a_descent_that_fails_is_named_and_the_scan_is_kept(monkeypatch):
+    def descend(descents, index, step):
+        if index == 2:
+            raise MemoryError("no room")
+        return done(descents, index, step)
+
+    scan = bowl((0.0, 0.0, 0.5))[0]
+    done = escapes._descend
+    monkeypatch.setattr(escapes, "_descend", descend)
+    found, _ = escaped((0.0, 0.0, 0.5))
+    assert found.drop_attrs().equals(scan.drop_attrs())
+    assert json.loads(found.attrs["failed"]) == {"escape 0 2": "MemoryError: no room"}
 
 
 def test_a_slice_of_all_that_moves_has_no_way_out():

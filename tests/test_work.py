@@ -240,6 +240,34 @@ def test_workers_take_over_if_they_are_faster(monkeypatch, factor, words):
     assert ("going on with one" in said[0]) == (factor < 1)
 
 
+def test_calls_that_take_another_time_are_compared_anew(monkeypatch):
+    def slow(seconds, number):
+        if alone(seconds):
+            CLOCK[0] += seconds
+        return square(number)
+
+    def alone(seconds):
+        return not made or (seconds > 1 and made[0].calls == 6)
+
+    def start(count):
+        made.append(Instant(count, 1.0))
+        return made[-1]
+
+    made, said = [], []
+    monkeypatch.setattr(workers_module, "Workers", start)
+    monkeypatch.setattr(workers_module.time, "perf_counter", lambda: CLOCK[0])
+    monkeypatch.setattr(workers_module, "_memory_available", lambda: 1e12)
+    executor = Automatic(2, said.append)
+    # too few to be compared: 2 alone, 6 by workers; then those that take 3 seconds alone
+    short, long = (partial(slow, seconds) for seconds in (1.0, 3.0))
+    assert found(squares(short, 8), None, executor) == found(squares(count=8))
+    assert (len(made), made[0].calls, said) == (1, 6, [])
+    assert found(squares(long, 60), None, executor) == found(squares(count=60))
+    assert len(made) == 1, "the same workers"
+    assert len(said) == 1
+    assert "3.0 times" in said[0]
+
+
 def test_an_executor_that_takes_on_workers_gets_more_at_a_time():
     class Growing(ThreadPoolExecutor):
         in_flight = 1

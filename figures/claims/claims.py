@@ -121,7 +121,7 @@ def less(one: str, other: str) -> Callable[[Values], float]:
     return lambda values: values[one] - values[other]
 
 
-def _later(name: str) -> Callable[[Values, Values], float]:
+def later(name: str) -> Callable[[Values, Values], float]:
     """Return the effect by which a number of the second place exceeds Evol-Q's of the first."""
     return lambda one, other: other[name] - one["evolq"]
 
@@ -367,7 +367,7 @@ CLAIMS = (
             f"test loss after {words} minus that after recipe memetic",
             "nats",
             BOTH,
-            everywhere(("memetic", measure), (3, 2), _later(name)),
+            everywhere(("memetic", measure), (3, 2), later(name)),
             primary=False,
         )
         for words, measure, name in (

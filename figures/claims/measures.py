@@ -318,10 +318,21 @@ def _outcomes(problem: Problem, points: Mapping[str, Point]) -> Summary:
     return lambda images: {k: v for summary in found for k, v in summary(images).items()}
 
 
+def with_gradients(problem: Problem) -> Objective:
+    """Return the objective, compiled if it runs on integers, which have no gradients."""
+    objective = problem.objective
+    if problem.network.execution != "integer":
+        return objective
+    network = problem.network.executed("compiled")
+    forward = Forward.whole(network, objective.forward.images, objective.forward.batch_size)
+    return replace(objective, forward=forward)
+
+
 def _evolved(problem: Problem, seed: int, recipe: str = "default", budget: float = BUDGET) -> Point:
     """Return what Evol-Q finds within a budget of forward passes."""
+    downhill = RECIPES[recipe].downhill
     *_, last = OPTIMIZERS["evol-q"](
-        problem.objective,
+        with_gradients(problem) if downhill else problem.objective,
         problem.start,
         names=list(scales(problem)),
         budget=budget,
@@ -333,17 +344,9 @@ def _evolved(problem: Problem, seed: int, recipe: str = "default", budget: float
 
 def _descended(problem: Problem, seed: int, method: str) -> Point:
     """Return what a gradient method finds within the budget, the better of its learning rates."""
-    objective = problem.objective
-    if problem.network.execution == "integer":  # has no gradients
-        forward = Forward.whole(
-            problem.network.executed("compiled"),
-            objective.forward.images,
-            objective.forward.batch_size,
-        )
-        objective = replace(objective, forward=forward)
     sweep = sweep_learning_rate(
         OPTIMIZERS[method],
-        objective,
+        with_gradients(problem),
         problem.start,
         names=list(scales(problem)),
         budget=BUDGET,

@@ -19,6 +19,7 @@ from figures.claims.claims import (
     Values,
     everywhere,
     fewer,
+    later,
     less,
     more,
     mostly_flips,
@@ -35,6 +36,7 @@ MEASURED: tuple[tuple[str, ...], ...] = (
         *("default from gptq, cost 10", "default from gptq, cost 30"),
     ),
     ("rays", "held", "default from nearest, cost 30"),
+    ("memetic",),
     ("searches",),
     tuple(
         f"{recipe} from {rounding}, cost {cost}" for recipe, rounding in CURVES for cost in COSTS
@@ -198,6 +200,39 @@ REAL_CLAIMS = (
             )
             for network, words in REAL_NETWORKS.items()
         ),
+    ),
+    Claim(
+        12,
+        "The published population beats (1+1) at equal cost.",
+        "test loss after the default recipe minus that after the published one, by cost in "
+        "forward passes of the calibration images",
+        "nats",
+        CALIBRATED,
+        tuple(
+            Cell(
+                f"{NETWORKS[network]}, W{bits}, cost {cost}",
+                tuple(
+                    (within(r, "nearest", cost), network, bits) for r in ("default", "published")
+                ),
+                more("evolq"),
+            )
+            for network, bits in PLACES
+            for cost in COSTS[1:]
+        ),
+    ),
+    *(
+        Claim(
+            12,
+            f"A gradient step inside the evolution beats {words} at equal cost.",
+            f"test loss after {words} minus that after recipe memetic, {BUDGET:.0f} forward passes",
+            "nats",
+            CALIBRATED,
+            everywhere(("memetic", measure), (3, 4), later(name), REAL),
+        )
+        for words, measure, name in (
+            ("the default recipe", FROM_NEAREST[1], "evolq"),
+            ("Adam", "searches", "adam"),
+        )
     ),
     Claim(
         14,
