@@ -178,8 +178,11 @@ class Objective:
 
         It may be called when only entries of the turns in front of it have changed since `at`.
         """
-        made = self.forward.vary_in_turn(turns, at)
-        return [lambda point, each=each: replace(self, forward=each(point)) for each in made]
+
+        def turn(made: Callable[[Point], Forward], point: Point) -> Objective:
+            return replace(self, forward=made(point))
+
+        return [partial(turn, made) for made in self.forward.vary_in_turn(turns, at)]
 
     def gradient(self, point: Point) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its straight-through gradient with respect to the varying entries.

@@ -90,8 +90,13 @@ def add_escapes(
         ]
     if not pieces:
         return dataset
-    done = dict(finish(pieces, ledger, executor))
-    failed = {key: each.error for key, each in done.items() if isinstance(each, Failed)}
+    done: dict[str, Arrays] = {}
+    failed: dict[str, str] = {}
+    for key, made in finish(pieces, ledger, executor):
+        if isinstance(made, Failed):
+            failed[key] = made.error
+        else:
+            done[key] = made
     if failed:
         return dataset.assign_attrs(failed=json.dumps(failed))
     each = [done[piece.key] for piece in pieces]
