@@ -366,6 +366,12 @@ def whole_section(scan: Mapping[str, float], analyzed: Mapping[str, float]) -> s
 
     return f"""## The default scan, and large analyses
 
+The baseline of whole commands, the first version, measured each point of a scan on calibration and
+on test images, and no more. Since then a scan also measures each point with frozen codes, the
+start with changes that mean nothing, and descents off the plane: about as many test images again.
+A comparison measures numerical noise and the way between two ends, too. Half of the time of such
+a pass are products in floats, at the machine's rate, which only integer execution lowers.
+
 `python -m landscape.scan` measures a small network. By default it is simulated, as nothing has to
 be compiled for that:
 

@@ -233,8 +233,9 @@ class WeightCodes(nn.Module):
         outputs = len(codes)
         zero, factor, slope = (value.expand(outputs) for value in (zero, factor, slope))
         codes = codes.flatten(1)
-        centered = codes - zero[:, None]
-        if bool(centered.abs().amax() < STORED_SHIFT):
+        centered = codes if zero_point is None else codes - zero[:, None]
+        lowest, highest = centered.aminmax()
+        if bool((lowest > -STORED_SHIFT) & (highest < STORED_SHIFT)):
             stored, zero = centered, torch.zeros_like(zero)
         elif self.spec.signed:
             stored = codes

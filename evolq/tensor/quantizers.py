@@ -240,6 +240,8 @@ def quantize(
         exponent = exponent * spec.octave_codes
         codes = round_straight_through(torch.clamp(exponent, lower, upper))  # type: ignore[arg-type]
         return torch.where(positive, codes, upper)
+    if not torch.is_grad_enabled():
+        return _codes_in_one_buffer(value, scale, zero_point, (lower, upper), spec)
     codes = value / scale
     if spec.has_zero_point:
         assert zero_point is not None
@@ -340,19 +342,28 @@ def _fake_quantize_in_one_buffer(
 
     Elementwise passes are bound by memory, so one buffer is faster than six.
     """
-    lower, upper = codes_range(bits, spec)
     scale = spec.granularity.align(scale, value)
-    buffer = value / scale
-    offset = None
+    buffer = _codes_in_one_buffer(value, scale, zero_point, codes_range(bits, spec), spec)
     if spec.has_zero_point:
         assert zero_point is not None
-        offset = spec.granularity.align(zero_point, value).round()
-        buffer.add_(offset)
-    # torch.clamp with two tensors takes seven times as long as with one at a time.
-    buffer.clamp_min_(lower).clamp_max_(upper).round_()
-    if offset is not None:
-        buffer.sub_(offset)
+        buffer.sub_(spec.granularity.align(zero_point, value).round())
     return buffer.mul_(scale)
+
+
+def _codes_in_one_buffer(
+    value: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bounds: tuple[Tensor | float, Tensor | float],
+    spec: QuantSpec,
+) -> Tensor:
+    """Do what `quantize` does with a uniform quantizer, in one new tensor; `scale` is aligned."""
+    buffer = value / scale
+    if spec.has_zero_point:
+        assert zero_point is not None
+        buffer.add_(spec.granularity.align(zero_point, value).round())
+    # torch.clamp with two tensors takes seven times as long as with one at a time.
+    return buffer.clamp_min_(bounds[0]).clamp_max_(bounds[1]).round_()  # type: ignore[arg-type]
 
 
 class Quantizer(nn.Module):
