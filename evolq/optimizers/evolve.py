@@ -46,7 +46,8 @@ class Iterate(NamedTuple):
     Attributes:
         evaluations: of the loss so far.
         cost: forward-pass equivalents of the calibration set so far; evaluations on selection
-            images count by their number.
+            images count by their number. A visit counts what lies in front of its block, too,
+            although a pass computes that once where it fits in memory.
         loss: of `point` on the calibration images.
         point: complete.
         label: what led here, in words.
