@@ -353,6 +353,23 @@ def test_partial_evaluation_equals_the_whole(execution: str, kind: str) -> None:
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_turns_equal_the_whole(execution: str, kind: str) -> None:
+    network, start = build(kind, "full")
+    network = network.executed(execution)
+    turns = [[name] for name in reversed(list(select(start, {"scale"})))]
+    now = dict(start)
+    made = network.vary_in_turn(turns, start, images(7), batch_size=3)
+    for names, vary in zip(turns, made, strict=True):
+        part = vary(now)
+        now |= {name: now[name] * 1.1 for name in names}
+        with torch.no_grad():
+            whole = torch.cat([network(now, batch) for batch in images(7).split(3)])
+            assert torch.equal(part(now), whole)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize(("kind", "scheme"), [("transformer", "full"), ("residual", "linear")])
 def test_another_process_gets_the_same_network(execution: str, kind: str, scheme: str) -> None:
     network, point = build(kind, scheme)

@@ -266,7 +266,7 @@ def test_auto_radius_says_what_failed():
                 raise MemoryError("no room")
             return super().per_image(point)
 
-    with pytest.raises(RuntimeError, match="the radius could not be chosen: MemoryError: no room"):
+    with pytest.raises(InputError, match="the radius could not be chosen: MemoryError: no room"):
         auto_radius([Line(ORIGIN, X)], Broken(), standard_errors=1e9)
 
 

@@ -138,10 +138,10 @@ def test_descents_are_the_same_with_others_that_work():
 
 
 def test_a_descent_that_fails_is_named_and_the_scan_is_kept(monkeypatch):
-    def descend(descents, index, step):
+    def descend(descents, number, index, step):
         if index == 2:
             raise MemoryError("no room")
-        return done(descents, index, step)
+        return done(descents, number, index, step)
 
     scan = bowl((0.0, 0.0, 0.5))[0]
     done = escapes._descend

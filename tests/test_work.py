@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -413,6 +414,32 @@ def process(number):
     if number:
         time.sleep(1000)
     return {"value": np.array(os.getpid())}
+
+
+EARLY = """
+import multiprocessing.forkserver
+from landscape.work import processes
+if __name__ == "__main__":
+    processes.NEEDED = ["sleeps"]
+    processes.start_method()
+    print(multiprocessing.forkserver._forkserver._forkserver_pid)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are spawned there")
+def test_what_workers_are_forked_from_ends_with_a_command_that_ends_early(tmp_path):
+    (tmp_path / "sleeps.py").write_text("import time\ntime.sleep(1000)\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path.cwd())])
+    done = subprocess.run(  # returns when all that inherited the pipe is gone
+        [sys.executable, "-c", EARLY],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 0
 
 
 PARENT = """

@@ -374,16 +374,23 @@ class QuantizedNetwork:
             wanted.append(() if changed & ancestors(fx_graph, needed) else needed)
             changed |= {graph.entries[name] for name in names}
         together = tuple(dict.fromkeys(node for needed in wanted for node in needed))
-        cuts = self._cuts(together, at, images, batch_size)
+        cuts = self._cuts(together, at, images, batch_size) if together else []
 
-        def turn(names: Collection[str], needed: Sequence[fx.Node], point: Point) -> Any:
-            if not (cuts and needed):
+        def turn(
+            names: Collection[str], cuts: list[dict[fx.Node, Any]], point: Point
+        ) -> PartialEvaluation:
+            if not cuts:
                 return self.vary(names, point, images, batch_size)
             function = self._partial(names, point, images, batch_size)
-            function.cuts.extend({node: each[node] for node in needed} for each in cuts)
+            function.cuts.extend(cuts)
             return function
 
-        return [partial(turn, names, needed) for names, needed in zip(turns, wanted, strict=True)]
+        # each turn holds its own values alone: those of a turn that is over go with it
+        own = [
+            [{node: each[node] for node in needed} for each in cuts] if needed else []
+            for needed in wanted
+        ]
+        return [partial(turn, names, each) for names, each in zip(turns, own, strict=True)]
 
     def _cuts(
         self, wanted: Sequence[fx.Node], at: Point, images: Images, batch_size: int

@@ -267,8 +267,9 @@ def _search(
         if not parts:  # of the rest of the pass: no visit changes what lies in front of the next
             turns = list(order.values())[state.visited % len(order) :]
             parts = objective.vary_in_turn(turns, point)
-        part = parts.pop(0)(point)
-        state = _visit(state, block, order[block], len(order), part, start, recipe, generator)
+        state = _visit(
+            state, block, order[block], len(order), parts.pop(0)(point), start, recipe, generator
+        )
         if selection is not None and state.visited % len(order) == 0:
             state = _select(state, selection({**start, **state.entries}))
         # Rounded, since a search that was resumed has summed up less and rounds differently.

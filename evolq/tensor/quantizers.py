@@ -363,7 +363,7 @@ def _codes_in_one_buffer(
         assert zero_point is not None
         buffer.add_(spec.granularity.align(zero_point, value).round())
     # torch.clamp with two tensors takes seven times as long as with one at a time.
-    return buffer.clamp_min_(bounds[0]).clamp_max_(bounds[1]).round_()  # type: ignore[arg-type]
+    return buffer.clamp_min_(bounds[0]).clamp_max_(bounds[1]).round_()
 
 
 class Quantizer(nn.Module):

@@ -22,7 +22,7 @@ from evolq.points import Direction, Point, displace
 from landscape.ledger import Arrays, Ledger
 from landscape.probes.directions import gaussian, normalize, orthogonal_to
 from landscape.probes.evaluation import CalibrationLoss, HeldOutLoss
-from landscape.probes.slices import Slice, directions_of, point_at
+from landscape.probes.slices import Slice, directions_of, origin_of, point_at
 from landscape.statistics.minima import significant_minima
 from landscape.work.pieces import Failed, Piece, finish
 from landscape.work.shared import Received, Shared
@@ -76,18 +76,20 @@ def add_escapes(
     names = tuple(sorted(moving))
     basis = cache(partial(_basis, where, moving, how))
     folder = ledger.path.parent if ledger else None
-    pieces = []
-    for number, minimum in enumerate(found):
-        origin = point_at(where, minimum.coordinates)
+    starts = []
+    for minimum in found:
+        point = point_at(where, minimum.coordinates)
         try:
             directions = _off(basis(), moving, how, descents, generator)
         except InputError:  # all that moves is in the slice
             return dataset
-        shared = Shared(_Descents(objective, test, names, origin, directions), folder)
-        pieces += [
-            Piece(f"escape {number} {index}", _descend, (shared, index, step))
-            for index in range(descents)
-        ]
+        starts.append(({name: point[name] for name in names}, directions))
+    shared = Shared(_Descents(objective, test, names, origin_of(where), starts), folder)
+    pieces = [
+        Piece(f"escape {number} {index}", _descend, (shared, number, index, step))
+        for number in range(len(starts))
+        for index in range(descents)
+    ]
     if not pieces:
         return dataset
     done: dict[str, Arrays] = {}
@@ -143,7 +145,7 @@ def _orthogonal(
 
 
 class _Descents:
-    """Both losses around a minimum, and directions that lead away; workers get it once."""
+    """Both losses, and where descents start and lead; workers get it once."""
 
     def __init__(
         self,
@@ -151,10 +153,19 @@ class _Descents:
         test: HeldOutLoss,
         names: tuple[str, ...],
         origin: Point,
-        directions: Sequence[Direction],
+        starts: Sequence[tuple[Point, Sequence[Direction]]],
     ) -> None:
-        self._constant = (objective, test, names, origin, directions)
-        self._point = {name: origin[name] for name in names}
+        """Keep what is needed.
+
+        Args:
+            objective: on calibration images.
+            test: on test images.
+            names: entries that move.
+            origin: of all others.
+            starts: the entries `names` of each minimum, and directions from there.
+        """
+        self._constant = (objective, test, names, origin, starts)
+        self._at_minima: dict[int, tuple[float, np.ndarray]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle all but what is made where it is needed."""
@@ -165,10 +176,6 @@ class _Descents:
         objective, test, names, origin, _ = self._constant
         return objective.vary(names, at=origin), test.vary(names, at=origin)
 
-    @cached_property
-    def _at_minimum(self) -> tuple[float, np.ndarray]:
-        return self._loss(self._point), self._test_loss(self._point)
-
     def _loss(self, point: Point) -> float:
         return float(self._varied[0].per_image(point).double().mean())
 
@@ -176,13 +183,15 @@ class _Descents:
         per_image, _ = self._varied[1].per_image(point)
         return per_image.detach().double().cpu().numpy()
 
-    def descend(self, index: int, step: float) -> Arrays:
+    def descend(self, number: int, index: int, step: float) -> Arrays:
         """Follow the calibration loss along a direction, and measure the test loss at the end."""
-        direction = self._constant[-1][index]
-        at_start, test_at_start = self._at_minimum
+        start, directions = self._constant[-1][number]
+        if number not in self._at_minima:
+            self._at_minima[number] = self._loss(start), self._test_loss(start)
+        at_start, test_at_start = self._at_minima[number]
 
         def at(distance: float) -> Point:
-            return displace(self._point, direction, distance)
+            return displace(start, directions[index], distance)
 
         best, reached = min((self._loss(at(side * step)), side * step) for side in (-1, 1))
         if not best < at_start:
@@ -203,9 +212,11 @@ class _Descents:
         }
 
 
-def _descend(descents: Shared[_Descents] | Received, index: int, step: float) -> Arrays:
+def _descend(
+    descents: Shared[_Descents] | Received, number: int, index: int, step: float
+) -> Arrays:
     """Do one descent, wherever this runs."""
-    return descents.get().descend(index, step)
+    return descents.get().descend(number, index, step)
 
 
 def _grid_step(dataset: xr.Dataset) -> float:

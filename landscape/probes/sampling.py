@@ -213,7 +213,8 @@ def auto_radius(
     is one that its workers see.
 
     Raises:
-        InputError: if there is no line, fewer than 2 test images, or no radius in the bounds.
+        InputError: if there is no line, fewer than 2 test images, or no radius in the bounds; if an
+            end could not be measured.
     """
     check_value("standard_errors", standard_errors, float, (0, LARGEST_FLOAT))
     if not 0 < smallest <= largest < np.inf:
@@ -239,7 +240,7 @@ def auto_radius(
         for piece in pieces:  # in their order, as the first of equal shifts counts
             measured = found[piece.key]
             if isinstance(measured, Failed):
-                raise RuntimeError(f"the radius could not be chosen: {measured.error}")
+                raise InputError(f"the radius could not be chosen: {measured.error}")
             shifts.append(_shift(radius, measured["test_loss"].astype(np.float64), start))
         return max(shifts, key=lambda shift: shift.standard_errors)
 

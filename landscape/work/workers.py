@@ -127,7 +127,8 @@ class Automatic(Executor):
             self._compare(self._workers)
         future = (self._workers or Here()).submit(function, *args, **kwargs)
         if self._undecided:
-            future.add_done_callback(lambda _: self._ended.append(time.perf_counter()))
+            ended = self._ended  # of this kind, whenever the call ends
+            future.add_done_callback(lambda _: ended.append(time.perf_counter()))
         return future
 
     def _start(self) -> None:
