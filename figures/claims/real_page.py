@@ -154,9 +154,11 @@ def draw_curves(rows: Sequence[Row]) -> Figure:
             for (network, bits, recipe, rounding), stops in searches:
                 if (network, bits) != panel:
                     continue
-                changes = [_change(first, row) for row in stops.values()]
+                # every recipe starts where the default one does
+                path = list((stops if rounding == "gptq" else {COSTS[0]: first} | stops).values())
+                changes = [_change(first, row) for row in path]
                 axes.errorbar(
-                    [row["values"]["cost"] for row in stops.values()],
+                    [row["values"]["cost"] for row in path],
                     [verdict.effect for verdict in changes],
                     np.array([[v.effect - v.low, v.high - v.effect] for v in changes]).T,
                     capsize=2,
@@ -172,7 +174,7 @@ def draw_curves(rows: Sequence[Row]) -> Figure:
             for recipe, rounding in drawn
             for look in [LOOKS[recipe, rounding]]
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
 
 
