@@ -217,12 +217,8 @@ class Instant(Executor):
 CLOCK = [0.0]
 
 
-@pytest.mark.parametrize(("factor", "words"), [(1.6, "1.6 times"), (0.5, "0.5 times")])
-def test_workers_take_over_if_they_are_faster(monkeypatch, factor, words):
-    def slow(number):
-        if not made:
-            CLOCK[0] += 1.0
-        return square(number)
+def automatic(monkeypatch, factor):
+    """Return an Automatic, the instant workers that it starts, and what it says."""
 
     def start(count):
         made.append(Instant(count, factor))
@@ -232,7 +228,17 @@ def test_workers_take_over_if_they_are_faster(monkeypatch, factor, words):
     monkeypatch.setattr(workers_module, "Workers", start)
     monkeypatch.setattr(workers_module.time, "perf_counter", lambda: CLOCK[0])
     monkeypatch.setattr(workers_module, "_memory_available", lambda: 1e12)
-    executor = Automatic(2, said.append)
+    return Automatic(2, said.append), made, said
+
+
+@pytest.mark.parametrize(("factor", "words"), [(1.6, "1.6 times"), (0.5, "0.5 times")])
+def test_workers_take_over_if_they_are_faster(monkeypatch, factor, words):
+    def slow(number):
+        if not made:
+            CLOCK[0] += 1.0
+        return square(number)
+
+    executor, made, said = automatic(monkeypatch, factor)
     assert found(squares(slow, 100), None, executor) == found(squares(count=100))
     (workers,) = made
     assert len(said) == 1
@@ -250,15 +256,7 @@ def test_calls_that_take_another_time_are_compared_anew(monkeypatch):
     def alone(seconds):
         return not made or (seconds > 1 and made[0].calls == 6)
 
-    def start(count):
-        made.append(Instant(count, 1.0))
-        return made[-1]
-
-    made, said = [], []
-    monkeypatch.setattr(workers_module, "Workers", start)
-    monkeypatch.setattr(workers_module.time, "perf_counter", lambda: CLOCK[0])
-    monkeypatch.setattr(workers_module, "_memory_available", lambda: 1e12)
-    executor = Automatic(2, said.append)
+    executor, made, said = automatic(monkeypatch, 1.0)
     # too few to be compared: 2 alone, 6 by workers; then those that take 3 seconds alone
     short, long = (partial(slow, seconds) for seconds in (1.0, 3.0))
     assert found(squares(short, 8), None, executor) == found(squares(count=8))

@@ -71,9 +71,7 @@ class Forward:
 
     def vary(self, names: Collection[str], at: Point) -> Forward:
         """Return the function of `names` alone; preparing it costs the part that it leaves out."""
-        function = self.network.vary(names, at, self.images, self.batch_size)
-        self.spent.forward_passes += 1 - function.share
-        return replace(self, function=function)
+        return self._charged(self.network.vary(names, at, self.images, self.batch_size))
 
     def vary_in_turn(
         self, turns: Sequence[Collection[str]], at: Point
@@ -85,11 +83,14 @@ class Forward:
         functions = self.network.vary_in_turn(turns, at, self.images, self.batch_size)
 
         def turn(made: Callable[[Point], PartialEvaluation], point: Point) -> Forward:
-            function = made(point)
-            self.spent.forward_passes += 1 - function.share
-            return replace(self, function=function)
+            return self._charged(made(point))
 
         return [partial(turn, made) for made in functions]
+
+    def _charged(self, function: PartialEvaluation) -> Forward:
+        """Return this with a function of some entries, charged for the part that it leaves out."""
+        self.spent.forward_passes += 1 - function.share
+        return replace(self, function=function)
 
     def logits(self, point: Point) -> Tensor:
         """Return the logits (n, classes) without gradients."""

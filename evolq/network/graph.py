@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -484,7 +485,7 @@ class Stages:
     result: fx.Node
     share: float
 
-    @property
+    @cached_property
     def cut(self) -> tuple[fx.Node, ...]:
         """What the suffix needs of the prefix, or the result, if it does not depend on entries."""
         needed = dict.fromkeys((*self.suffix.inputs, self.result))

@@ -241,7 +241,7 @@ def quantize(
         codes = round_straight_through(torch.clamp(exponent, lower, upper))  # type: ignore[arg-type]
         return torch.where(positive, codes, upper)
     if not torch.is_grad_enabled():
-        return _codes_in_one_buffer(value, scale, zero_point, (lower, upper), spec)
+        return _codes_in_one_buffer(value, scale, _offset(zero_point, value, spec), (lower, upper))
     codes = value / scale
     if spec.has_zero_point:
         assert zero_point is not None
@@ -343,25 +343,31 @@ def _fake_quantize_in_one_buffer(
     Elementwise passes are bound by memory, so one buffer is faster than six.
     """
     scale = spec.granularity.align(scale, value)
-    buffer = _codes_in_one_buffer(value, scale, zero_point, codes_range(bits, spec), spec)
-    if spec.has_zero_point:
-        assert zero_point is not None
-        buffer.sub_(spec.granularity.align(zero_point, value).round())
+    offset = _offset(zero_point, value, spec)
+    buffer = _codes_in_one_buffer(value, scale, offset, codes_range(bits, spec))
+    if offset is not None:
+        buffer.sub_(offset)
     return buffer.mul_(scale)
+
+
+def _offset(zero_point: Tensor | None, value: Tensor, spec: QuantSpec) -> Tensor | None:
+    """Return the rounded zero point, aligned with the value; None for a quantizer without one."""
+    if not spec.has_zero_point:
+        return None
+    assert zero_point is not None
+    return spec.granularity.align(zero_point, value).round()
 
 
 def _codes_in_one_buffer(
     value: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None,
+    offset: Tensor | None,
     bounds: tuple[Tensor | float, Tensor | float],
-    spec: QuantSpec,
 ) -> Tensor:
     """Do what `quantize` does with a uniform quantizer, in one new tensor; `scale` is aligned."""
     buffer = value / scale
-    if spec.has_zero_point:
-        assert zero_point is not None
-        buffer.add_(spec.granularity.align(zero_point, value).round())
+    if offset is not None:
+        buffer.add_(offset)
     # torch.clamp with two tensors takes seven times as long as with one at a time.
     return buffer.clamp_min_(bounds[0]).clamp_max_(bounds[1]).round_()
 
