@@ -12,17 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evolq.network import kernels as module
-from evolq.network import lowering
+from evolq.network import lowering, native
 from evolq.network.integer_ops import WeightCodes
-from evolq.network.kernels import (
-    LANES,
-    Codes,
-    attention,
-    attention_in_floats,
-    kernels,
-    linear_gelu,
-)
+from evolq.network.kernels import Codes, attention, attention_in_floats, linear_gelu
 from evolq.network.lowering import differing_codes, lower
+from evolq.network.native import LANES, kernels
 from evolq.network.quantized import QuantizedNetwork, quantize
 from evolq.points import Point, select
 from evolq.starts.calibration import calibrate
@@ -135,7 +129,7 @@ def test_a_kernel_that_cannot_be_built_is_said_once(
 ) -> None:
     broken = tmp_path / "kernels.cpp"
     broken.write_text("this is no C++\n")
-    monkeypatch.setattr(module, "SOURCE", broken)
+    monkeypatch.setattr(native, "SOURCE", broken)
     kernels.cache_clear()
     with pytest.warns(UserWarning, match="the kernels of integer execution cannot be built here"):
         assert kernels() is None
@@ -143,6 +137,26 @@ def test_a_kernel_that_cannot_be_built_is_said_once(
         warnings.simplefilter("error")
         assert kernels() is None
     kernels.cache_clear()
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="the processor lacks AMX")
+def test_tiles_make_the_same_bits_as_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys, values = operands(197, 36, 80)
+
+    def made() -> list[Tensor]:
+        return [
+            attention(queries, keys, values, *quantizer(1 / 60)),
+            linear_gelu(*layer(70, 68, 64, 4, 128, True)[0]),  # type: ignore[arg-type]
+        ]
+
+    found = made()
+    monkeypatch.setattr(native, "_tiles_work", lambda: False)
+    kernels.cache_clear()
+    try:
+        expected = made()
+    finally:
+        kernels.cache_clear()
+    assert all(map(torch.equal, found, expected))
 
 
 # Layers with GELU ---------------------------------------------------------------------------------

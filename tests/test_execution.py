@@ -81,6 +81,20 @@ def test_integer_products_are_exact(
     assert torch.equal(integer_product(left, right).long(), expected)
 
 
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("rows", [1, 31, 32, 70])
+@pytest.mark.parametrize("terms", [4, 36, 64, 68, 196, 1024])
+@pytest.mark.parametrize("columns", [16, 48, 64])
+def test_integer_products_are_exact_where_tiles_may_make_them(
+    tiles: bool, rows: int, terms: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not tiles:
+        monkeypatch.setattr(integer_ops, "kernels_with_tiles", lambda: None)
+    left, right = int8(rows, terms), int8(columns, terms, seed=1).t()  # not contiguous
+    right[:, 0], left[0] = -128, -128  # the largest sum
+    assert torch.equal(integer_product(left, right).long(), left.long() @ right.long())
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_integer_products_of_many_matrices_are_exact(
     exact: bool, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from functools import cache
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evolq.errors import InputError
+from evolq.network.native import LANES, kernels_with_tiles
 from evolq.tensor.moments import MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
     Quantizer,
@@ -129,6 +131,10 @@ def integer_product(left: Tensor, right: Tensor) -> Tensor:
     """
     if left.device.type != "cpu" or not _int8_is_exact():
         return _product_in_floats(left, right)
+    if right.dim() == 2 and right.shape[0] % 4 == 0 and right.shape[1] % LANES == 0:
+        library = kernels_with_tiles()
+        if library is not None:
+            return _product_in_tiles(left.contiguous(), right.contiguous(), library)
     left, right = _with_plain_strides(left), _with_plain_strides(right)
     if right.dim() == 2:
         product = torch._int_mm(left.reshape(-1, left.shape[-1]), right)
@@ -138,6 +144,18 @@ def integer_product(left: Tensor, right: Tensor) -> Tensor:
         for index in range(len(product)):
             torch._int_mm(lefts[index], rights[index], out=product[index])
     return product.view(*left.shape[:-1], right.shape[-1])
+
+
+def _product_in_tiles(left: Tensor, right: Tensor, library: ctypes.CDLL) -> Tensor:
+    """Do what `torch._int_mm` does, faster where terms are few."""
+    terms, columns = right.shape
+    product = left.new_empty(*left.shape[:-1], columns, dtype=torch.int32)
+    library.product(
+        *(left.data_ptr(), right.data_ptr()),
+        *(left.numel() // terms, terms, columns),
+        *(product.data_ptr(), torch.get_num_threads()),
+    )
+    return product
 
 
 def _with_plain_strides(matrices: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 // Products of 8-bit codes together with what follows, row by row in the cache: attention (queries x
-// keys, softmax, its codes, codes x values), and layers with GELU. Needs AVX-512 VNNI; `kernels.py` builds
-// and calls it. Sums of products are exact, and a row is computed by itself: results depend on
-// neither threads nor batches.
+// keys, softmax, its codes, codes x values), and layers with GELU. Needs AVX-512 VNNI, and uses AMX
+// where it is compiled for it; `kernels.py` builds and calls it. Sums of products are exact, and a row
+// is computed by itself: results depend on neither threads nor batches.
 
 #include <immintrin.h>
 
@@ -13,9 +13,82 @@
 namespace {
 
 constexpr int64_t LANES = 16;  // int32 in a vector
-constexpr int64_t ROWS = 6;    // with 4 vectors of columns: 24 sums of 32 registers
 
 int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+#ifdef __AMX_INT8__
+
+constexpr int64_t ROWS = 32;  // two tiles, by two of columns: four tiles of sums of eight
+
+// Terms lie in fours, and a tile takes up to 16 of them. All steps take as many.
+int64_t step_of(int64_t terms) {
+    const int64_t fours = padded(terms, 4) / 4, steps = padded(fours, 16) / 16;
+    return padded(fours, steps) / steps;
+}
+
+// So many fours operands are to have for so many terms; those of columns that are too many are 0.
+int64_t fours_of(int64_t terms) { return padded(padded(terms, 4) / 4, step_of(terms)); }
+
+// Gives tiles their shapes: 0 to 3 hold sums, 4 and 5 rows, 6 and 7 columns.
+void shape_tiles(int64_t step) {
+    struct alignas(64) {
+        uint8_t palette = 1, begun = 0, nothing[14] = {};
+        uint16_t bytes[16] = {};
+        uint8_t rows[16] = {};
+    } shapes;
+    for (int tile = 0; tile < 8; ++tile) {
+        shapes.bytes[tile] = tile == 4 || tile == 5 ? 4 * step : 4 * LANES;
+        shapes.rows[tile] = tile < 6 ? ROWS / 2 : step;
+    }
+    _tile_loadconfig(&shapes);
+}
+
+// out[r][n] = sum over k of a[r][k] * b[n][k], for ROWS rows and `columns`, which LANES divides. b is
+// [k / 4][n][4], with `stride` bytes from four to four. `SIGNED` says whether codes in a are.
+template <bool SIGNED = false>
+void multiply(const void* a, int64_t a_stride, const int8_t* b, int64_t stride, int64_t columns,
+              int64_t terms, int32_t* out, int64_t out_stride) {
+    const int64_t step = step_of(terms), fours = fours_of(terms);
+    shape_tiles(step);
+    const auto* rows = static_cast<const int8_t*>(a);
+#define MULTIPLY(sums, left, right)               \
+    if (SIGNED) _tile_dpbssd(sums, left, right);  \
+    else _tile_dpbusd(sums, left, right)
+    for (int64_t n = 0; n < columns; n += 2 * LANES) {
+        const bool two = n + LANES < columns;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t four = 0; four < fours; four += step) {
+            const int8_t* right = b + four * stride + 4 * n;
+            _tile_loadd(4, rows + 4 * four, a_stride);
+            _tile_loadd(5, rows + ROWS / 2 * a_stride + 4 * four, a_stride);
+            _tile_loadd(6, right, stride);
+            MULTIPLY(0, 4, 6);
+            MULTIPLY(1, 5, 6);
+            if (!two) continue;
+            _tile_loadd(7, right + 4 * LANES, stride);
+            MULTIPLY(2, 4, 7);
+            MULTIPLY(3, 5, 7);
+        }
+        _tile_stored(0, out + n, 4 * out_stride);
+        _tile_stored(1, out + ROWS / 2 * out_stride + n, 4 * out_stride);
+        if (!two) continue;
+        _tile_stored(2, out + n + LANES, 4 * out_stride);
+        _tile_stored(3, out + ROWS / 2 * out_stride + n + LANES, 4 * out_stride);
+    }
+#undef MULTIPLY
+}
+
+void end_tiles() { _tile_release(); }
+
+#else
+
+constexpr int64_t ROWS = 6;  // with 4 vectors of columns: 24 sums of 32 registers
+
+// So many fours of terms operands are to have.
+int64_t fours_of(int64_t terms) { return padded(terms, 4) / 4; }
 
 // out[r][n] = sum over k of a[r][k] * b[n][k], for ROWS rows and C vectors of columns. Terms lie in
 // fours, as vpdpbusd reads them: b is [k / 4][n][4], with `stride` bytes from four to four.
@@ -48,14 +121,19 @@ void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t strid
 }
 
 // The same for any number of columns that LANES divides.
-void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t columns, int64_t fours,
-              int32_t* out) {
+void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t stride, int64_t columns,
+              int64_t terms, int32_t* out, int64_t out_stride) {
+    const int64_t fours = fours_of(terms);
     int64_t n = 0;
     for (; n + 4 * LANES <= columns; n += 4 * LANES)
-        multiply<4>(a, a_stride, b + 4 * n, 4 * columns, fours, out + n, columns);
+        multiply<4>(a, a_stride, b + 4 * n, stride, fours, out + n, out_stride);
     for (; n < columns; n += LANES)
-        multiply<1>(a, a_stride, b + 4 * n, 4 * columns, fours, out + n, columns);
+        multiply<1>(a, a_stride, b + 4 * n, stride, fours, out + n, out_stride);
 }
+
+void end_tiles() {}
+
+#endif
 
 // out[n] = sum over k of b[n][k].
 void add_up(const int8_t* b, int64_t columns, int64_t fours, int32_t* out) {
@@ -83,6 +161,17 @@ void interleave(const int8_t* const rows[4], int64_t columns, int8_t* out) {
         _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(high[0], high[1]));
         _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(high[0], high[1]));
     }
+}
+
+// A matrix (terms, columns) as `multiply` reads it; 4 divides terms.
+std::vector<int8_t> pack(const int8_t* matrix, int64_t terms, int64_t columns) {
+    std::vector<int8_t> packed(4 * fours_of(terms) * columns);
+    for (int64_t k = 0; k < terms; k += 4) {
+        const int8_t* four[4];
+        for (int64_t t = 0; t < 4; ++t) four[t] = matrix + (k + t) * columns;
+        interleave(four, columns, &packed[k * columns]);
+    }
+    return packed;
 }
 
 // Sixteen values of a polynomial, coefficients from the highest power on.
@@ -181,12 +270,13 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                           float factor, float* out, int64_t threads) {
     const Quantizer quantizer{zero, lower, upper};
     const int64_t rows = padded(tokens, ROWS), width = padded(tokens, LANES);
-    const int64_t fours = padded(tokens, 4) / 4;  // of tokens
+    const int64_t query_fours = fours_of(depth), query_bytes = 4 * query_fours;
+    const int64_t fours = fours_of(tokens), code_bytes = std::max(width, 4 * fours);
     const int32_t probability_zero = zero;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<uint8_t> query(rows * depth), codes(ROWS * width);
-        std::vector<int8_t> key(depth * width), value(width * columns), nothing(columns);
+        std::vector<uint8_t> query(rows * query_bytes), codes(ROWS * code_bytes);
+        std::vector<int8_t> key(query_bytes * width), value(code_bytes * columns), nothing(columns);
         std::vector<int32_t> key_sums(width), value_sums(columns);
         std::vector<int32_t> sums(ROWS * width), products(ROWS * columns);
 #pragma omp for
@@ -197,7 +287,7 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
             };
             for (int64_t token = 0; token < tokens; ++token) {
                 const int8_t *q = at(queries, 0, token), *k = at(keys, 1, token);
-                for (int64_t d = 0; d < depth; ++d) query[token * depth + d] = uint8_t(q[d]) ^ 128;
+                for (int64_t d = 0; d < depth; ++d) query[token * query_bytes + d] = uint8_t(q[d]) ^ 128;
                 for (int64_t d = 0; d < depth; d += 4)
                     std::memcpy(&key[d * width + 4 * token], k + d, 4);
             }
@@ -207,17 +297,20 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                     rows[t] = token + t < tokens ? at(values, 2, token + t) : nothing.data();
                 interleave(rows, columns, &value[token * columns]);
             }
-            add_up(key.data(), width, depth / 4, key_sums.data());
+            add_up(key.data(), width, query_fours, key_sums.data());
             add_up(value.data(), columns, fours, value_sums.data());
             for (int64_t n = 0; n < width; ++n) key_sums[n] *= query_zero + 128;
             for (int64_t row = 0; row < tokens; row += ROWS) {
-                multiply(&query[row * depth], depth, key.data(), width, depth / 4, sums.data());
+                const int64_t height = std::min(ROWS, tokens - row);
+                multiply(&query[row * query_bytes], query_bytes, key.data(), 4 * width, width, depth,
+                         sums.data(), width);
                 int32_t counts[ROWS];
-                for (int64_t r = 0; r < ROWS; ++r)
+                for (int64_t r = 0; r < height; ++r)
                     counts[r] = softmax(&sums[r * width], key_sums.data(), tokens, width, slope,
-                                        scale, quantizer, &codes[r * width]);
-                multiply(codes.data(), width, value.data(), columns, fours, products.data());
-                for (int64_t r = 0; r < ROWS && row + r < tokens; ++r) {
+                                        scale, quantizer, &codes[r * code_bytes]);
+                multiply(codes.data(), code_bytes, value.data(), 4 * columns, columns, tokens,
+                         products.data(), columns);
+                for (int64_t r = 0; r < height; ++r) {
                     float* written =
                         out + ((head / heads * tokens + row + r) * heads + head % heads) * columns;
                     const int32_t offset =
@@ -228,6 +321,7 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                 }
             }
         }
+        end_tiles();
     }
 }
 
@@ -239,37 +333,33 @@ extern "C" void linear_gelu(const int8_t* input, const int8_t* matrix, const int
                             const float* bias, const float* unit, float zero, float lower,
                             float upper, int32_t shift, int64_t rows, int64_t terms,
                             int64_t columns, int8_t* out, int64_t threads) {
-    constexpr int64_t BLOCK = 8 * ROWS, PANEL = 4 * LANES;
+    constexpr int64_t PANEL = 4 * LANES;
+    const int64_t block_rows = padded(48, ROWS), bytes = 4 * fours_of(terms);
     const Quantizer quantizer{zero, lower, upper};
-    std::vector<int8_t> packed(terms * columns);
-    for (int64_t k = 0; k < terms; k += 4) {
-        const int8_t* four[4];
-        for (int64_t t = 0; t < 4; ++t) four[t] = matrix + (k + t) * columns;
-        interleave(four, columns, &packed[k * columns]);
-    }
+    const std::vector<int8_t> packed = pack(matrix, terms, columns);
     std::vector<int32_t> base(columns);
     add_up(packed.data(), columns, terms / 4, base.data());
     for (int64_t n = 0; n < columns; ++n) base[n] = 128 * base[n] + offset[n];
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<uint8_t> block(BLOCK * terms);
-        std::vector<int32_t> counts(BLOCK), sums(ROWS * PANEL);
+        std::vector<uint8_t> block(block_rows * bytes);
+        std::vector<int32_t> counts(block_rows), sums(ROWS * PANEL);
 #pragma omp for
-        for (int64_t first = 0; first < rows; first += BLOCK) {
-            const int64_t height = std::min(BLOCK, rows - first);
+        for (int64_t first = 0; first < rows; first += block_rows) {
+            const int64_t height = std::min(block_rows, rows - first);
             for (int64_t r = 0; r < height; ++r) {
                 int32_t count = 0;
                 for (int64_t k = 0; k < terms; ++k) {
                     const int8_t code = input[(first + r) * terms + k];
-                    block[r * terms + k] = uint8_t(code) ^ 128;
+                    block[r * bytes + k] = uint8_t(code) ^ 128;
                     count += code;
                 }
                 counts[r] = count;
             }
             for (int64_t n = 0; n < columns; n += PANEL)
                 for (int64_t row = 0; row < height; row += ROWS) {
-                    multiply<4>(&block[row * terms], terms, &packed[4 * n], 4 * columns, terms / 4,
-                                sums.data(), PANEL);
+                    multiply(&block[row * bytes], bytes, &packed[4 * n], 4 * columns, PANEL, terms,
+                             sums.data(), PANEL);
                     for (int64_t r = 0; r < ROWS && row + r < height; ++r) {
                         const __m512 count = _mm512_set1_ps(counts[row + r]);
                         int8_t* to = out + (first + row + r) * columns;
@@ -293,5 +383,38 @@ extern "C" void linear_gelu(const int8_t* input, const int8_t* matrix, const int
                     }
                 }
         }
+        end_tiles();
     }
 }
+
+#ifdef __AMX_INT8__
+
+// Sums of products of int8 (rows, terms) and a matrix (terms, columns): int32 (rows, columns). 4
+// divides terms, LANES columns.
+extern "C" void product(const int8_t* left, const int8_t* matrix, int64_t rows, int64_t terms,
+                        int64_t columns, int32_t* out, int64_t threads) {
+    const int64_t bytes = 4 * fours_of(terms);
+    const std::vector<int8_t> packed = pack(matrix, terms, columns);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<int8_t> block(ROWS * bytes);
+        std::vector<int32_t> sums;
+#pragma omp for
+        for (int64_t first = 0; first < rows; first += ROWS) {
+            const int64_t height = std::min(ROWS, rows - first);
+            for (int64_t r = 0; r < height; ++r)
+                std::memcpy(&block[r * bytes], left + (first + r) * terms, terms);
+            int32_t* to = out + first * columns;
+            if (height < ROWS) {
+                sums.resize(ROWS * columns);
+                to = sums.data();
+            }
+            multiply<true>(block.data(), bytes, packed.data(), 4 * columns, columns, terms, to,
+                           columns);
+            if (height < ROWS) std::copy_n(to, height * columns, out + first * columns);
+        }
+        end_tiles();
+    }
+}
+
+#endif

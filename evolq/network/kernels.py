@@ -1,12 +1,9 @@
-"""Products of 8-bit codes with what follows: `kernels.cpp`, compiled when it is first needed."""
+"""Products of 8-bit codes with what follows, by `kernels.cpp` where that works, else by PyTorch."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import warnings
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,49 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from evolq.network.integer_ops import encode, integer_product, rescale, row_sums, steps
+from evolq.network.native import LANES, kernels
 
-SOURCE = Path(__file__).with_suffix(".cpp")
-
-# Beside the processor's own: what PyTorch's builder does not ask for.
-FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
-
-# Sums in a vector, and columns that `linear_gelu` makes at a time.
-LANES = 16
+# Columns that `linear_gelu` makes at a time.
 PANEL = 4 * LANES
 
 # An operand: stored codes, their scale, zero point and shift, as `integer_ops.decode` takes them.
 Codes = tuple[Tensor, Tensor, Tensor, int]
-
-
-@cache
-def kernels() -> ctypes.CDLL | None:
-    """Return the compiled functions, from PyTorch's cache on disk if they are there.
-
-    None for a processor without AVX-512 VNNI, or if they cannot be built: a warning says why.
-    """
-    if not torch.cpu._is_vnni_supported():
-        return None
-    try:
-        from torch._inductor.codecache import CppCodeCache
-
-        library = CppCodeCache.load(SOURCE.read_text(), extra_flags=FLAGS)
-    except Exception as error:  # of whatever the builder raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(
-            f"the kernels of integer execution cannot be built here ({reason}); running without "
-            "them gives the same results, more slowly",
-            stacklevel=2,
-        )
-        return None
-    pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    library.attention.argtypes = [
-        *[pointer] * 4, *[whole] * 5, *[ctypes.c_int32] * 2, *[real] * 6, pointer, whole,
-    ]  # fmt: skip
-    library.linear_gelu.argtypes = [
-        *[pointer] * 8, *[real] * 3, ctypes.c_int32, *[whole] * 3, pointer, whole,
-    ]  # fmt: skip
-    library.attention.restype = library.linear_gelu.restype = None
-    return library
 
 
 def attention(

@@ -57,7 +57,8 @@ from evolq.network.integer_ops import (
     times_scales,
     zero_point_term,
 )
-from evolq.network.kernels import LANES, PANEL, attention, kernels, linear_gelu
+from evolq.network.kernels import PANEL, attention, linear_gelu
+from evolq.network.native import LANES, kernels
 from evolq.network.operators import aten, is_matrix_product
 from evolq.points import Point
 from evolq.tensor.quantizers import (

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tqdm import tqdm
+
 from landscape.work.pieces import Here
 from landscape.work.processes import block_interrupts, start_method
 from landscape.work.shared import Shared
@@ -80,6 +82,9 @@ def _begin(line: Connection) -> None:
         line.poll(None)
         os._exit(1)
 
+    # Inductor's progress bar else has a lock among processes, of which Python says at the end that
+    # it leaked.
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -1,0 +1,65 @@
+"""The functions in `kernels.cpp`, compiled when they are first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_suffix(".cpp").with_stem("kernels")
+
+# Beside the processor's own: what PyTorch's builder does not ask for.
+FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
+TILE_FLAGS = ("-mamx-tile", "-mamx-int8")
+
+# Sums in a vector.
+LANES = 16
+
+
+@cache
+def kernels() -> ctypes.CDLL | None:
+    """Return the compiled functions, from PyTorch's cache on disk if they are there.
+
+    None for a processor without AVX-512 VNNI, or if they cannot be built: a warning says why.
+    """
+    if not torch.cpu._is_vnni_supported():
+        return None
+    try:
+        from torch._inductor.codecache import CppCodeCache
+
+        flags = FLAGS + TILE_FLAGS if _tiles_work() else FLAGS
+        library = CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
+    except Exception as error:  # of whatever the builder raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"the kernels of integer execution cannot be built here ({reason}); running without "
+            "them gives the same results, more slowly",
+            stacklevel=2,
+        )
+        return None
+    pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    library.attention.argtypes = [
+        *[pointer] * 4, *[whole] * 5, *[ctypes.c_int32] * 2, *[real] * 6, pointer, whole,
+    ]  # fmt: skip
+    library.linear_gelu.argtypes = [
+        *[pointer] * 8, *[real] * 3, ctypes.c_int32, *[whole] * 3, pointer, whole,
+    ]  # fmt: skip
+    library.attention.restype = library.linear_gelu.restype = None
+    if _tiles_work():
+        library.product.argtypes = [*[pointer] * 2, *[whole] * 3, pointer, whole]
+        library.product.restype = None
+    return library
+
+
+def kernels_with_tiles() -> ctypes.CDLL | None:
+    """Return the compiled functions where they have `product`: on a processor with AMX."""
+    return kernels() if _tiles_work() else None
+
+
+@cache
+def _tiles_work() -> bool:
+    """Whether the processor has tiles (AMX), and the system lets this process use them."""
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
