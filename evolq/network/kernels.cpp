@@ -20,36 +20,28 @@ int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step *
 
 constexpr int64_t ROWS = 32;  // two tiles, by two of columns: four tiles of sums of eight
 
-// Terms lie in fours, and a tile takes up to 16 of them. All steps take as many.
-int64_t step_of(int64_t terms) {
-    const int64_t fours = padded(terms, 4) / 4, steps = padded(fours, 16) / 16;
-    return padded(fours, steps) / steps;
-}
+// So many fours of terms operands are to have, of which tiles take 16; those of columns that are too
+// many are 0.
+int64_t fours_of(int64_t terms) { return padded(terms, 64) / 4; }
 
-// So many fours operands are to have for so many terms; those of columns that are too many are 0.
-int64_t fours_of(int64_t terms) { return padded(padded(terms, 4) / 4, step_of(terms)); }
-
-// Gives tiles their shapes: 0 to 3 hold sums, 4 and 5 rows, 6 and 7 columns.
-void shape_tiles(int64_t step) {
+// Gives tiles their shape, for this thread: 16 rows of 64 bytes.
+void begin_products() {
     struct alignas(64) {
         uint8_t palette = 1, begun = 0, nothing[14] = {};
-        uint16_t bytes[16] = {};
-        uint8_t rows[16] = {};
+        uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } shapes;
-    for (int tile = 0; tile < 8; ++tile) {
-        shapes.bytes[tile] = tile == 4 || tile == 5 ? 4 * step : 4 * LANES;
-        shapes.rows[tile] = tile < 6 ? ROWS / 2 : step;
-    }
     _tile_loadconfig(&shapes);
 }
+
+void end_products() { _tile_release(); }
 
 // out[r][n] = sum over k of a[r][k] * b[n][k], for ROWS rows and `columns`, which LANES divides. b is
 // [k / 4][n][4], with `stride` bytes from four to four. `SIGNED` says whether codes in a are.
 template <bool SIGNED = false>
 void multiply(const void* a, int64_t a_stride, const int8_t* b, int64_t stride, int64_t columns,
               int64_t terms, int32_t* out, int64_t out_stride) {
-    const int64_t step = step_of(terms), fours = fours_of(terms);
-    shape_tiles(step);
+    const int64_t fours = fours_of(terms);
     const auto* rows = static_cast<const int8_t*>(a);
 #define MULTIPLY(sums, left, right)               \
     if (SIGNED) _tile_dpbssd(sums, left, right);  \
@@ -60,7 +52,7 @@ void multiply(const void* a, int64_t a_stride, const int8_t* b, int64_t stride, 
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
-        for (int64_t four = 0; four < fours; four += step) {
+        for (int64_t four = 0; four < fours; four += 16) {
             const int8_t* right = b + four * stride + 4 * n;
             _tile_loadd(4, rows + 4 * four, a_stride);
             _tile_loadd(5, rows + ROWS / 2 * a_stride + 4 * four, a_stride);
@@ -81,14 +73,15 @@ void multiply(const void* a, int64_t a_stride, const int8_t* b, int64_t stride, 
 #undef MULTIPLY
 }
 
-void end_tiles() { _tile_release(); }
-
 #else
 
 constexpr int64_t ROWS = 6;  // with 4 vectors of columns: 24 sums of 32 registers
 
 // So many fours of terms operands are to have.
 int64_t fours_of(int64_t terms) { return padded(terms, 4) / 4; }
+
+void begin_products() {}
+void end_products() {}
 
 // out[r][n] = sum over k of a[r][k] * b[n][k], for ROWS rows and C vectors of columns. Terms lie in
 // fours, as vpdpbusd reads them: b is [k / 4][n][4], with `stride` bytes from four to four.
@@ -130,8 +123,6 @@ void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t strid
     for (; n < columns; n += LANES)
         multiply<1>(a, a_stride, b + 4 * n, stride, fours, out + n, out_stride);
 }
-
-void end_tiles() {}
 
 #endif
 
@@ -279,6 +270,7 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
         std::vector<int8_t> key(query_bytes * width), value(code_bytes * columns), nothing(columns);
         std::vector<int32_t> key_sums(width), value_sums(columns);
         std::vector<int32_t> sums(ROWS * width), products(ROWS * columns);
+        begin_products();
 #pragma omp for
         for (int64_t head = 0; head < images * heads; ++head) {
             const auto at = [&](const int8_t* from, int operand, int64_t token) {
@@ -287,9 +279,13 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
             };
             for (int64_t token = 0; token < tokens; ++token) {
                 const int8_t *q = at(queries, 0, token), *k = at(keys, 1, token);
-                for (int64_t d = 0; d < depth; ++d) query[token * query_bytes + d] = uint8_t(q[d]) ^ 128;
-                for (int64_t d = 0; d < depth; d += 4)
+                for (int64_t d = 0; d < depth; d += 4) {
+                    uint32_t four;
+                    std::memcpy(&four, q + d, 4);
+                    four ^= 0x80808080;  // 128 more, unsigned
+                    std::memcpy(&query[token * query_bytes + d], &four, 4);
                     std::memcpy(&key[d * width + 4 * token], k + d, 4);
+                }
             }
             for (int64_t token = 0; token < tokens; token += 4) {
                 const int8_t* rows[4];
@@ -321,7 +317,7 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                 }
             }
         }
-        end_tiles();
+        end_products();
     }
 }
 
@@ -344,6 +340,7 @@ extern "C" void linear_gelu(const int8_t* input, const int8_t* matrix, const int
     {
         std::vector<uint8_t> block(block_rows * bytes);
         std::vector<int32_t> counts(block_rows), sums(ROWS * PANEL);
+        begin_products();
 #pragma omp for
         for (int64_t first = 0; first < rows; first += block_rows) {
             const int64_t height = std::min(block_rows, rows - first);
@@ -383,7 +380,7 @@ extern "C" void linear_gelu(const int8_t* input, const int8_t* matrix, const int
                     }
                 }
         }
-        end_tiles();
+        end_products();
     }
 }
 
@@ -399,6 +396,7 @@ extern "C" void product(const int8_t* left, const int8_t* matrix, int64_t rows, 
     {
         std::vector<int8_t> block(ROWS * bytes);
         std::vector<int32_t> sums;
+        begin_products();
 #pragma omp for
         for (int64_t first = 0; first < rows; first += ROWS) {
             const int64_t height = std::min(ROWS, rows - first);
@@ -413,7 +411,7 @@ extern "C" void product(const int8_t* left, const int8_t* matrix, int64_t rows, 
                            columns);
             if (height < ROWS) std::copy_n(to, height * columns, out + first * columns);
         }
-        end_tiles();
+        end_products();
     }
 }
 
