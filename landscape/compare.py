@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from evolq import command_line
 from evolq.command_line import Command, Output
@@ -64,16 +64,7 @@ def compare(
         if choose_criterion(criterion).uses_labels:
             progress.say(f"Criterion {criterion} reads the labels of calibration images.")
 
-    from landscape.plots import (
-        draw_comparison,
-        draw_transfer,
-        save_figure,
-        sections_of,
-        write_html,
-    )
     from landscape.run_folder import RunFolder
-    from landscape.runs import Run
-    from landscape.store import save
 
     name = f"compare-{Path(settings.model).name}"
     options = configuration(settings, comparison)
@@ -98,20 +89,32 @@ def compare(
                 dataset = comparison.sample_transfer(settings, on_run, folder.open_ledger, executor)
             else:
                 dataset = comparison.sample(problem, on_run, on_point, folder.open_ledger, executor)
-        path = folder.path
         if problem is None:
-            save(dataset, path / "transfer.nc", "transfer")
-            save_figure(draw_transfer(dataset), path / "transfer.png")
-            run = Run(path.name, "transfer", "landscape.compare", "transfer.nc", dataset)
-            write_html(sections_of([run]), path / "transfer.html")
-            _print_transfer(dataset, path, output.json)
+            _write(dataset, folder.path, "transfer")
+            _print_transfer(dataset, folder.path, output.json)
         else:
-            save(dataset, path / "compare.nc", "compare")
-            save_figure(draw_comparison(dataset), path / "compare.png")
-            run = Run(path.name, "compare", "landscape.compare", "compare.nc", dataset)
-            write_html(sections_of([run]), path / "compare.html")
-            _print_outcomes(dataset, path, output.json)
+            _write(dataset, folder.path, "compare")
+            _print_outcomes(dataset, folder.path, output.json)
         folder.finish(dataset)
+
+
+def _write(dataset: xr.Dataset, folder: Path, kind: Literal["compare", "transfer"]) -> None:
+    """Write what a comparison or a transfer measured, its picture and its page."""
+    from landscape.plots import (
+        draw_comparison,
+        draw_transfer,
+        save_figure,
+        sections_of,
+        write_html,
+    )
+    from landscape.runs import Run
+    from landscape.store import save
+
+    draw = draw_comparison if kind == "compare" else draw_transfer
+    save(dataset, folder / f"{kind}.nc", kind)
+    save_figure(draw(dataset), folder / f"{kind}.png")
+    run = Run(folder.name, kind, "landscape.compare", f"{kind}.nc", dataset)
+    write_html(sections_of([run]), folder / f"{kind}.html")
 
 
 def _print_outcomes(dataset: xr.Dataset, folder: Path, as_json: bool) -> None:

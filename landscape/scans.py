@@ -120,7 +120,7 @@ class _SliceScan(_MovingScan):
         normalize: Of weight directions: none, layer, or filter (the default). Those that are led
             have lengths of their own.
         radius: How far to go, in lengths of the directions: for scales 0.1 changes a typical scale
-            by 10 %. By default the test loss has just moved by 4 standard errors there (bisected);
+            by 10 %. By default the test loss has just moved by 4 standard errors there (to 19 %);
             with towards and pca it reaches somewhat past the checkpoints.
         frozen_codes: Measure the test loss of each point once more with the codes that weights
             have at the start: what is left of the ruggedness does not come from their rounding. Of

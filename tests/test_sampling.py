@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 
 from evolq.errors import InputError
 from landscape.probes.sampling import auto_radius, axis, sample_plane, sample_rays
@@ -202,16 +203,42 @@ class Bowl:
         return r**2 + r * sample, sample > 0
 
 
-def test_auto_radius_is_bisected_to_where_the_loss_leaves_the_noise():
+def test_auto_radius_is_where_the_loss_leaves_the_noise():
     # r**2 is 4 standard errors of r * sqrt(100 / 99) / 10 at r = 0.402.
     found = auto_radius([Line(ORIGIN, X), Line(ORIGIN, Y)], Bowl())
     assert found.reached
     assert found.radius == pytest.approx(2**-1.25)  # 0.42, the next below is 0.35
-    exponents = [*range(-7, -1), -1.5, -1.25, -1]
+    # from 2**-4 in proportion to 4 times as far, which is nearly there; no radius is tried twice
+    exponents = [-4, -2, -1.5, -1.25]
     assert [shift.radius for shift in found.tried] == pytest.approx([2.0**k for k in exponents])
     expected = 2**-1.25 * 10 * math.sqrt(0.99)
     assert found.chosen.standard_errors == pytest.approx(expected, rel=1e-4)
     assert found.chosen.change == pytest.approx(2**-2.5, rel=1e-4)
+
+
+class Powers(Bowl):
+    """Test losses that move by 4 standard errors at `where`, and from there like a power of r."""
+
+    def __init__(self, where, power):
+        self.where, self.power = where, power
+
+    def per_image(self, point):
+        r = (point["w"] - ORIGIN["w"]).norm().double()
+        sample = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(self.images // 2)
+        error = math.sqrt(100 / 99) / 10
+        return 4 * error * (r / self.where) ** self.power + sample * (r > 0), sample > 0
+
+
+@settings(max_examples=300)
+@given(
+    where=strategies.floats(-10, 2).map(lambda exponent: 2.0**exponent),
+    power=strategies.floats(0.5, 20),
+)
+def test_auto_radius_is_the_least_of_its_powers_at_which_the_loss_has_moved(where, power):
+    found = auto_radius([Line(ORIGIN, X)], Powers(where, power))
+    assert found.reached
+    assert found.radius / 2**0.25 * 0.999 < where < found.radius * 1.001  # rounded in float32
+    assert len(found.tried) <= 9  # doubling and bisecting would take up to 14
 
 
 def test_auto_radius_goes_below_the_first_that_it_tries():

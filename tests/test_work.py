@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from test_sampling import ORIGIN, PLANE, XS, YS, Never, Toy, ToyTest, X, Y
+from tqdm import tqdm
 
 from evolq.errors import InputError
 from evolq.settings import Settings
@@ -438,6 +439,33 @@ def test_what_workers_are_forked_from_ends_with_a_command_that_ends_early(tmp_pa
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) > 0
+
+
+BARS = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_work import Workers, bar, finish, squares
+if __name__ == "__main__":
+    with Workers(2) as executor:
+        print(sum(int(found["value"]) for _, found in finish(squares(bar, 4), None, executor)))
+"""
+
+
+def bar(number):
+    """Show a progress bar to nobody, as Inductor does when it compiles."""
+    with tqdm(disable=True):
+        return {"value": np.array(number)}
+
+
+@pytest.mark.slow
+def test_progress_bars_of_workers_leak_no_lock():
+    done = subprocess.run(
+        [sys.executable, "-c", BARS.format(tests=str(Path(__file__).parent))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("6\n", "")
 
 
 PARENT = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -38,13 +39,17 @@ NOT_COMPUTED, FINITE, NOT_FINITE = 0, 1, 2
 STEP_UNIT = "lengths of the direction"
 TEST_LOSS = {"long_name": "cross entropy", "units": "nats"}
 
-# An automatic radius is first tried where a typical scale changes by 0.8 %. Its bounds: changes of
-# float32's own precision, and a factor exp(8) = 3000, at which nothing is left of a network.
-_FIRST_RADIUS = 2.0**-7
+# An automatic radius is a power of the fourth root of 2: the next one is 19 % larger.
+_POWERS = 4
+# The power that is tried first: a typical scale changes by 6 %. Radii that were chosen at 3 to 8
+# bits are within a factor of 8.
+_FIRST_RADIUS = -16
+# The most powers to go at once: a factor of 4.
+_LEAP = 8
+# Bounds of a radius: changes of float32's own precision, and a factor exp(8) = 3000, at which
+# nothing is left of a network.
 _SMALLEST_RADIUS = 2.0**-23
 _LARGEST_RADIUS = 2.0**3
-# It is bisected to within so much: two looks more than doubling alone.
-_RADIUS_RATIO = 2.0**0.25
 
 
 PerImage = dict[str, np.ndarray | DiskArray]
@@ -199,8 +204,9 @@ def auto_radius(
 ) -> Radius:
     """Find the radius at which the test loss has just visibly moved from the start.
 
-    The radius is doubled until it has moved, or halved until it has not, and then bisected to
-    within 19 %; of the last two radii, the one at which it has moved is the result. If not even
+    Of two radii within 19 %, at which it has not moved and has, the larger is the result. What was
+    seen at others says where to look: standard errors grow with the radius, in proportion while
+    nothing else is known, and as between the two closest radii on either side then. If not even
     `largest` moves the test loss, that is the result, with `reached` false; if even `smallest`
     does, that is.
 
@@ -216,7 +222,7 @@ def auto_radius(
         InputError: if there is no line, fewer than 2 test images, or no radius in the bounds; if an
             end could not be measured.
     """
-    check_value("standard_errors", standard_errors, float, (0, LARGEST_FLOAT))
+    check_value("standard_errors", standard_errors, float, (SMALLEST_FLOAT, LARGEST_FLOAT))
     if not 0 < smallest <= largest < np.inf:
         raise InputError(f"the bounds of the radius must be 0 < {smallest} <= {largest} < infinity")
     if not lines:
@@ -244,21 +250,39 @@ def auto_radius(
             shifts.append(_shift(radius, measured["test_loss"].astype(np.float64), start))
         return max(shifts, key=lambda shift: shift.standard_errors)
 
-    def moved(shift: Shift) -> bool:
-        return shift.standard_errors >= standard_errors
+    lowest = math.floor(_POWERS * math.log2(smallest))
+    highest = math.ceil(_POWERS * math.log2(largest))
+    tried: dict[int, Shift] = {}
+    near, far = lowest - 1, highest + 1
+    power = min(max(_FIRST_RADIUS, lowest), highest)
+    while far - near > 1:
+        tried[power] = look(float(np.clip(2.0 ** (power / _POWERS), smallest, largest)))
+        if tried[power].standard_errors >= standard_errors:
+            far = power
+        else:
+            near = power
+        power = _between(near, far, tried, standard_errors)
+    in_order = tuple(tried[power] for power in sorted(tried))
+    return Radius(tried[min(far, highest)], far <= highest, in_order)
 
-    tried = [look(float(np.clip(_FIRST_RADIUS, smallest, largest)))]
-    far = moved(tried[0])
-    end, factor = (smallest, 0.5) if far else (largest, 2.0)
-    while moved(tried[-1]) == far and tried[-1].radius != end:
-        tried.append(look(float(np.clip(factor * tried[-1].radius, smallest, largest))))
-    chosen = tried[-1]
-    if moved(tried[-1]) != far:
-        near, chosen = sorted(tried[-2:])
-        while chosen.radius > _RADIUS_RATIO * near.radius * (1 + 1e-9):  # rounding of the root
-            tried.append(look(float(np.sqrt(near.radius * chosen.radius))))
-            near, chosen = (near, tried[-1]) if moved(tried[-1]) else (tried[-1], chosen)
-    return Radius(chosen, moved(chosen), tuple(sorted(tried)))
+
+def _between(near: int, far: int, tried: Mapping[int, Shift], standard_errors: float) -> int:
+    """Return the power to look at next, above `near`, not far enough, and below `far`."""
+
+    def beyond(power: int) -> float:
+        """Return by how many powers a radius is too large, if errors grow in proportion to it."""
+        ratio = tried[power].standard_errors / standard_errors
+        if not 0 < ratio < math.inf:
+            return _LEAP if ratio else -_LEAP
+        return min(max(_POWERS * math.log2(ratio), -_LEAP), _LEAP)
+
+    if near not in tried:
+        reached = far - beyond(far)
+    elif far not in tried:
+        reached = near - beyond(near)
+    else:
+        reached = near - (far - near) * beyond(near) / (beyond(far) - beyond(near))
+    return min(max(math.ceil(reached), near + 1), far - 1)
 
 
 def _shift(radius: float, losses: np.ndarray, start: np.ndarray) -> Shift:
