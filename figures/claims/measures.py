@@ -61,7 +61,10 @@ REPEATS = 8
 # The recipes and starts that are followed, and where they are looked at, in forward passes: at the
 # start, and up to about the end of the default recipe on a transformer of 12 blocks.
 COSTS = (1, 10, 30, 100, 370)
-CURVES = (("default", "nearest"), ("default", "gptq"), ("published", "nearest"))
+CURVES = (
+    *(("default", "nearest"), ("default", "gptq"), ("published", "nearest")),
+    *(("memetic", "nearest"), ("memetic", "gptq")),
+)
 # Where a search of a real network goes on after a break. Only a cache: the same search gives the
 # same Points without it.
 STATES = Path(gettempdir()) / "evolq-claims"
@@ -318,10 +321,10 @@ def _outcomes(problem: Problem, points: Mapping[str, Point]) -> Summary:
     return lambda images: {k: v for summary in found for k, v in summary(images).items()}
 
 
-def with_gradients(problem: Problem) -> Objective:
-    """Return the objective, compiled if it runs on integers, which have no gradients."""
+def with_gradients(problem: Problem, needed: bool = True) -> Objective:
+    """Return the objective; if they are needed compiled in place of on integers, without them."""
     objective = problem.objective
-    if problem.network.execution != "integer":
+    if not needed or problem.network.execution != "integer":
         return objective
     network = problem.network.executed("compiled")
     forward = Forward.whole(network, objective.forward.images, objective.forward.batch_size)
@@ -330,9 +333,8 @@ def with_gradients(problem: Problem) -> Objective:
 
 def _evolved(problem: Problem, seed: int, recipe: str = "default", budget: float = BUDGET) -> Point:
     """Return what Evol-Q finds within a budget of forward passes."""
-    downhill = RECIPES[recipe].downhill
     *_, last = OPTIMIZERS["evol-q"](
-        with_gradients(problem) if downhill else problem.objective,
+        with_gradients(problem, RECIPES[recipe].downhill),
         problem.start,
         names=list(scales(problem)),
         budget=budget,
@@ -464,7 +466,7 @@ def at_cost(budget: int, recipe: str, rounding: str, model: str, bits: int, seed
 
 def _searched(problem: Problem, budget: int, recipe: str, seed: int, state_file: Path) -> Iterate:
     *_, last = search_scales(
-        problem.objective,
+        with_gradients(problem, RECIPES[recipe].downhill),
         problem.start,
         replace(RECIPES[recipe], passes=sys.maxsize),
         seed=seed,

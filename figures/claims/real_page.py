@@ -25,6 +25,8 @@ LOOKS: dict[tuple[str, str], dict[str, Any]] = {
     ("default", "nearest"): {"color": "#0072b2", "marker": "o"},  # Okabe and Ito's
     ("default", "gptq"): {"color": "#009e73", "marker": "s", "linestyle": "--"},
     ("published", "nearest"): {"color": "#d55e00", "marker": "^", "linestyle": ":"},
+    ("memetic", "nearest"): {"color": "#cc79a7", "marker": "D"},
+    ("memetic", "gptq"): {"color": "#000000", "marker": "v", "linestyle": "--"},
 }
 START_WORDS = {"nearest": "matched moments", "gptq": "GPTQ"}
 
