@@ -168,6 +168,11 @@ class Ledger:
 OpenLedger = Callable[[Mapping[str, Any]], Ledger]  # given the identity of a run
 
 
+def folder_of(ledger: Ledger | None) -> Path | None:
+    """Return the folder of a run, which its workers see; None without a ledger."""
+    return ledger.path.parent if ledger else None
+
+
 def remember(ledger: Ledger | None, key: str, measure: Callable[[], Arrays]) -> Arrays:
     """Return a piece from the ledger, or measure it now and keep it.
 

@@ -649,11 +649,11 @@ def _choose_radius(
     """Return the radius, and how it was chosen, for the provenance."""
     import numpy as np
 
-    from landscape.ledger import Arrays, remember
+    from landscape.ledger import Arrays, folder_of, remember
     from landscape.probes.sampling import auto_radius
 
     def measure() -> Arrays:
-        folder = ledger.path.parent if ledger else None
+        folder = folder_of(ledger)
         found = auto_radius(lines, problem.test, executor=executor, folder=folder)
         values = (found.radius, found.reached, found.chosen.change, found.chosen.standard_errors)
         names = ("radius", "reached", "change", "standard_errors")

@@ -22,7 +22,7 @@ from evolq.optimizers.evolve import Iterate
 from evolq.optimizers.gradient import LEARNING_RATES, sweep_learning_rate
 from evolq.optimizers.registry import Optimizer, choose_optimizer
 from evolq.points import Point
-from landscape.ledger import Arrays, Ledger
+from landscape.ledger import Arrays, Ledger, folder_of
 from landscape.paths.trajectories import (
     measure_path,
     pca_plane,
@@ -96,7 +96,7 @@ def run_optimizers(
     chosen = {name: choose_optimizer(name) for name in optimizers}
     seeds_of = {name: seeds[:1] if each.deterministic else seeds for name, each in chosen.items()}
     searches = _Searches(objective, start, tuple(names), chosen, budget, tuple(learning_rates))
-    shared = Shared(searches, ledger.path.parent if ledger else None)
+    shared = Shared(searches, folder_of(ledger))
 
     def pieces() -> Iterator[Piece]:
         for name, own in seeds_of.items():

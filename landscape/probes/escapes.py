@@ -19,7 +19,7 @@ import xarray as xr
 
 from evolq.errors import InputError
 from evolq.points import Direction, Point, displace
-from landscape.ledger import Arrays, Ledger
+from landscape.ledger import Arrays, Ledger, folder_of
 from landscape.probes.directions import gaussian, normalize, orthogonal_to
 from landscape.probes.evaluation import CalibrationLoss, HeldOutLoss
 from landscape.probes.slices import Slice, directions_of, origin_of, point_at
@@ -75,7 +75,7 @@ def add_escapes(
     step = FIRST * _grid_step(dataset)
     names = tuple(sorted(moving))
     basis = cache(partial(_basis, where, moving, how))
-    folder = ledger.path.parent if ledger else None
+    folder = folder_of(ledger)
     starts = []
     for minimum in found:
         point = point_at(where, minimum.coordinates)

@@ -22,7 +22,7 @@ from evolq.network.quantized import QuantizedNetwork
 from evolq.on_disk import full
 from evolq.points import Point
 from landscape.large import variable
-from landscape.ledger import Ledger
+from landscape.ledger import Ledger, folder_of
 from landscape.probes.cliff_losses import frozen, held_names
 from landscape.probes.evaluation import Evaluation, HeldOutLoss, NoLoss, evaluate
 from landscape.probes.slices import Line, Slice, directions_of, origin_of, point_at
@@ -68,7 +68,7 @@ def add_frozen(
     origin = origin_of(where)
     names = held_names(network, set().union(*directions_of(where)))
     at = partial(_frozen_at, network, origin, where)
-    folder = ledger.path.parent if ledger else None
+    folder = folder_of(ledger)
     shared = Shared(Evaluation(NoLoss(), test, origin, at), folder)
     dims = [str(name) for name in dataset.test_loss.dims]
     cells = {}

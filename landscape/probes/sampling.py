@@ -21,7 +21,7 @@ from evolq.losses.paired import paired_standard_error
 from evolq.on_disk import DiskArray, full
 from evolq.points import Point
 from landscape.large import variable
-from landscape.ledger import Arrays, Ledger, remember
+from landscape.ledger import Arrays, Ledger, folder_of, remember
 from landscape.probes.evaluation import (
     CalibrationLoss,
     Evaluation,
@@ -333,7 +333,7 @@ def sample_cells(
     groups = iter(groups)
     first = next(groups)
     start = remember(ledger, "start", partial(evaluation.measure, first[0], evaluation.origin))
-    folder = ledger.path.parent if ledger else None
+    folder = folder_of(ledger)
     dataset, arrays = _empty(coordinates, start, folder)
     dataset = dataset.assign(also or {})
     total = dataset["status"].size
