@@ -89,7 +89,7 @@ def test_integer_products_are_exact_where_tiles_may_make_them(
     tiles: bool, rows: int, terms: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not tiles:
-        monkeypatch.setattr(integer_ops, "kernels_with_tiles", lambda: None)
+        monkeypatch.setattr(integer_ops, "kernels", lambda: None)
     left, right = int8(rows, terms), int8(columns, terms, seed=1).t()  # not contiguous
     right[:, 0], left[0] = -128, -128  # the largest sum
     assert torch.equal(integer_product(left, right).long(), left.long() @ right.long())
@@ -117,6 +117,25 @@ def test_integer_products_with_an_axis_of_length_1_are_exact(
     expected = left.long() @ right.long()
     for a, b in ((left, right), (left.contiguous(), right.contiguous())):
         assert torch.equal(integer_product(a, b).long(), expected)
+
+
+@pytest.mark.parametrize("columns", [48, 50])
+def test_integer_products_of_rows_that_are_one_are_exact(columns: int) -> None:
+    left, right = int8(1, 64).expand(9, 64), int8(64, columns, seed=1)
+    assert torch.equal(integer_product(left, right).long(), left.long() @ right.long())
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (int8(3, 12), int8(8, 16)),
+        (int8(3, 8), int8(8, 16).float()),
+    ],
+    ids=["other terms", "other types"],
+)
+def test_integer_products_of_what_does_not_fit_are_refused(left: Tensor, right: Tensor) -> None:
+    with pytest.raises(RuntimeError):
+        integer_product(left, right)
 
 
 @given(

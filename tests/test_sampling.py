@@ -219,26 +219,36 @@ def test_auto_radius_is_where_the_loss_leaves_the_noise():
 class Powers(Bowl):
     """Test losses that move by 4 standard errors at `where`, and from there like a power of r."""
 
-    def __init__(self, where, power):
-        self.where, self.power = where, power
+    def __init__(self, where, power, factor=1.0):
+        self.where, self.power, self.factor = where, power, factor
 
     def per_image(self, point):
         r = (point["w"] - ORIGIN["w"]).norm().double()
         sample = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(self.images // 2)
         error = math.sqrt(100 / 99) / 10
-        return 4 * error * (r / self.where) ** self.power + sample * (r > 0), sample > 0
+        change = 4 * self.factor * error * (r / self.where) ** self.power
+        return (change + sample) * (r > 0), sample > 0
 
 
 @settings(max_examples=300)
 @given(
     where=strategies.floats(-10, 2).map(lambda exponent: 2.0**exponent),
-    power=strategies.floats(0.5, 20),
+    power=strategies.floats(0.1, 20),
 )
 def test_auto_radius_is_the_least_of_its_powers_at_which_the_loss_has_moved(where, power):
     found = auto_radius([Line(ORIGIN, X)], Powers(where, power))
     assert found.reached
     assert found.radius / 2**0.25 * 0.999 < where < found.radius * 1.001  # rounded in float32
-    assert len(found.tried) <= 9  # doubling and bisecting would take up to 14
+    assert len(found.tried) <= 12  # doubling and bisecting would take up to 14
+
+
+@pytest.mark.parametrize("errors", [3.5, 3.9, 4.1, 5, 6])
+def test_auto_radius_does_not_creep_along_a_plateau(errors):
+    """Where any change flips a code, standard errors hardly depend on the radius."""
+    found = auto_radius([Line(ORIGIN, X)], Powers(1.0, 0.0, errors / 4))
+    assert found.reached == (errors > 4)
+    assert found.radius == (2.0**-23 if errors > 4 else 8.0)
+    assert len(found.tried) <= (15 if errors > 4 else 8)  # 77 powers are below, 28 above
 
 
 def test_auto_radius_goes_below_the_first_that_it_tries():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from functools import cache
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evolq.errors import InputError
-from evolq.network.native import LANES, kernels_with_tiles
+from evolq.network.native import LANES, kernels
 from evolq.tensor.moments import MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
     Quantizer,
@@ -131,10 +130,8 @@ def integer_product(left: Tensor, right: Tensor) -> Tensor:
     """
     if left.device.type != "cpu" or not _int8_is_exact():
         return _product_in_floats(left, right)
-    if right.dim() == 2 and right.shape[0] % 4 == 0 and right.shape[1] % LANES == 0:
-        library = kernels_with_tiles()
-        if library is not None:
-            return _product_in_tiles(left.contiguous(), right.contiguous(), library)
+    if _fits_tiles(left, right) and hasattr(kernels(), "product"):
+        return _product_in_tiles(left.contiguous(), right.contiguous())
     left, right = _with_plain_strides(left), _with_plain_strides(right)
     if right.dim() == 2:
         product = torch._int_mm(left.reshape(-1, left.shape[-1]), right)
@@ -146,8 +143,18 @@ def integer_product(left: Tensor, right: Tensor) -> Tensor:
     return product.view(*left.shape[:-1], right.shape[-1])
 
 
-def _product_in_tiles(left: Tensor, right: Tensor, library: ctypes.CDLL) -> Tensor:
+def _fits_tiles(left: Tensor, right: Tensor) -> bool:
+    """Whether `kernels.cpp` can multiply these; `torch._int_mm` says what is wrong with others."""
+    if right.dim() != 2 or not left.dtype == right.dtype == torch.int8:
+        return False
+    terms, columns = right.shape
+    return left.shape[-1] == terms > 0 and terms % 4 == 0 and columns % LANES == 0
+
+
+def _product_in_tiles(left: Tensor, right: Tensor) -> Tensor:
     """Do what `torch._int_mm` does, faster where terms are few."""
+    library = kernels()
+    assert library is not None
     terms, columns = right.shape
     product = left.new_empty(*left.shape[:-1], columns, dtype=torch.int32)
     library.product(
@@ -162,9 +169,9 @@ def _with_plain_strides(matrices: Tensor) -> Tensor:
     """Return matrices as `torch._int_mm` reads them rightly.
 
     It trusts the stride of an axis of length 1, which may be anything, even in what torch calls
-    contiguous.
+    contiguous, and does not know rows that are one and the same.
     """
-    if 1 not in matrices.shape[-2:]:
+    if 1 not in matrices.shape[-2:] and 0 not in matrices.stride()[-2:]:
         return matrices
     return matrices.clone(memory_format=torch.contiguous_format)
 

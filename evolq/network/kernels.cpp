@@ -1,6 +1,6 @@
 // Products of 8-bit codes together with what follows, row by row in the cache: attention (queries x
 // keys, softmax, its codes, codes x values), and layers with GELU. Needs AVX-512 VNNI, and uses AMX
-// where it is compiled for it; `kernels.py` builds and calls it. Sums of products are exact, and a row
+// where it is compiled with EVOLQ_TILES; `native.py` builds it. Sums of products are exact, and a row
 // is computed by itself: results depend on neither threads nor batches.
 
 #include <immintrin.h>
@@ -16,7 +16,7 @@ constexpr int64_t LANES = 16;  // int32 in a vector
 
 int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-#ifdef __AMX_INT8__
+#ifdef EVOLQ_TILES
 
 constexpr int64_t ROWS = 32;  // two tiles, by two of columns: four tiles of sums of eight
 
@@ -26,12 +26,13 @@ int64_t fours_of(int64_t terms) { return padded(terms, 64) / 4; }
 
 // Gives tiles their shape, for this thread: 16 rows of 64 bytes.
 void begin_products() {
-    struct alignas(64) {
+    // no local variable: GCC 12 says of the instruction that it reads 8 bytes, and leaves out the rest
+    static constexpr struct alignas(64) {
         uint8_t palette = 1, begun = 0, nothing[14] = {};
         uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
         uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } shapes;
-    _tile_loadconfig(&shapes);
+    } SHAPES{};
+    _tile_loadconfig(&SHAPES);
 }
 
 void end_products() { _tile_release(); }
@@ -41,6 +42,7 @@ void end_products() { _tile_release(); }
 template <bool SIGNED = false>
 void multiply(const void* a, int64_t a_stride, const int8_t* b, int64_t stride, int64_t columns,
               int64_t terms, int32_t* out, int64_t out_stride) {
+    asm volatile("" ::: "memory");  // GCC does not say that loads of tiles read memory
     const int64_t fours = fours_of(terms);
     const auto* rows = static_cast<const int8_t*>(a);
 #define MULTIPLY(sums, left, right)               \
@@ -384,7 +386,7 @@ extern "C" void linear_gelu(const int8_t* input, const int8_t* matrix, const int
     }
 }
 
-#ifdef __AMX_INT8__
+#ifdef EVOLQ_TILES
 
 // Sums of products of int8 (rows, terms) and a matrix (terms, columns): int32 (rows, columns). 4
 // divides terms, LANES columns.

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_suffix(".cpp").with_stem("kernels")
+SOURCE = Path(__file__).with_name("kernels.cpp")
 
 # Beside the processor's own: what PyTorch's builder does not ask for.
 FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
-TILE_FLAGS = ("-mamx-tile", "-mamx-int8")
+TILE_FLAGS = ("-mamx-tile", "-mamx-int8", "-DEVOLQ_TILES")
 
 # Sums in a vector.
 LANES = 16
@@ -23,15 +23,19 @@ LANES = 16
 def kernels() -> ctypes.CDLL | None:
     """Return the compiled functions, from PyTorch's cache on disk if they are there.
 
-    None for a processor without AVX-512 VNNI, or if they cannot be built: a warning says why.
+    They have `product` only where tiles work: on a processor with AMX, if the system lets this
+    process use them and the compiler knows them. None for a processor without AVX-512 VNNI, or if
+    nothing can be built: a warning says why.
     """
     if not torch.cpu._is_vnni_supported():
         return None
+    if _tiles_work():
+        try:
+            return _build(FLAGS + TILE_FLAGS)
+        except Exception:  # by a compiler from before AMX; the next one says what else is wrong
+            pass
     try:
-        from torch._inductor.codecache import CppCodeCache
-
-        flags = FLAGS + TILE_FLAGS if _tiles_work() else FLAGS
-        library = CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
+        return _build(FLAGS)
     except Exception as error:  # of whatever the builder raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
@@ -40,6 +44,18 @@ def kernels() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
+
+
+def _tiles_work() -> bool:
+    """Whether the processor has tiles (AMX), and the system lets this process use them."""
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+
+
+def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
+    """Compile the functions and say what they take."""
+    from torch._inductor.codecache import CppCodeCache
+
+    library = CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.attention.argtypes = [
         *[pointer] * 4, *[whole] * 5, *[ctypes.c_int32] * 2, *[real] * 6, pointer, whole,
@@ -48,18 +64,7 @@ def kernels() -> ctypes.CDLL | None:
         *[pointer] * 8, *[real] * 3, ctypes.c_int32, *[whole] * 3, pointer, whole,
     ]  # fmt: skip
     library.attention.restype = library.linear_gelu.restype = None
-    if _tiles_work():
+    if hasattr(library, "product"):
         library.product.argtypes = [*[pointer] * 2, *[whole] * 3, pointer, whole]
         library.product.restype = None
     return library
-
-
-def kernels_with_tiles() -> ctypes.CDLL | None:
-    """Return the compiled functions where they have `product`: on a processor with AMX."""
-    return kernels() if _tiles_work() else None
-
-
-@cache
-def _tiles_work() -> bool:
-    """Whether the processor has tiles (AMX), and the system lets this process use them."""
-    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()

@@ -321,20 +321,24 @@ def _outcomes(problem: Problem, points: Mapping[str, Point]) -> Summary:
     return lambda images: {k: v for summary in found for k, v in summary(images).items()}
 
 
-def with_gradients(problem: Problem, needed: bool = True) -> Objective:
-    """Return the objective; if they are needed compiled in place of on integers, without them."""
+def with_gradients(problem: Problem) -> Objective:
+    """Return the objective, compiled if it runs on integers, which have no gradients."""
     objective = problem.objective
-    if not needed or problem.network.execution != "integer":
+    if problem.network.execution != "integer":
         return objective
     network = problem.network.executed("compiled")
     forward = Forward.whole(network, objective.forward.images, objective.forward.batch_size)
     return replace(objective, forward=forward)
 
 
+def _objective(problem: Problem, recipe: str) -> Objective:
+    return with_gradients(problem) if RECIPES[recipe].downhill else problem.objective
+
+
 def _evolved(problem: Problem, seed: int, recipe: str = "default", budget: float = BUDGET) -> Point:
     """Return what Evol-Q finds within a budget of forward passes."""
     *_, last = OPTIMIZERS["evol-q"](
-        with_gradients(problem, RECIPES[recipe].downhill),
+        _objective(problem, recipe),
         problem.start,
         names=list(scales(problem)),
         budget=budget,
@@ -466,7 +470,7 @@ def at_cost(budget: int, recipe: str, rounding: str, model: str, bits: int, seed
 
 def _searched(problem: Problem, budget: int, recipe: str, seed: int, state_file: Path) -> Iterate:
     *_, last = search_scales(
-        with_gradients(problem, RECIPES[recipe].downhill),
+        _objective(problem, recipe),
         problem.start,
         replace(RECIPES[recipe], passes=sys.maxsize),
         seed=seed,

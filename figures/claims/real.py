@@ -27,23 +27,25 @@ from figures.claims.claims import (
 from figures.claims.measures import BUDGET, COSTS, CURVES, Summary
 from figures.claims.networks import DEIT, LITE, NETWORKS, REAL_IMAGES, REAL_NETWORKS, VIT_TINY
 
+
+def after(recipe: str, rounding: str, cost: int) -> str:
+    """Return the name of a measure of `CURVES`."""
+    return f"{recipe} from {rounding}, cost {cost}"
+
+
 # In the order in which they are measured.
 PLACES = ((DEIT, 3), (VIT_TINY, 3), (DEIT, 4), (VIT_TINY, 4), (LITE, 4), (LITE, 3))
+STARTS = (after("default", "nearest", 1), after("default", "gptq", 1))
 # Of the memetic recipe, whose gradients are not computed on integers: forward passes.
 FEW = COSTS[1:3]
 # Likewise; each group in all places before the next, since some take hours.
 MEASURED: tuple[tuple[str, ...], ...] = (
-    (
-        *("default from nearest, cost 1", "default from gptq, cost 1"),
-        *("default from gptq, cost 10", "default from gptq, cost 30"),
-    ),
-    ("rays", "held", "default from nearest, cost 30"),
-    tuple(
-        f"memetic from {rounding}, cost {cost}" for rounding in ("nearest", "gptq") for cost in FEW
-    ),
+    (*STARTS, *(after("default", "gptq", cost) for cost in FEW)),
+    ("rays", "held", after("default", "nearest", 30)),
+    tuple(after("memetic", rounding, cost) for rounding in ("nearest", "gptq") for cost in FEW),
     ("searches",),
     tuple(
-        f"{recipe} from {rounding}, cost {cost}"
+        after(recipe, rounding, cost)
         for recipe, rounding in CURVES
         if recipe != "memetic"
         for cost in COSTS
@@ -96,15 +98,9 @@ def _falls(before: Values, after: Values) -> float:
     return before["evolq"] - after["evolq"]
 
 
-def within(recipe: str, rounding: str, cost: int) -> str:
-    """Return the name of a measure of `CURVES`."""
-    return f"{recipe} from {rounding}, cost {cost}"
-
-
-STARTS = (within("default", "nearest", 1), within("default", "gptq", 1))
-FROM_NEAREST = (STARTS[0], within("default", "nearest", 30))
-FROM_GPTQ = (STARTS[1], within("default", "gptq", 30))
-MEMETIC = within("memetic", "nearest", 30)
+FROM_NEAREST = (STARTS[0], after("default", "nearest", 30))
+FROM_GPTQ = (STARTS[1], after("default", "gptq", 30))
+MEMETIC = after("memetic", "nearest", 30)
 REAL = tuple(REAL_NETWORKS)
 TESTED = f"{REAL_IMAGES} test images"
 CALIBRATED = f"{REAL_IMAGES} calibration images, {TESTED}"
@@ -114,7 +110,7 @@ def _headline(name: Literal["evolq", "evolq_accuracy"], sign: int) -> tuple[Cell
     return tuple(
         Cell(
             f"{NETWORKS[network]}, W{bits}, {recipe}, cost {cost}",
-            tuple((m, network, bits) for m in (*STARTS, within(recipe, "gptq", cost))),
+            tuple((m, network, bits) for m in (*STARTS, after(recipe, "gptq", cost))),
             lambda *reached: sign * _adds(name, *reached),
         )
         for network, bits in PLACES
@@ -221,9 +217,7 @@ REAL_CLAIMS = (
         tuple(
             Cell(
                 f"{NETWORKS[network]}, W{bits}, cost {cost}",
-                tuple(
-                    (within(r, "nearest", cost), network, bits) for r in ("default", "published")
-                ),
+                tuple((after(r, "nearest", cost), network, bits) for r in ("default", "published")),
                 more("evolq"),
             )
             for network, bits in PLACES

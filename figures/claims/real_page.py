@@ -16,7 +16,7 @@ from figures.claims.claims import Claim, Key
 from figures.claims.measures import COSTS, CURVES
 from figures.claims.networks import NETWORKS, REAL_IMAGES
 from figures.claims.page import DOCS, of_claim, sections, write_figures
-from figures.claims.real import GROUPS, PLACES, REAL_CLAIMS, pseudo_values, within
+from figures.claims.real import GROUPS, PLACES, REAL_CLAIMS, after, pseudo_values
 from figures.claims.verdicts import Verdict, decide
 from landscape.plots.style import STYLE, save_figure
 
@@ -90,7 +90,8 @@ def render_real(rows: Sequence[Row]) -> str:
         lines += [
             "## Searches\n",
             f"Cost is in forward passes of the calibration images, up to {costs}, about the end of "
-            "the default recipe; 1 is the start. The calibration loss is infoNCE.\n",
+            "the default recipe; 1 is the start. The calibration loss is infoNCE; `memetic`, "
+            "which needs gradients, searches compiled, not on integers, and has it from there.\n",
         ]
         if any(len(stops) > 1 for _, stops in curves):
             lines.append(
@@ -133,7 +134,7 @@ def _curves(
             stops = {
                 cost: found[key]
                 for cost in COSTS
-                if (key := (within(recipe, rounding, cost), network, bits)) in found
+                if (key := (after(recipe, rounding, cost), network, bits)) in found
             }
             if stops:
                 yield (network, bits, recipe, rounding), stops
@@ -152,12 +153,13 @@ def draw_curves(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(7.8, 0.8 + 3.2 * lines), layout="constrained")
         for place, panel in enumerate(panels, 1):
             axes = figure.add_subplot(lines, min(2, len(panels)), place)
-            first = found[(within("default", "nearest", 1), *panel)]
+            first = found[(after("default", "nearest", 1), *panel)]
             for (network, bits, recipe, rounding), stops in searches:
                 if (network, bits) != panel:
                     continue
                 # every recipe starts where the default one does
-                path = list((stops if rounding == "gptq" else {COSTS[0]: first} | stops).values())
+                own = found.get((after("default", rounding, 1), *panel))
+                path = list((({COSTS[0]: own} if own else {}) | stops).values())
                 changes = [_change(first, row) for row in path]
                 axes.errorbar(
                     [row["values"]["cost"] for row in path],

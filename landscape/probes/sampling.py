@@ -40,10 +40,10 @@ STEP_UNIT = "lengths of the direction"
 TEST_LOSS = {"long_name": "cross entropy", "units": "nats"}
 
 # An automatic radius is a power of the fourth root of 2: the next one is 19 % larger.
-_POWERS = 4
+_POWERS_PER_DOUBLING = 4
 # The power that is tried first: a typical scale changes by 6 %. Radii that were chosen at 3 to 8
 # bits are within a factor of 8.
-_FIRST_RADIUS = -16
+_FIRST_POWER = -16
 # The most powers to go at once: a factor of 4.
 _LEAP = 8
 # Bounds of a radius: changes of float32's own precision, and a factor exp(8) = 3000, at which
@@ -250,39 +250,52 @@ def auto_radius(
             shifts.append(_shift(radius, measured["test_loss"].astype(np.float64), start))
         return max(shifts, key=lambda shift: shift.standard_errors)
 
-    lowest = math.floor(_POWERS * math.log2(smallest))
-    highest = math.ceil(_POWERS * math.log2(largest))
+    lowest = math.floor(_POWERS_PER_DOUBLING * math.log2(smallest))
+    highest = math.ceil(_POWERS_PER_DOUBLING * math.log2(largest))
     tried: dict[int, Shift] = {}
-    near, far = lowest - 1, highest + 1
-    power = min(max(_FIRST_RADIUS, lowest), highest)
+    near, far, slow = lowest - 1, highest + 1, 0
+    power = min(max(_FIRST_POWER, lowest), highest)
     while far - near > 1:
-        tried[power] = look(float(np.clip(2.0 ** (power / _POWERS), smallest, largest)))
+        width = far - near
+        radius = 2.0 ** (power / _POWERS_PER_DOUBLING)
+        tried[power] = look(float(np.clip(radius, smallest, largest)))
         if tried[power].standard_errors >= standard_errors:
             far = power
         else:
             near = power
-        power = _between(near, far, tried, standard_errors)
+        slow = slow + 1 if 2 * (far - near) > width else 0
+        power = _next_power(near, far, tried, standard_errors, slow > 1)
     in_order = tuple(tried[power] for power in sorted(tried))
     return Radius(tried[min(far, highest)], far <= highest, in_order)
 
 
-def _between(near: int, far: int, tried: Mapping[int, Shift], standard_errors: float) -> int:
-    """Return the power to look at next, above `near`, not far enough, and below `far`."""
+def _next_power(
+    near: int, far: int, tried: Mapping[int, Shift], standard_errors: float, halve: bool
+) -> int:
+    """Return the power to look at next, above `near`, not far enough, and below `far`.
+
+    With both tried it is where a line between them has the standard errors that are wanted, or the
+    middle, to `halve` what is left. With one it is that in proportion, but not by ever so many
+    small steps: the fourth look is at least 2 powers on, the fifth 4.
+    """
 
     def beyond(power: int) -> float:
         """Return by how many powers a radius is too large, if errors grow in proportion to it."""
         ratio = tried[power].standard_errors / standard_errors
         if not 0 < ratio < math.inf:
             return _LEAP if ratio else -_LEAP
-        return min(max(_POWERS * math.log2(ratio), -_LEAP), _LEAP)
+        return min(max(_POWERS_PER_DOUBLING * math.log2(ratio), -_LEAP), _LEAP)
 
-    if near not in tried:
-        reached = far - beyond(far)
-    elif far not in tried:
-        reached = near - beyond(near)
+    if near in tried and far in tried:
+        share = 0.5 if halve else beyond(near) / (beyond(near) - beyond(far))
+        power = math.ceil(near + (far - near) * share)
     else:
-        reached = near - (far - near) * beyond(near) / (beyond(far) - beyond(near))
-    return min(max(math.ceil(reached), near + 1), far - 1)
+        step = min(2 ** len(tried) // 4, _LEAP)
+        if near in tried:
+            power = near + max(math.ceil(-beyond(near)), step)
+        else:
+            power = far - max(math.floor(beyond(far)), step)
+    return min(max(power, near + 1), far - 1)
 
 
 def _shift(radius: float, losses: np.ndarray, start: np.ndarray) -> Shift:
