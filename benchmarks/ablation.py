@@ -14,7 +14,6 @@ paired. Only `bits` and `results` look at test images, and nothing is chosen by 
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import time
@@ -38,12 +37,13 @@ from evolq.points import Point
 from evolq.problem import Problem, prepare
 from evolq.quantization import Quantization
 from evolq.settings import Settings
+from landscape.statistics.intervals import mean_interval
 
 NETWORKS = ("fashion_vit", "fashion_resnet")
 DEIT = "deit_tiny_patch16_224"  # only on demand: on the real images and weights in EVOLQ_DATA
 
-# 97.5 % quantile of Student's t by degrees of freedom, for means over few seeds.
-STUDENT = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# Fewer say too little about their own scatter.
+FEWEST_SEEDS = 5
 
 DEFAULT = RECIPES["default"]
 
@@ -234,13 +234,13 @@ def mean(values: Tensor) -> float:
 
 
 def over_seeds(values: Iterable[float], digits: int) -> str:
-    """Return mean and 95 % confidence interval (Student's t) over seeds."""
+    """Return mean and 95 % confidence interval (Student's t) over seeds; the mean alone of few."""
     listed = list(values)
-    middle = statistics.mean(listed)
-    if len(listed) - 1 not in STUDENT:
-        return f"{middle:+.{digits}f} ({len(listed)} seed{'s' if len(listed) > 1 else ''})"
-    half = STUDENT[len(listed) - 1] * statistics.stdev(listed) / math.sqrt(len(listed))
-    return f"{middle:+.{digits}f} ± {half:.{digits}f}"
+    if len(listed) < FEWEST_SEEDS:
+        seeds = f"{len(listed)} seed{'s' if len(listed) > 1 else ''}"
+        return f"{statistics.mean(listed):+.{digits}f} ({seeds})"
+    found = mean_interval(listed)
+    return f"{found.estimate:+.{digits}f} ± {found.high - found.estimate:.{digits}f}"
 
 
 def choices_table(runs: list[Run]) -> list[str]:
