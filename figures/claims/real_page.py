@@ -93,7 +93,7 @@ def render_real(rows: Sequence[Row]) -> str:
             "the default recipe; 1 is the start. The calibration loss is infoNCE; `memetic`, "
             "which needs gradients, searches compiled, not on integers, and has it from there.\n",
         ]
-        if any(len(stops) > 1 for _, stops in curves):
+        if _paths(rows):
             lines.append(
                 "![Change of the test loss from the start that a user has, against cost]"
                 "(claims_real.png)\n"
@@ -140,26 +140,38 @@ def _curves(
                 yield (network, bits, recipe, rounding), stops
 
 
+def _paths(rows: Sequence[Row]) -> list[tuple[tuple[str, int, str, str], list[Row]]]:
+    """Return the searches that went on from their start, each with the rows on its way.
+
+    Every recipe starts where the default one does.
+    """
+    found = by_key(rows)
+    paths = []
+    for (network, bits, recipe, rounding), stops in _curves(rows):
+        start = found.get((after("default", rounding, COSTS[0]), network, bits))
+        path = list((({COSTS[0]: start} if start else {}) | stops).values())
+        if len(path) > 1:
+            paths.append(((network, bits, recipe, rounding), path))
+    return paths
+
+
 def draw_curves(rows: Sequence[Row]) -> Figure:
     """Draw the change of the test loss against cost, a panel for each network and bits.
 
     Changes are from nearest codes with matched moments, with 95 % intervals over images.
     """
     found = by_key(rows)
-    searches = [(place, stops) for place, stops in _curves(rows) if len(stops) > 1]
+    searches = _paths(rows)
     panels = list(dict.fromkeys((network, bits) for (network, bits, *_), _ in searches))
     lines = math.ceil(len(panels) / 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.8, 0.8 + 3.2 * lines), layout="constrained")
         for place, panel in enumerate(panels, 1):
             axes = figure.add_subplot(lines, min(2, len(panels)), place)
-            first = found[(after("default", "nearest", 1), *panel)]
-            for (network, bits, recipe, rounding), stops in searches:
+            first = found[(after("default", "nearest", COSTS[0]), *panel)]
+            for (network, bits, recipe, rounding), path in searches:
                 if (network, bits) != panel:
                     continue
-                # every recipe starts where the default one does
-                own = found.get((after("default", rounding, 1), *panel))
-                path = list((({COSTS[0]: own} if own else {}) | stops).values())
                 changes = [_change(first, row) for row in path]
                 axes.errorbar(
                     [row["values"]["cost"] for row in path],
@@ -169,6 +181,9 @@ def draw_curves(rows: Sequence[Row]) -> Figure:
                     **LOOKS[recipe, rounding],
                 )
             axes.axhline(0, color="0.3", linewidth=0.8)
+            axes.set_xscale("log")
+            axes.set_xticks(COSTS, [str(cost) for cost in COSTS])
+            axes.minorticks_off()
             axes.set_title(f"{NETWORKS[panel[0]]}, W{panel[1]}")
         figure.supxlabel("cost (forward passes of the calibration images)")
         figure.supylabel("change of the test loss (nats)")
@@ -193,6 +208,6 @@ def _change(before: Row, after_it: Row) -> Verdict:
 def write_real_page(rows: Sequence[Row], folder: Path = DOCS) -> None:
     """Write claims_real.md, claims_real.png and a figure of each claim into a folder."""
     (folder / "claims_real.md").write_text(render_real(rows))
-    if any(len(stops) > 1 for _, stops in _curves(rows)):
+    if _paths(rows):
         save_figure(draw_curves(rows), folder / "claims_real.png")
     write_figures(real_verdicts(rows), folder / "claims_real", "each group of images")
