@@ -1,4 +1,4 @@
-"""The one exception for bad input: its message is shown to the user as it is."""
+"""The one exception for bad input, shown to the user as it is, and words of other errors."""
 
 from importlib.util import find_spec
 
@@ -8,6 +8,11 @@ class InputError(ValueError):
 
     Command lines print it as one line on standard error and exit with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in one line; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def require(package: str, extra: str, purpose: str) -> None:

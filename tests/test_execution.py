@@ -89,7 +89,7 @@ def test_integer_products_are_exact_where_tiles_may_make_them(
     tiles: bool, rows: int, terms: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not tiles:
-        monkeypatch.setattr(integer_ops, "kernels", lambda: None)
+        monkeypatch.setattr(integer_ops, "tile_product", lambda: None)
     left, right = int8(rows, terms), int8(columns, terms, seed=1).t()  # not contiguous
     right[:, 0], left[0] = -128, -128  # the largest sum
     assert torch.equal(integer_product(left, right).long(), left.long() @ right.long())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from evolq.data.fashion import MEAN, STD, fashion_resnet, fashion_vit
 from evolq.data.weights import fitted, read_weights
 from evolq.declared import check_value
-from evolq.errors import InputError
+from evolq.errors import InputError, first_line
 from evolq.points import fingerprint
 
 BUNDLED: dict[str, Callable[[], nn.Module]] = {
@@ -130,8 +130,9 @@ def _usable_device(device: str | torch.device) -> torch.device:
         value.item()  # the device `meta` has no values
         return value.device
     except (RuntimeError, AssertionError) as error:  # torch raises either, depending on its build
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used ({reason}); try cpu") from error
+        raise InputError(
+            f"device {str(device)!r} cannot be used ({first_line(error)}); try cpu"
+        ) from error
 
 
 def check_name(name: str) -> None:

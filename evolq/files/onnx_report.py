@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evolq.data.pixels import Images, batches
-from evolq.errors import InputError, require
+from evolq.errors import InputError, first_line, require
 from evolq.files.onnx import export_onnx
 from evolq.files.onnx_codes import SHIFT
 from evolq.network.quantized import BATCH_SIZE, QuantizedNetwork
@@ -208,8 +208,9 @@ def logits_of(path: str | Path, optimized: str | Path | None = None) -> Callable
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no common base but this
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"ONNX Runtime cannot run {path}: {reason}; export the network") from error
+        raise InputError(
+            f"ONNX Runtime cannot run {path}: {first_line(error)}; export the network"
+        ) from error
     return lambda images: session.run(["logits"], {"images": images})[0]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from evolq.errors import InputError
+from evolq.errors import InputError, first_line
 from evolq.network.modules import check_outputs, plain_copy
 from evolq.network.operators import (
     VIEWS,
@@ -231,10 +231,9 @@ def _trace(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     except InputError:
         raise
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"torch.export cannot trace {type(model).__name__}: {first_line}; the model's forward "
-            "must take one image tensor and be free of branches on its values"
+            f"torch.export cannot trace {type(model).__name__}: {first_line(error)}; the model's "
+            "forward must take one image tensor and be free of branches on its values"
         ) from error
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from evolq.errors import InputError
-from evolq.network.native import LANES, kernels
+from evolq.network.native import LANES, tile_product
 from evolq.tensor.moments import MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
     Quantizer,
@@ -130,8 +131,8 @@ def integer_product(left: Tensor, right: Tensor) -> Tensor:
     """
     if left.device.type != "cpu" or not _int8_is_exact():
         return _product_in_floats(left, right)
-    if _fits_tiles(left, right) and hasattr(kernels(), "product"):
-        return _product_in_tiles(left.contiguous(), right.contiguous())
+    if _fits_tiles(left, right) and (multiply := tile_product()) is not None:
+        return _product_in_tiles(left.contiguous(), right.contiguous(), multiply)
     left, right = _with_plain_strides(left), _with_plain_strides(right)
     if right.dim() == 2:
         product = torch._int_mm(left.reshape(-1, left.shape[-1]), right)
@@ -151,13 +152,11 @@ def _fits_tiles(left: Tensor, right: Tensor) -> bool:
     return left.shape[-1] == terms > 0 and terms % 4 == 0 and columns % LANES == 0
 
 
-def _product_in_tiles(left: Tensor, right: Tensor) -> Tensor:
+def _product_in_tiles(left: Tensor, right: Tensor, multiply: Callable[..., None]) -> Tensor:
     """Do what `torch._int_mm` does, faster where terms are few."""
-    library = kernels()
-    assert library is not None
     terms, columns = right.shape
     product = left.new_empty(*left.shape[:-1], columns, dtype=torch.int32)
-    library.product(
+    multiply(
         *(left.data_ptr(), right.data_ptr()),
         *(left.numel() // terms, terms, columns),
         *(product.data_ptr(), torch.get_num_threads()),

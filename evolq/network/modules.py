@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from evolq.errors import InputError
+from evolq.errors import InputError, first_line
 
 
 def check_model(model: nn.Module) -> None:
@@ -93,7 +93,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model, _without_history(model)).eval()
     except Exception as error:  # whatever an attribute raises when it is copied
         raise InputError(
-            f"{type(model).__name__} cannot be copied ({_first_line(error)}); drop the attribute "
+            f"{type(model).__name__} cannot be copied ({first_line(error)}); drop the attribute "
             "that cannot be, or build the model anew and load its weights"
         ) from error
     for path, module in list(copied.named_modules()):
@@ -143,7 +143,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise InputError(
                 f"`model` {type(model).__name__} cannot be called with images "
-                f"{tuple(images.shape)} ({_first_line(error)}); give the size and channels that "
+                f"{tuple(images.shape)} ({first_line(error)}); give the size and channels that "
                 "it was made for"
             ) from error
     tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -170,7 +170,3 @@ def check_outputs(model: str, count: int) -> None:
             f"{model} returns {count} tensors; wanted one, the logits: wrap it in a module whose "
             "forward returns them alone"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

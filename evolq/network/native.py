@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from evolq.errors import first_line
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
@@ -37,15 +40,20 @@ def kernels() -> ctypes.CDLL | None:
     try:
         return _build(FLAGS)
     except Exception as error:  # of whatever the builder raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
-            f"the kernels of integer execution cannot be built here ({reason}); running without "
-            "them gives the same results, more slowly",
+            f"the kernels of integer execution cannot be built here ({first_line(error)}); running "
+            "without them gives the same results, more slowly",
             stacklevel=2,
         )
         return None
 
 
+def tile_product() -> Callable[..., None] | None:
+    """Return `product`, None where there is none: nothing is built for a processor without AMX."""
+    return getattr(kernels(), "product", None) if _tiles_work() else None
+
+
+@cache
 def _tiles_work() -> bool:
     """Whether the processor has tiles (AMX), and the system lets this process use them."""
     return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from evolq.errors import first_line
 from evolq.network.graph import Graph, dependents, source
 from evolq.network.integer_ops import decode, integer_product, row_sums
 from evolq.network.kernels import attention, linear_gelu
@@ -54,10 +55,9 @@ def compiler_works() -> bool:
     try:
         torch.compile(lambda value: value + 1)(torch.zeros(16))
     except Exception as error:  # of whatever the compiler's backends raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
-            f"torch.compile does not work here ({reason}); running without it gives the same "
-            "results, more slowly",
+            f"torch.compile does not work here ({first_line(error)}); running without it gives the "
+            "same results, more slowly",
             stacklevel=2,
         )
         return False
