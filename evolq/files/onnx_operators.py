@@ -602,6 +602,7 @@ TRANSLATIONS: dict[Any, Translation] = {
     aten.masked_fill.Scalar: _masked_fill,
     aten.where.self: _where,
     aten.clone.default: _same,
+    aten.contiguous.default: _same,
     aten.detach.default: _same,
 }
 """What the networks of timm are made of. A new operator is one function and one line here."""

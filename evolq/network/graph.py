@@ -313,8 +313,14 @@ def _as_graph(program: torch.export.ExportedProgram, model: str, images: Tensor)
                 raise InputError(f"control flow ({node.target}) in the model cannot be quantized")
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.target in (aten.view.default, aten._unsafe_view.default):
-                # copies where it must: a rewritten operator may store its values another way
+                # this and `contiguous` copy where they must: a rewritten operator may store its
+                # values another way
                 copies[node].target = aten.reshape.default
+            elif (
+                node.target is aten.clone.default
+                and node.kwargs.get("memory_format") is torch.contiguous_format
+            ):
+                copies[node].target, copies[node].kwargs = aten.contiguous.default, {}
             elif node.target is aten.squeeze.default:
                 # never the axis of images, even if there is only one
                 shape = node.args[0].meta["val"].shape

@@ -17,6 +17,7 @@ from evolq.data.models import reparameterize
 from evolq.data.pixels import Images, batches
 from evolq.declared import check_batch_size, check_value
 from evolq.errors import InputError
+from evolq.network.attention import fuse_attention
 from evolq.network.graph import (
     Graph,
     Stages,
@@ -91,7 +92,7 @@ class QuantizedNetwork:
                 f"unknown execution {execution!r}; choose from {', '.join(EXECUTIONS)}"
             )
         self.graph = graph
-        self._executed = executed or EXECUTIONS[execution](graph)
+        self._executed = executed or EXECUTIONS[execution](fuse_attention(graph))
         self._full_precision = full_precision
         self._sites = dict(sites)
         self.quantization = quantization

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from evolq.errors import first_line
+from evolq.network.attention import attend
 from evolq.network.graph import Graph, dependents, source
 from evolq.network.integer_ops import decode, integer_product, row_sums
 from evolq.network.kernels import attention, linear_gelu
 from evolq.network.operators import aten, is_matrix_product, is_product
 from evolq.network.records import pack, unpack
 
-# What multiplies codes.
-PRODUCTS = (integer_product, row_sums, attention, linear_gelu)
+# What multiplies beside PyTorch's operators.
+PRODUCTS = (attend, integer_product, row_sums, attention, linear_gelu)
 
 
 class Region(nn.Module):

@@ -1,0 +1,67 @@
+"""Attention without quantizers as one operator: its probabilities do not go through memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from evolq.network.graph import Graph
+from evolq.network.operators import aten, is_matrix_product
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Return softmax(scale queries keys) values.
+
+    Args:
+        queries: (images, heads, tokens, depth).
+        keys: (images, heads, depth, tokens), as the product reads them.
+        values: (images, heads, tokens, columns).
+        scale: of the logits.
+    """
+    if torch.is_grad_enabled():  # the fused operator has no second derivative
+        return ((queries * scale) @ keys).softmax(-1) @ values
+    return functional.scaled_dot_product_attention(queries, keys.mT, values, scale=scale)
+
+
+def fuse_attention(graph: Graph) -> Graph:
+    """Return the graph with `attend` for each attention in it; itself if it has none."""
+    if not any(_operands(node) for node in graph.nodes):
+        return graph
+    graph = graph.duplicate()
+    for node in list(graph.nodes):
+        operands = _operands(node)
+        if operands is None:
+            continue
+        with graph.module.graph.inserting_before(node):
+            made = graph.module.graph.call_function(attend, operands)
+        made.meta = dict(node.meta)
+        logits = node.args[0].args[0]
+        graph.operations[made.name] = sum(
+            graph.operations.pop(product.name) for product in (node, logits)
+        )
+        node.replace_all_uses_with(made)
+    graph.recompile()
+    return graph
+
+
+def _operands(node: fx.Node) -> tuple[Any, ...] | None:
+    """Return what `attend` takes if it computes `node`, the product with values."""
+    softmax: Any
+    logits: Any
+    if not is_matrix_product(node):
+        return None
+    softmax, values = node.args
+    if softmax.target is not aten.softmax.int or softmax.args[1:] not in ((-1,), (3,)):
+        return None
+    logits = softmax.args[0]
+    if not is_matrix_product(logits) or any(len(n.users) > 1 for n in (softmax, logits)):
+        return None
+    queries, keys = logits.args
+    if any(len(n.meta["val"].shape) != 4 for n in (queries, keys, values)):
+        return None
+    if queries.target is aten.mul.Tensor and isinstance(queries.args[1], float):
+        return (queries.args[0], keys, values, queries.args[1])
+    return (queries, keys, values, 1.0)
