@@ -50,8 +50,7 @@ class Search:
 
     Attributes:
         recipe: How to search: default; published (the published Evol-Q code's search, of its own
-            network: scheme published, unless another is given); memetic (with gradients; not with
-            execution integer).
+            network: scheme published, unless another is given); memetic (with gradients).
         average_bits: Instead of `weight_bits`: search the bits of each layer, at most so many on
             average.
         passes: P, passes over all blocks; by default the recipe's.
@@ -102,11 +101,6 @@ def main(settings: Settings, search: Search, output: Output, given: frozenset[st
     recipe = choose_recipe(
         search.recipe, passes=search.passes, population=search.population, cycles=search.cycles
     )
-    if recipe.downhill and settings.execution == "integer":
-        raise InputError(
-            "`recipe` memetic needs gradients, and `execution` integer has none; choose compiled "
-            "or simulated"
-        )
     settings = replace(settings, quantization=_quantization(settings, search, given))
     progress = Progress(output.quiet)
     began = time.monotonic()

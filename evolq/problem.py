@@ -32,7 +32,14 @@ from evolq.losses.criteria import choose_criterion
 from evolq.losses.objective import Objective, TestEvaluation, predict
 from evolq.network.modules import plain_copy
 from evolq.network.placement import SCHEMES
-from evolq.network.quantized import BATCH_SIZE, DEFAULT, EXECUTIONS, QuantizedNetwork, quantize
+from evolq.network.quantized import (
+    BATCH_SIZE,
+    DEFAULT,
+    EXECUTIONS,
+    QuantizedNetwork,
+    fastest,
+    quantize,
+)
 from evolq.points import Point, fingerprint
 from evolq.quantization import Quantization
 from evolq.settings import CriterionName, ExecutionName, Settings, configuration
@@ -103,7 +110,7 @@ def _check_choices(settings: Settings) -> None:
     quantization = settings.quantization
     for name, value, known in (
         ("scheme", quantization.scheme, SCHEMES),
-        ("execution", settings.execution, EXECUTIONS),
+        ("execution", settings.execution or "simulated", EXECUTIONS),
         ("weight_observer", quantization.weight_observer or "mse", OBSERVERS),
         ("activation_observer", quantization.activation_observer or "mse", OBSERVERS),
         ("rounding", quantization.rounding, ROUNDINGS),
@@ -213,7 +220,7 @@ def problem_of(
     quantization: Quantization = DEFAULT,
     *,
     criterion: CriterionName | None = None,
-    execution: ExecutionName = "simulated",
+    execution: ExecutionName | None = None,
     start: str | Path | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
@@ -228,7 +235,7 @@ def problem_of(
         quantization: scheme, bits, and how scales start.
         criterion: a name in `CRITERIA`: calibration loss; by default info_nce, with scheme none
             cross_entropy.
-        execution: simulated, compiled or integer, see `Settings`.
+        execution: simulated, compiled or integer; None for the fastest, see `Settings`.
         start: a file that `SearchResult.save` wrote; it brings its own quantization.
         batch_size: images per forward pass.
         seed: of all that is drawn.
@@ -275,7 +282,8 @@ def _problem(
     network = quantize(model, split.calibration.images[:2], settings.quantization)
     if check_network is not None:
         check_network(network, model)
-    network = network.executed(settings.execution)
+    execution = settings.execution or fastest(network)
+    network = network.executed(execution)
     start: Point
     start_cost = 0.0
     if settings.start is None:
@@ -296,6 +304,7 @@ def _problem(
     settings = replace(
         settings,
         quantization=network.quantization,
+        execution=execution,
         criterion=settings.criterion_name,
         threads=torch.get_num_threads(),
     )

@@ -35,8 +35,9 @@ class Settings:
         start: Start at this saved quantized model; it brings its own scheme, bits and scales.
         quantization: How the network is quantized.
         execution: How the network runs: simulated; compiled (the same in fewer passes); integer
-            (products on integer codes, compiled; several times faster, no gradients). The first
-            run of the last two compiles for up to a minute.
+            (products on integer codes, several times faster; gradients are simulated). By default
+            integer where nothing has to be compiled for it, which can take a minute, else
+            simulated.
         criterion: Calibration loss; by default info_nce, with scheme none cross_entropy.
         temperature: Temperature of info_nce; by default 3.
         calibration_images: Number of calibration images.
@@ -60,7 +61,7 @@ class Settings:
     test_dir: Path | None = None
     start: Path | None = None
     quantization: Quantization = field(default=Quantization())
-    execution: ExecutionName = "simulated"
+    execution: ExecutionName | None = None
     criterion: CriterionName | None = None
     temperature: float | None = None
     calibration_images: int = 100

@@ -169,7 +169,7 @@ class _SliceScan(_MovingScan):
             raise InputError(
                 "`directions` hessian needs a loss that can be differentiated twice: `scheme` none"
             )
-        if self.directions == "hessian" and settings.execution != "simulated":
+        if self.directions == "hessian" and settings.execution not in (None, "simulated"):
             raise InputError(
                 "`directions` hessian differentiates twice, which compiled code cannot: "
                 "`execution` simulated"

@@ -122,7 +122,6 @@ def test_a_new_criterion_and_a_new_optimizer_need_nothing_else(monkeypatch) -> N
         (("--optimizers", "evol-q", "annealing"), 'Invalid value "annealing" for --optimizers'),
         (("--optimizers", "adam", "adam"), "give each once"),
         (("--plane", "tilted"), 'Invalid value "tilted" for --plane'),
-        (("--execution", "integer"), "adam needs gradients, which --execution integer has not"),
         (("--learning-rates", "0.1", "x"), "Invalid value for --learning-rates"),
         (("--learning-rates", "-1"), "a number from 0"),
         (("--seeds", "0"), "--seeds is 0"),

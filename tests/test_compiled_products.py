@@ -4,6 +4,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,17 +12,28 @@ from tiny_models import plain
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evolq.data.images import tensor_split
+from evolq.network import integer_ops, lowering, native
 from evolq.network import kernels as module
-from evolq.network import lowering, native
-from evolq.network.integer_ops import WeightCodes
-from evolq.network.kernels import Codes, attention, attention_in_floats, linear_gelu
+from evolq.network.integer_ops import WeightCodes, encode
+from evolq.network.kernels import (
+    Codes,
+    attention,
+    attention_in_floats,
+    column_steps,
+    encode_heads,
+    layer_norm,
+    linear,
+    quantizer_rows,
+)
 from evolq.network.lowering import differing_codes, lower
 from evolq.network.native import LANES, kernels
-from evolq.network.quantized import QuantizedNetwork, quantize
+from evolq.network.quantized import QuantizedNetwork, fastest, quantize
 from evolq.points import Point, select
+from evolq.problem import problem_of
 from evolq.starts.calibration import calibrate
 from evolq.tensor.moments import MomentMatchedQuantizer
-from evolq.tensor.quantizers import PerChannel, QuantSpec
+from evolq.tensor.quantizers import PerChannel, Quantizer, QuantSpec
 
 needs_kernel = pytest.mark.skipif(
     not torch.cpu._is_vnni_supported(), reason="the processor lacks AVX-512 VNNI"
@@ -146,7 +158,7 @@ def test_tiles_make_the_same_bits_as_vectors(monkeypatch: pytest.MonkeyPatch) ->
     def made() -> list[Tensor]:
         return [
             attention(queries, keys, values, *quantizer(1 / 60)),
-            linear_gelu(*layer(70, 68, 64, 4, 128, True)[0]),  # type: ignore[arg-type]
+            linear(*layer(70, 68, 80, 4, 128)[0]),
         ]
 
     found = made()
@@ -161,72 +173,207 @@ def test_tiles_make_the_same_bits_as_vectors(monkeypatch: pytest.MonkeyPatch) ->
     assert all(map(torch.equal, found, expected))
 
 
-# Layers with GELU ---------------------------------------------------------------------------------
+# Layers -------------------------------------------------------------------------------------------
+
+
+def quantizers(columns: int, shift: int, factors: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Two quantizers of columns as `rows` has them, their zero points, and what divides values."""
+    lowest = 0.0 if shift else -128.0
+    bounds = (torch.tensor(lowest), torch.tensor(lowest + 255), shift)
+    zeros = (torch.tensor(lowest + 3.0), torch.tensor(lowest + 140.0))
+    given = [
+        (times, torch.tensor(0.05), zero, *bounds)
+        for times, zero in zip((1, 0.5), zeros, strict=True)
+    ]
+    counts = (16, columns - 16)
+    generator = torch.Generator().manual_seed(columns)
+    factor = 2.0 ** torch.randint(0, 4, (columns,), generator=generator) if factors else None
+    rows = quantizer_rows(counts, given, factor)
+    per_value = torch.tensor([1.0, 0.5]).repeat_interleave(torch.tensor(counts)) / 0.05
+    per_value = per_value if factor is None else per_value / factor
+    assert torch.allclose(rows[0], per_value)
+    return rows, torch.stack(zeros).repeat_interleave(torch.tensor(counts)), per_value
 
 
 def layer(
-    rows: int, terms: int, columns: int, bits: int, shift: int, factors: bool
-) -> tuple[tuple[object, ...], Tensor]:
-    """Return the arguments of `linear_gelu`, and GELU in steps before rounding, in float64."""
+    rows: int,
+    terms: int,
+    columns: int,
+    bits: int,
+    shift: int | None,
+    factors: bool = True,
+    gelu: bool = True,
+    added: str = "nothing",
+) -> tuple[tuple[Any, ...], Tensor]:
+    """Return the arguments of `linear`, and its values in float64: in stored codes with a shift."""
     generator = torch.Generator().manual_seed(rows)
     codes, scale, zero, input_shift = operand((rows, terms), 0.02, 120.0, 128, rows + 1)
     weight = torch.randn(columns, terms, generator=generator)
     weight_scale = 0.02 * 2.0 ** (8 - bits) + 0.01 * torch.rand(columns, generator=generator)
     weight_zero = 2.0 ** (bits - 1) + 9 * torch.rand(columns, generator=generator)
     bias = torch.randn(columns, generator=generator)
-    quantized = MomentMatchedQuantizer(QuantSpec(bits, granularity=PerChannel(0)))
-    width = torch.tensor(float(bits))
+    symmetric = bits == 8
+    kind = Quantizer if symmetric else MomentMatchedQuantizer
+    quantized = kind(QuantSpec(bits, symmetric, symmetric, granularity=PerChannel(0)))
     prepared = WeightCodes(quantized, input_shift)(
-        weight, weight_scale, weight_zero, width, bias, scale, zero
-    )
-    matrix, *constants, _ = prepared
-    factor = 2.0 ** torch.randint(0, 4, (columns,), generator=generator) if factors else None
-    bounds = (0.05, 3.0, 0.0, 255.0) if shift else (0.05, 3.0, -128.0, 127.0)
-    quantizer = tuple(map(torch.tensor, bounds))
-    arguments = (codes, matrix, tuple(constants), factor, *quantizer, shift)
+        weight, weight_scale, None if symmetric else weight_zero, torch.tensor(float(bits)), bias,
+        scale, zero,
+    )  # fmt: skip
+    matrix, *constants = prepared
+    assert bool(constants[-1]) != symmetric, "sums of rows are needed, or not"
 
     inputs = (codes.double() + input_shift - zero) * scale
-    made = quantized(weight, weight_scale, weight_zero, width)
-    value = functional.gelu(functional.linear(inputs, made.double(), bias.double()))
-    value = value if factor is None else value / factor
-    return arguments, value / quantizer[0] + quantizer[1]
+    made = quantized(
+        weight, weight_scale, None if symmetric else weight_zero, torch.tensor(float(bits))
+    )
+    value = functional.linear(inputs, made.double(), bias.double())
+    value = functional.gelu(value) if gelu else value
+    more: Any = None
+    if added == "floats":
+        more = torch.randn(rows, columns, generator=generator)
+        value = value + more
+    elif added == "codes":
+        own, own_scale, own_zero, own_shift = operand((rows, columns), 0.03, 100.0, 128, 7)
+        factor = 2.0 ** torch.randint(0, 3, (columns,), generator=generator)
+        more = own, column_steps(columns, own_scale, own_zero, own_shift, factor)
+        value = value + (own.double() + own_shift - own_zero) * own_scale * factor
+    if shift is None:
+        return (codes, matrix, tuple(constants), gelu, more, None), value
+    quantizer, zeros, per_value = quantizers(columns, shift, factors)
+    steps = value * per_value.double() + zeros - shift
+    return (codes, matrix, tuple(constants), gelu, more, quantizer), steps
 
 
 @needs_kernel
-@pytest.mark.parametrize(("rows", "terms", "columns"), [(1, 4, 64), (50, 192, 128), (97, 20, 64)])
+@pytest.mark.parametrize(("rows", "terms", "columns"), [(1, 4, 32), (50, 192, 128), (97, 20, 80)])
 @pytest.mark.parametrize(("bits", "shift"), [(4, 128), (8, 0)])
 @pytest.mark.parametrize("factors", [False, True])
-def test_a_layer_with_gelu_has_the_codes_of_its_definition(
-    rows: int, terms: int, columns: int, bits: int, shift: int, factors: bool
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("added", ["nothing", "floats", "codes"])
+def test_a_layer_has_the_codes_of_its_definition(
+    rows: int,
+    terms: int,
+    columns: int,
+    bits: int,
+    shift: int,
+    factors: bool,
+    gelu: bool,
+    added: str,
 ) -> None:
-    arguments, steps = layer(rows, terms, columns, bits, shift, factors)
-    found = linear_gelu(*arguments).double() + shift  # type: ignore[arg-type]
-    lower, upper = arguments[-3:-1]
+    assert kernels() is not None
+    arguments, steps = layer(rows, terms, columns, bits, shift, factors, gelu, added)
+    found = linear(*arguments)
     # rounded to the nearest but for float32: 1e-3 of a step, where values are hundreds of steps
-    off = (found - steps.clamp(lower, upper)).abs()  # type: ignore[arg-type]
+    off = (found.double() - steps.clamp(-128, 127)).abs()
     assert float(off.max()) < 0.501
     assert len(found.unique()) > 3
 
 
 @needs_kernel
+@pytest.mark.parametrize(("rows", "terms", "columns"), [(1, 4, 16), (97, 20, 80)])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("added", ["nothing", "floats", "codes"])
+def test_a_layer_has_the_values_of_its_definition(
+    rows: int, terms: int, columns: int, bits: int, gelu: bool, added: str
+) -> None:
+    arguments, expected = layer(rows, terms, columns, bits, None, False, gelu, added)
+    # float32 sums of a few terms, up to some hundreds
+    torch.testing.assert_close(linear(*arguments).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernel
 @pytest.mark.usefixtures("threads")
-def test_a_layer_with_gelu_depends_on_neither_threads_nor_batch_size() -> None:
-    (codes, *rest), _ = layer(101, 48, 64, 4, 128, True)
-    whole = linear_gelu(codes, *rest)  # type: ignore[arg-type]
+def test_a_layer_depends_on_neither_threads_nor_batch_size() -> None:
+    (codes, *rest), _ = layer(101, 48, 64, 4, 128)
+    whole = linear(codes, *rest)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        parts = [linear_gelu(part, *rest) for part in codes.split(17)]  # type: ignore[arg-type, attr-defined]
-        assert torch.equal(torch.cat(parts), whole)
+        assert torch.equal(torch.cat([linear(part, *rest) for part in codes.split(17)]), whole)
 
 
-def test_without_the_kernel_a_layer_with_gelu_is_the_same(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("shift", [128, None])
+@pytest.mark.parametrize("added", ["nothing", "floats", "codes"])
+def test_without_the_kernel_a_layer_is_the_same(
+    shift: int | None, added: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, _ = layer(40, 32, 64, 4, 128, True)
-    found = linear_gelu(*arguments)  # type: ignore[arg-type]
+    arguments, _ = layer(40, 32, 64, 4, shift, added=added)
+    found = linear(*arguments)
     monkeypatch.setattr(module, "kernels", lambda: None)
     # no code of these is a tie to within float32 rounding
-    assert torch.equal(found, linear_gelu(*arguments))  # type: ignore[arg-type]
+    torch.testing.assert_close(linear(*arguments), found, rtol=1e-5, atol=1e-4)
+
+
+def norm(rows: int, columns: int, codes: bool) -> tuple[tuple[Any, ...], Tensor]:
+    """Return the arguments of `layer_norm`, and its stored codes before rounding, in float64."""
+    generator = torch.Generator().manual_seed(rows)
+    weight, bias = (torch.randn(columns, generator=generator) for _ in range(2))
+    given: Any = 3 * torch.randn(rows, columns, generator=generator) + 1
+    value = given.double()
+    if codes:
+        own, scale, zero, shift = operand((rows, columns), 0.03, 100.0, 128, 7)
+        zeros = zero + torch.arange(columns)
+        given = own, column_steps(columns, scale, zeros, shift, None)
+        value = (own.double() + shift - zeros) * scale
+    made = functional.layer_norm(value, (columns,), weight.double(), bias.double(), 1e-6)
+    quantizer, zeros, per_value = quantizers(columns, 128, False)
+    return (given, weight, bias, 1e-6, quantizer), made * per_value.double() + zeros - 128
+
+
+@needs_kernel
+@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (50, 192)])
+@pytest.mark.parametrize("codes", [False, True])
+def test_a_layer_norm_has_the_codes_of_its_definition(rows: int, columns: int, codes: bool) -> None:
+    arguments, steps = norm(rows, columns, codes)
+    found = layer_norm(*arguments)
+    assert float((found.double() - steps.clamp(-128, 127)).abs().max()) < 0.501
+    assert len(found.unique()) > 3
+
+
+@needs_kernel
+@pytest.mark.usefixtures("threads")
+def test_a_layer_norm_depends_on_neither_threads_nor_batch_size() -> None:
+    (value, *rest), _ = norm(101, 48, False)
+    whole = layer_norm(value, *rest)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(torch.cat([layer_norm(part, *rest) for part in value.split(17)]), whole)
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_without_the_kernel_a_layer_norm_is_the_same(
+    codes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, _ = norm(40, 64, codes)
+    found = layer_norm(*arguments)
+    monkeypatch.setattr(module, "kernels", lambda: None)
+    assert torch.equal(layer_norm(*arguments), found)
+
+
+@needs_kernel
+def test_attention_makes_the_codes_of_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys, values = operands(30, 16, 32)
+    # no code of these is a tie to within float32 rounding
+    rows, *_ = quantizers(64, 128, False)
+    value = attention(queries, keys, values, *quantizer(1 / 61.7))
+    found = attention(queries, keys, values, *quantizer(1 / 61.7), rows)
+    assert found.dtype == torch.int8
+    assert torch.equal(found, encode_heads(value, rows))
+    monkeypatch.setattr(module, "kernels", lambda: None)
+    assert torch.equal(found, attention(queries, keys, values, *quantizer(1 / 61.7), rows))
+
+
+@needs_kernel
+@pytest.mark.parametrize("count", [1, 15, 16, 1000])
+@pytest.mark.parametrize("shift", [0, 128])
+def test_codes_are_the_same_bits(count: int, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = 3 * torch.randn(count, generator=torch.Generator().manual_seed(count))
+    value[0] = 0.05 * 2.5  # a tie
+    lowest = shift - 128.0
+    parameters = [torch.tensor(number) for number in (0.05, 3 + lowest, lowest, lowest + 255)]
+    found = encode(value, *parameters, shift)
+    monkeypatch.setattr(integer_ops, "kernels", lambda: None)
+    assert torch.equal(encode(value, *parameters, shift), found)
 
 
 # In a network -------------------------------------------------------------------------------------
@@ -260,7 +407,7 @@ def network(scheme: str, **options: object) -> tuple[QuantizedNetwork, Point, Te
 
 def kernels_of(built: QuantizedNetwork) -> list[object]:
     targets = [node.target for node in lower(built.graph).nodes]
-    return [target for target in targets if target in (attention, linear_gelu)]
+    return [target for target in targets if target in (attention, layer_norm, linear)]
 
 
 @needs_kernel
@@ -270,7 +417,8 @@ def test_a_network_runs_attention_as_one_function(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built, point, images = network(scheme)
-    assert kernels_of(built) == [attention, linear_gelu]
+    # embedding, queries, keys and values, and the two layers behind attention
+    assert kernels_of(built) == [linear, linear, attention, linear, linear]
     counts = differing_codes(built.graph, point, images)
     assert counts.keys() == {name for name, site in built.sites.items() if site.kind != "weight"}
     # no code of these is a tie to within float32 rounding
@@ -296,4 +444,21 @@ def test_other_attention_stays_two_products() -> None:
         network("full", activation_bits=4),
         network("published"),
     ):
-        assert kernels_of(built[0]) == [linear_gelu]
+        assert kernels_of(built[0]) == [linear] * 4
+
+
+@needs_kernel
+def test_integers_are_the_default_where_nothing_has_to_be_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built, *_ = network("full")
+    assert fastest(built) == "integer"
+    assert fastest(network("none")[0]) == "simulated"
+    assert fastest(network("full", softmax="log2")[0]) == "integer"
+    assert fastest(network("full", weight_granularity="group", group_size=4)[0]) == "simulated"
+    split = tensor_split(torch.randn(30, 3, 12, 12), torch.arange(30) % 4, 12, 8, 10)
+    assert problem_of(Block(), split).settings.execution == "integer"
+    chosen = problem_of(Block(), split, execution="simulated")
+    assert chosen.settings.execution == chosen.network.execution == "simulated"
+    monkeypatch.setattr(lowering, "kernels", lambda: None)
+    assert fastest(built) == "simulated"

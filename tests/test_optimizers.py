@@ -366,7 +366,7 @@ def test_cma_leaves_the_global_generator_alone():
 
 @ALL
 def test_only_those_that_say_so_need_gradients(name, monkeypatch):
-    """`landscape.compare` sweeps the learning rate of these and refuses integer execution."""
+    """`landscape.compare` sweeps the learning rate of these."""
 
     def count(self, point):
         raise AssertionError("a gradient was asked for")

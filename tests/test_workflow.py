@@ -107,7 +107,6 @@ def test_the_command_line(run, tmp_path: Path) -> None:
         (("--resume",), "no run here is unfinished"),
         (("--average-bits", "9"), "number from 2 to 8"),
         (("--within", "nowhere"), "is within 'nowhere'; "),
-        (("--recipe", "memetic", "--execution", "integer"), "--execution integer has none"),
     ],
 )
 def test_bad_input_is_one_line(run, arguments: tuple[str, ...], words: str) -> None:

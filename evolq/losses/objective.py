@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -68,6 +68,18 @@ class Forward:
         if self.function.entries.keys() != set(self.network.names):
             raise TypeError("a part of an evaluation is made where it runs: pickle the whole")
         return Forward.whole, (self.network, self.images, self.batch_size)
+
+    @cached_property
+    def differentiable(self) -> PartialEvaluation:
+        """The function with gradients; preparing it costs the part that it leaves out."""
+        if self.network.execution != "integer":
+            return self.function
+        simulated = self.network.executed("simulated")
+        function = simulated.vary(
+            self.function.entries, self.function.at, self.images, self.batch_size
+        )
+        self.spent.forward_passes += 1 - function.share
+        return function
 
     def vary(self, names: Collection[str], at: Point) -> Forward:
         """Return the function of `names` alone; preparing it costs the part that it leaves out."""
@@ -192,15 +204,12 @@ class Objective:
         criterion may couple images, and a group holds all that are coupled with each other. Cost:
         three forward passes of the varying part (the backward pass counts two).
 
+        A network that runs on integers is simulated for it; the loss is the simulated one, too.
+
         Raises:
-            InputError: if the network runs on integers.
+            InputError: if the Point lacks an entry.
         """
-        if self.forward.network.execution == "integer":
-            raise InputError(
-                "execution integer has no gradients; choose compiled or simulated where a gradient "
-                "is needed"
-            )
-        function = self.forward.function
+        function = self.forward.differentiable
         for name in function.entries:
             if name not in point:
                 raise InputError(f"the Point has no entry {name!r}, which was to vary")

@@ -32,25 +32,27 @@ def fuse_attention(graph: Graph) -> Graph:
         return graph
     graph = graph.duplicate()
     for node in list(graph.nodes):
-        operands = _operands(node)
-        if operands is None:
+        found = _operands(node)
+        if found is None:
             continue
+        logits, *operands = found
         with graph.module.graph.inserting_before(node):
-            made = graph.module.graph.call_function(attend, operands)
+            made = graph.module.graph.call_function(attend, tuple(operands))
         made.meta = dict(node.meta)
-        logits = node.args[0].args[0]
-        graph.operations[made.name] = sum(
-            graph.operations.pop(product.name) for product in (node, logits)
-        )
+        operations = [graph.operations.pop(product.name) for product in (node, logits)]
+        graph.operations[made.name] = sum(operations)
         node.replace_all_uses_with(made)
     graph.recompile()
     return graph
 
 
 def _operands(node: fx.Node) -> tuple[Any, ...] | None:
-    """Return what `attend` takes if it computes `node`, the product with values."""
+    """Return the logits, and what `attend` takes if it computes `node`, the product with values."""
     softmax: Any
     logits: Any
+    queries: Any
+    keys: Any
+    values: Any
     if not is_matrix_product(node):
         return None
     softmax, values = node.args
@@ -60,8 +62,9 @@ def _operands(node: fx.Node) -> tuple[Any, ...] | None:
     if not is_matrix_product(logits) or any(len(n.users) > 1 for n in (softmax, logits)):
         return None
     queries, keys = logits.args
-    if any(len(n.meta["val"].shape) != 4 for n in (queries, keys, values)):
+    operands = (queries, keys, values)
+    if any(len(operand.meta["val"].shape) != 4 for operand in operands):
         return None
     if queries.target is aten.mul.Tensor and isinstance(queries.args[1], float):
-        return (queries.args[0], keys, values, queries.args[1])
-    return (queries, keys, values, 1.0)
+        return (logits, queries.args[0], keys, values, queries.args[1])
+    return (logits, *operands, 1.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evolq.errors import InputError
-from evolq.network.native import LANES, tile_product
+from evolq.network.native import LANES, kernels, tile_product
 from evolq.tensor.moments import MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
     Quantizer,
@@ -53,7 +53,26 @@ def code_bounds(
 def encode(
     value: Tensor, scale: Tensor, zero: Tensor, lower: Tensor, upper: Tensor, shift: int
 ) -> Tensor:
-    """Return the stored codes of `value`: int8, the code minus `shift`."""
+    """Return the stored codes of `value`: int8, the code minus `shift`.
+
+    By `kernels.cpp` where it can be, with the same bits; inside of what is compiled it is traced.
+    """
+    quantizer = (scale, zero, lower, upper)
+    if (
+        not torch.compiler.is_compiling()
+        and value.device.type == "cpu"
+        and value.dtype == torch.float32
+        and value.is_contiguous()
+        and all(one.numel() == 1 for one in quantizer)
+        and (library := kernels()) is not None
+    ):
+        stored = torch.empty(value.shape, dtype=torch.int8)
+        library.encode(
+            value.data_ptr(),
+            *(*map(float, quantizer), shift, value.numel()),
+            *(stored.data_ptr(), torch.get_num_threads()),
+        )
+        return stored
     codes = (value / scale + zero).clamp_min(lower).clamp_max(upper).round()
     return (codes - shift).to(torch.int8)
 

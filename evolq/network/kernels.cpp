@@ -1,11 +1,13 @@
-// Products of 8-bit codes together with what follows, row by row in the cache: attention (queries x
-// keys, softmax, its codes, codes x values), and layers with GELU. Needs AVX-512 VNNI, and uses AMX
-// where it is compiled with EVOLQ_TILES; `native.py` builds it. Sums of products are exact, and a row
-// is computed by itself: results depend on neither threads nor batches.
+// What a transformer computes on 8-bit codes, row by row in the cache: attention (queries x keys,
+// softmax, its codes, codes x values), linear layers with what follows (GELU, a residual, codes), and
+// LayerNorms. Needs AVX-512 VNNI, and uses AMX where it is compiled with EVOLQ_TILES; `native.py`
+// builds it. Sums of products are exact, and a row is computed by itself: results depend on neither
+// threads nor batches.
 
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -156,13 +158,20 @@ void interleave(const int8_t* const rows[4], int64_t columns, int8_t* out) {
     }
 }
 
-// A matrix (terms, columns) as `multiply` reads it; 4 divides terms.
+// Columns of a matrix that are multiplied at a time.
+constexpr int64_t PANEL = 4 * LANES;
+
+// A matrix (terms, columns) as `multiply` reads it, panel after panel; 4 divides terms.
 std::vector<int8_t> pack(const int8_t* matrix, int64_t terms, int64_t columns) {
-    std::vector<int8_t> packed(4 * fours_of(terms) * columns);
-    for (int64_t k = 0; k < terms; k += 4) {
-        const int8_t* four[4];
-        for (int64_t t = 0; t < 4; ++t) four[t] = matrix + (k + t) * columns;
-        interleave(four, columns, &packed[k * columns]);
+    const int64_t bytes = 4 * fours_of(terms);
+    std::vector<int8_t> packed(bytes * columns);
+    for (int64_t n = 0; n < columns; n += PANEL) {
+        const int64_t width = std::min(PANEL, columns - n);
+        for (int64_t k = 0; k < terms; k += 4) {
+            const int8_t* four[4];
+            for (int64_t t = 0; t < 4; ++t) four[t] = matrix + (k + t) * columns + n;
+            interleave(four, width, &packed[bytes * n + k * width]);
+        }
     }
     return packed;
 }
@@ -203,20 +212,60 @@ __m512 gelu(__m512 value) {
 }
 
 struct Quantizer {
-    float zero, lower, upper;
+    __m512 zero, lower, upper;
 
     // Codes of values in units of the scale.
     __m512i codes(__m512 value) const {
-        __m512 code = _mm512_add_ps(value, _mm512_set1_ps(zero));
-        code = _mm512_max_ps(code, _mm512_set1_ps(lower));
-        return _mm512_cvtps_epi32(_mm512_min_ps(code, _mm512_set1_ps(upper)));
+        const __m512 code = _mm512_max_ps(_mm512_add_ps(value, zero), lower);
+        return _mm512_cvtps_epi32(_mm512_min_ps(code, upper));
+    }
+};
+
+// Quantizers of sixteen columns: what values are multiplied by, zero point, lowest and highest stored
+// code. They are rows of a matrix with so many `columns`, of which c is the first of these.
+struct Columns {
+    __m512 unit, zero, lower, upper;
+
+    Columns(const float* rows, int64_t columns, int64_t c) {
+        unit = _mm512_loadu_ps(rows + c);
+        zero = _mm512_loadu_ps(rows + columns + c);
+        lower = _mm512_loadu_ps(rows + 2 * columns + c);
+        upper = _mm512_loadu_ps(rows + 3 * columns + c);
+    }
+
+    // Values as codes that are not rounded yet.
+    __m512 scaled(__m512 value) const { return _mm512_fmadd_ps(value, unit, zero); }
+
+    // Writes the stored codes of that.
+    void store(__m512 code, int8_t* to) const {
+        const __m512i stored = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(code, lower), upper));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(stored));
+    }
+};
+
+// Values: floats, or stored codes and a scale and a stored zero point of each column; or none.
+struct Values {
+    const float* floats;
+    const int8_t* codes;
+    const float* steps;
+    int64_t columns;
+
+    explicit operator bool() const { return floats || codes; }
+
+    // Sixteen from `index` on, of columns from c on.
+    __m512 load(int64_t index, int64_t c) const {
+        if (floats) return _mm512_loadu_ps(floats + index);
+        const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + index));
+        const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(stored));
+        return _mm512_mul_ps(_mm512_sub_ps(value, _mm512_loadu_ps(steps + columns + c)),
+                             _mm512_loadu_ps(steps + c));
     }
 };
 
 // Turns sums of queries and keys into codes of probabilities, `width` bytes of which those beyond
 // `tokens` are zero; returns the sum of the codes. `keys` is to be subtracted from each row.
 int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t width, float slope,
-                float scale, const Quantizer& quantizer, uint8_t* codes) {
+                float scale, const Quantizer quantizer, uint8_t* codes) {
     const __mmask16 tail = tokens % LANES ? (1u << tokens % LANES) - 1 : 0xffff;
     const auto mask = [&](int64_t n) { return n + LANES < width ? __mmask16(0xffff) : tail; };
     __m512i largest = _mm512_set1_epi32(INT32_MIN);
@@ -255,13 +304,14 @@ int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t widt
 // tokens, three for each; 4 divides depth, LANES columns. Zero points are in stored codes; that of
 // keys adds the same to a whole row, which a softmax does not see. `slope` makes exponents of two of
 // products of queries and keys; scale, zero, lower and upper are the quantizer's of probabilities.
-// Written is (images, tokens, heads, columns): sums over codes minus zero points, times `factor`.
+// Written is (images, tokens, heads, columns): sums over codes minus zero points, times `factor`, or
+// the codes of that, if `out_codes` is given, by the quantizers of heads x columns.
 extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_t* values,
                           const int64_t* strides, int64_t images, int64_t heads, int64_t tokens,
                           int64_t depth, int64_t columns, int32_t query_zero, int32_t value_zero,
                           float slope, float scale, float zero, float lower, float upper,
-                          float factor, float* out, int64_t threads) {
-    const Quantizer quantizer{zero, lower, upper};
+                          float factor, const float* out_quantizers, float* out,
+                          int8_t* out_codes, int64_t threads) {
     const int64_t rows = padded(tokens, ROWS), width = padded(tokens, LANES);
     const int64_t query_fours = fours_of(depth), query_bytes = 4 * query_fours;
     const int64_t fours = fours_of(tokens), code_bytes = std::max(width, 4 * fours);
@@ -272,6 +322,8 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
         std::vector<int8_t> key(query_bytes * width), value(code_bytes * columns), nothing(columns);
         std::vector<int32_t> key_sums(width), value_sums(columns);
         std::vector<int32_t> sums(ROWS * width), products(ROWS * columns);
+        const Quantizer quantizer{_mm512_set1_ps(zero), _mm512_set1_ps(lower),
+                                  _mm512_set1_ps(upper)};
         begin_products();
 #pragma omp for
         for (int64_t head = 0; head < images * heads; ++head) {
@@ -308,14 +360,28 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                                         scale, quantizer, &codes[r * code_bytes]);
                 multiply(codes.data(), code_bytes, value.data(), 4 * columns, columns, tokens,
                          products.data(), columns);
-                for (int64_t r = 0; r < height; ++r) {
-                    float* written =
-                        out + ((head / heads * tokens + row + r) * heads + head % heads) * columns;
-                    const int32_t offset =
-                        value_zero * (counts[r] - int32_t(tokens) * probability_zero);
-                    for (int64_t d = 0; d < columns; ++d)
-                        written[d] = factor * float(products[r * columns + d] - offset -
-                                                    probability_zero * value_sums[d]);
+                const int64_t c = head % heads * columns, out_columns = heads * columns;
+                const int64_t to = (head / heads * tokens + row) * out_columns + c;
+                for (int64_t d = 0; d < columns; d += LANES) {
+                    const __m512i value_sum =
+                        _mm512_mullo_epi32(_mm512_set1_epi32(probability_zero),
+                                           _mm512_loadu_si512(&value_sums[d]));
+                    for (int64_t r = 0; r < height; ++r) {
+                        const __m512i offset = _mm512_set1_epi32(
+                            value_zero * (counts[r] - int32_t(tokens) * probability_zero));
+                        const __m512i exact =
+                            _mm512_sub_epi32(_mm512_loadu_si512(&products[r * columns + d]),
+                                             _mm512_add_epi32(offset, value_sum));
+                        const __m512 value =
+                            _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_set1_ps(factor));
+                        const int64_t index = to + r * out_columns + d;
+                        if (out_codes) {
+                            const Columns quantizers(out_quantizers, out_columns, c + d);
+                            quantizers.store(quantizers.scaled(value), out_codes + index);
+                        } else {
+                            _mm512_storeu_ps(out + index, value);
+                        }
+                    }
                 }
             }
         }
@@ -323,21 +389,72 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
     }
 }
 
-// Codes of GELU of a linear layer: int8 (rows, columns) from int8 (rows, terms) and a matrix (terms,
-// columns); 4 divides terms, 4 LANES columns. `offset` to `bias`, one for each column, are those of
-// `integer_ops.rescale`; `unit` is what a value is multiplied by before its zero point is added.
-extern "C" void linear_gelu(const int8_t* input, const int8_t* matrix, const int32_t* offset,
-                            const float* weight_zero, const float* factor, const float* slope,
-                            const float* bias, const float* unit, float zero, float lower,
-                            float upper, int32_t shift, int64_t rows, int64_t terms,
-                            int64_t columns, int8_t* out, int64_t threads) {
-    constexpr int64_t PANEL = 4 * LANES;
+namespace {
+
+// A linear layer and what follows; see `linear`.
+struct Layer {
+    const int32_t* base;
+    const float *weight_zero, *factor, *slope, *bias;
+    bool sums_needed, with_gelu;
+    Values more;
+    int64_t columns;
+    const float* quantizers;
+    float* out;
+    int8_t* codes;
+
+    // Turns sums of products, PANEL to a row, into what is written from row `first` on, `width`
+    // columns from n on. `counts` are the sums of rows of the input.
+    void finish(const int32_t* sums, const int32_t* counts, int64_t first, int64_t height, int64_t n,
+                int64_t width) const {
+        const Layer own = *this;  // the compiler cannot know that writing codes leaves it as it is
+        for (int64_t c = n; c < n + width; c += LANES) {
+            const __m512i offset = _mm512_loadu_si512(own.base + c);
+            const __m512 by = _mm512_loadu_ps(own.factor + c), constant = _mm512_loadu_ps(own.bias + c);
+            const __m512 zero = _mm512_loadu_ps(own.weight_zero + c);
+            const __m512 each = _mm512_loadu_ps(own.slope + c);
+            const Columns quantizer(own.quantizers ? own.quantizers : own.factor,
+                                    own.quantizers ? own.columns : 0, c);
+            for (int64_t r = 0; r < height; ++r) {
+                const int64_t index = (first + r) * own.columns + c;
+                __m512 value = _mm512_cvtepi32_ps(
+                    _mm512_sub_epi32(_mm512_loadu_si512(sums + r * PANEL + c - n), offset));
+                __m512 plus = constant;
+                if (own.sums_needed) {
+                    const __m512 count = _mm512_set1_ps(counts[r]);
+                    value = _mm512_fnmadd_ps(zero, count, value);
+                    plus = _mm512_fmadd_ps(each, count, plus);
+                }
+                value = _mm512_fmadd_ps(value, by, plus);
+                if (own.with_gelu) value = gelu(value);
+                if (own.more) value = _mm512_add_ps(value, own.more.load(index, c));
+                if (own.codes) quantizer.store(quantizer.scaled(value), own.codes + index);
+                else _mm512_storeu_ps(own.out + index, value);
+            }
+        }
+    }
+};
+
+}  // namespace
+
+// A linear layer, of int8 (rows, terms) and a matrix (terms, columns); 4 divides terms, LANES columns.
+// `offset` to `bias`, one for each column, are those of `integer_ops.rescale`; `sums_needed` says
+// whether sums of rows of the input are. Then GELU, if `with_gelu` says so, plus what is added: floats
+// or codes (rows, columns). Written are floats, or codes if `codes` is given.
+extern "C" void linear(const int8_t* input, const int8_t* matrix, const int32_t* offset,
+                       const float* weight_zero, const float* factor, const float* slope,
+                       const float* bias, int64_t sums_needed, int64_t with_gelu,
+                       const float* added, const int8_t* added_codes, const float* added_steps,
+                       int64_t rows, int64_t terms, int64_t columns, const float* out_quantizers,
+                       float* out, int8_t* codes, int64_t threads) {
     const int64_t block_rows = padded(48, ROWS), bytes = 4 * fours_of(terms);
-    const Quantizer quantizer{zero, lower, upper};
     const std::vector<int8_t> packed = pack(matrix, terms, columns);
     std::vector<int32_t> base(columns);
-    add_up(packed.data(), columns, terms / 4, base.data());
+    for (int64_t n = 0; n < columns; n += PANEL)
+        add_up(&packed[bytes * n], std::min(PANEL, columns - n), terms / 4, &base[n]);
     for (int64_t n = 0; n < columns; ++n) base[n] = 128 * base[n] + offset[n];
+    const Layer layer{base.data(), weight_zero, factor, slope, bias, sums_needed != 0,
+                      with_gelu != 0, {added, added_codes, added_steps, columns}, columns,
+                      out_quantizers, out, codes};
 #pragma omp parallel num_threads(threads)
     {
         std::vector<uint8_t> block(block_rows * bytes);
@@ -347,42 +464,76 @@ extern "C" void linear_gelu(const int8_t* input, const int8_t* matrix, const int
         for (int64_t first = 0; first < rows; first += block_rows) {
             const int64_t height = std::min(block_rows, rows - first);
             for (int64_t r = 0; r < height; ++r) {
+                const int8_t* from = input + (first + r) * terms;
+                uint8_t* to = &block[r * bytes];
+                for (int64_t k = 0; k < terms; ++k) to[k] = uint8_t(from[k]) ^ 128;
                 int32_t count = 0;
-                for (int64_t k = 0; k < terms; ++k) {
-                    const int8_t code = input[(first + r) * terms + k];
-                    block[r * bytes + k] = uint8_t(code) ^ 128;
-                    count += code;
-                }
+                if (sums_needed)
+                    for (int64_t k = 0; k < terms; ++k) count += from[k];
                 counts[r] = count;
             }
-            for (int64_t n = 0; n < columns; n += PANEL)
+            for (int64_t n = 0; n < columns; n += PANEL) {
+                const int64_t width = std::min(PANEL, columns - n);
                 for (int64_t row = 0; row < height; row += ROWS) {
-                    multiply(&block[row * bytes], bytes, &packed[4 * n], 4 * columns, PANEL, terms,
-                             sums.data(), PANEL);
-                    for (int64_t r = 0; r < ROWS && row + r < height; ++r) {
-                        const __m512 count = _mm512_set1_ps(counts[row + r]);
-                        int8_t* to = out + (first + row + r) * columns;
-                        for (int64_t c = n; c < n + PANEL; c += LANES) {
-                            const __m512i exact =
-                                _mm512_sub_epi32(_mm512_loadu_si512(&sums[r * PANEL + c - n]),
-                                                 _mm512_loadu_si512(&base[c]));
-                            const __m512 product =
-                                _mm512_fnmadd_ps(_mm512_loadu_ps(weight_zero + c), count,
-                                                 _mm512_cvtepi32_ps(exact));
-                            const __m512 constant = _mm512_fmadd_ps(
-                                count, _mm512_loadu_ps(slope + c), _mm512_loadu_ps(bias + c));
-                            const __m512 value =
-                                gelu(_mm512_fmadd_ps(product, _mm512_loadu_ps(factor + c), constant));
-                            const __m512i code = _mm512_sub_epi32(
-                                quantizer.codes(_mm512_mul_ps(value, _mm512_loadu_ps(unit + c))),
-                                _mm512_set1_epi32(shift));
-                            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c),
-                                             _mm512_cvtepi32_epi8(code));
-                        }
-                    }
+                    multiply(&block[row * bytes], bytes, &packed[bytes * n], 4 * width, width,
+                             terms, sums.data(), PANEL);
+                    layer.finish(sums.data(), &counts[row], first + row,
+                                 std::min(ROWS, height - row), n, width);
                 }
+            }
         }
         end_products();
+    }
+}
+
+// Codes of a LayerNorm of floats or codes (rows, columns); LANES divides columns.
+extern "C" void layer_norm(const float* values, const int8_t* codes, const float* steps,
+                           const float* weight, const float* bias, float epsilon,
+                           const float* out_quantizers, int64_t rows, int64_t columns, int8_t* out,
+                           int64_t threads) {
+    const Values given{values, codes, steps, columns};
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> row(columns);
+#pragma omp for
+        for (int64_t r = 0; r < rows; ++r) {
+            __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+            for (int64_t c = 0; c < columns; c += LANES) {
+                const __m512 value = given.load(r * columns + c, c);
+                _mm512_storeu_ps(&row[c], value);
+                sum = _mm512_add_ps(sum, value);
+            }
+            const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / float(columns));
+            for (int64_t c = 0; c < columns; c += LANES) {
+                const __m512 centered = _mm512_sub_ps(_mm512_loadu_ps(&row[c]), mean);
+                _mm512_storeu_ps(&row[c], centered);
+                squares = _mm512_fmadd_ps(centered, centered, squares);
+            }
+            const float variance = _mm512_reduce_add_ps(squares) / float(columns);
+            const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(variance + epsilon));
+            for (int64_t c = 0; c < columns; c += LANES) {
+                const __m512 value =
+                    _mm512_fmadd_ps(_mm512_mul_ps(_mm512_loadu_ps(&row[c]), factor),
+                                    _mm512_loadu_ps(weight + c), _mm512_loadu_ps(bias + c));
+                const Columns quantizers(out_quantizers, columns, c);
+                quantizers.store(quantizers.scaled(value), out + r * columns + c);
+            }
+        }
+    }
+}
+
+// Stored codes of values with one quantizer.
+extern "C" void encode(const float* values, float scale, float zero, float lower, float upper,
+                       float shift, int64_t count, int8_t* out, int64_t threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t n = 0; n < count; n += LANES) {
+        const __mmask16 some = count - n < LANES ? (1u << (count - n)) - 1 : 0xffff;
+        __m512 code = _mm512_maskz_loadu_ps(some, values + n);
+        code = _mm512_add_ps(_mm512_div_ps(code, _mm512_set1_ps(scale)), _mm512_set1_ps(zero));
+        code = _mm512_min_ps(_mm512_max_ps(code, _mm512_set1_ps(lower)), _mm512_set1_ps(upper));
+        const __m512i stored =
+            _mm512_sub_epi32(_mm512_cvtps_epi32(code), _mm512_set1_epi32(int32_t(shift)));
+        _mm512_mask_cvtepi32_storeu_epi8(out + n, some, stored);
     }
 }
 
@@ -409,8 +560,11 @@ extern "C" void product(const int8_t* left, const int8_t* matrix, int64_t rows, 
                 sums.resize(ROWS * columns);
                 to = sums.data();
             }
-            multiply<true>(block.data(), bytes, packed.data(), 4 * columns, columns, terms, to,
-                           columns);
+            for (int64_t n = 0; n < columns; n += PANEL) {
+                const int64_t width = std::min(PANEL, columns - n);
+                multiply<true>(block.data(), bytes, &packed[bytes * n], 4 * width, width, terms,
+                               to + n, columns);
+            }
             if (height < ROWS) std::copy_n(to, height * columns, out + first * columns);
         }
         end_products();

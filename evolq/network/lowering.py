@@ -41,6 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from evolq.network.fusion import fuse_layers
 from evolq.network.graph import Graph, dependents, follow, source
 from evolq.network.integer_ops import (
     LARGEST_SUM,
@@ -58,7 +59,7 @@ from evolq.network.integer_ops import (
     times_scales,
     zero_point_term,
 )
-from evolq.network.kernels import PANEL, attention, linear_gelu
+from evolq.network.kernels import attention, encode_heads, stored
 from evolq.network.native import LANES, kernels
 from evolq.network.operators import aten, is_matrix_product
 from evolq.points import Point
@@ -144,12 +145,11 @@ class _Comparison(fx.Interpreter):
         if n.target is attention:
             return self.attention(n)
         value = super().run_node(n)
-        if n.target not in (encode, steps, log2_softmax, linear_gelu):
+        if n.target not in (encode, stored, steps, log2_softmax):
             return value
-        scale = n.args[4 if n.target is linear_gelu else 1]
-        name = _quantizer_name(self.described, scale)
+        name = _quantizer_name(self.described, n.args[1])
         codes, zero_point, bits = self.simulated[name]
-        if n.target in (encode, linear_gelu):
+        if n.target in (encode, stored):
             shift: Any = n.args[-1]
             expected = codes - shift
         elif n.target is steps:
@@ -168,17 +168,21 @@ class _Comparison(fx.Interpreter):
 
     def attention(self, n: fx.Node) -> Tensor:
         """Compare the probabilities: what attention makes of values that are the identity."""
-        (queries, keys, values, scale, *rest), _ = self.fetch_args_kwargs_from_env(n)
-        stored, value_scale, zero, shift = values
+        (queries, keys, values, scale, zero, lower, upper, *rows), _ = (
+            self.fetch_args_kwargs_from_env(n)
+        )
+        stored, value_scale, value_zero, shift = values
         tokens = stored.shape[-2]
         identity = stored.new_zeros(tokens, math.ceil(tokens / LANES) * LANES).fill_diagonal_(1)
         plain = (identity.expand(*stored.shape[:2], -1, -1), scale.new_ones(()), 0 * scale, 0)
-        found = attention(queries, keys, plain, scale, *rest)[..., :tokens]
+        found = attention(queries, keys, plain, scale, zero, lower, upper)[..., :tokens]
         name = _quantizer_name(self.described, n.args[3])
         codes, zero_point, _ = self.simulated[name]
         expected = codes if zero_point is None else codes - zero_point.round()
         expected = self.compare(name, (found / scale).round(), expected.to(found.dtype))
-        return times_scales(expected @ (stored.to(scale.dtype) + shift - zero), scale, value_scale)
+        product = expected @ (stored.to(scale.dtype) + shift - value_zero)
+        result = times_scales(product, scale, value_scale)
+        return encode_heads(result, rows[0]) if rows else result
 
 
 # The rewriting ------------------------------------------------------------------------------------
@@ -192,6 +196,9 @@ def lower(graph: Graph) -> Graph:
     """
     lowering = _Lowering(graph.duplicate())
     lowering.run()
+    on_cpu = all(weight.device.type == "cpu" for weight in graph.weights.values())
+    if on_cpu and kernels() is not None:
+        fuse_layers(lowering.graph)
     return lowering.graph
 
 
@@ -212,7 +219,7 @@ class _Lowering:
         self.copies: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
 
     def run(self) -> None:
-        for rewrite in (self.attentions, self.products, self.activations, self.layers_with_gelu):
+        for rewrite in (self.attentions, self.products, self.activations):
             rewrite()
             self.fx_graph.eliminate_dead_code()
         self.graph.recompile()
@@ -237,11 +244,6 @@ class _Lowering:
                     codes, scale, zero, shift = self.codes(node)
                     value = self.call(user, decode, (codes, scale, zero, shift), node)
                     user.replace_input_with(node, value)
-
-    def layers_with_gelu(self) -> None:
-        for node in list(self.graph.nodes):
-            if node.target is encode:
-                self.linear_gelu(node)
 
     def call(
         self,
@@ -349,34 +351,13 @@ class _Lowering:
         sums = self.call(node, integer_product, (codes, matrix), node)
         result = self.call(node, rescale, (sums, rows, *constants), node)
         if window is not None:
+            # in the order of a layer's, which the convolution's is not
+            positions = node.meta["val"].permute(0, 2, 3, 1)
+            sums.meta["val"] = result.meta["val"] = positions
+            terms = self.graph.weights[str(self.graph.name_of(weight.args[0]))][0].numel()  # type: ignore[union-attr, arg-type]
+            codes.meta["val"] = positions.new_empty(*positions.shape[:3], terms)
             result = self.call(node, aten.permute.default, (result, [0, 3, 1, 2]), node)
         self.replace(node, sums, result)
-
-    def linear_gelu(self, node: fx.Node) -> None:
-        """Replace the codes of GELU of a linear layer, and the layer, by one function."""
-        value: Any
-        factor: Any = None
-        value, *quantizer = node.args
-        between = [value]
-        if value.target is aten.div.Tensor and value.args[1] not in self.on_images:
-            value, factor = value.args
-            between.append(value)
-        if value.target is not aten.gelu.default or value.kwargs or len(value.args) > 1:
-            return
-        result = value.args[0]
-        between.append(result)
-        if result.target is not rescale or any(len(inner.users) > 1 for inner in between):
-            return
-        sums, _, *constants = result.args
-        codes, matrix = sums.args
-        terms, columns = (getattr(n.meta.get("val"), "shape", (0,))[-1] for n in (codes, sums))
-        fits = terms % 4 == columns % PANEL == 0 < terms * columns
-        if not fits or kernels() is None:
-            return
-        arguments = (codes, matrix, tuple(constants), factor, *quantizer)
-        made = self.call(node, linear_gelu, arguments, node)
-        node.replace_all_uses_with(made)
-        self.graph.operations[made.name] = self.graph.operations.pop(sums.name)
 
     def product(self, node: fx.Node) -> None:
         """Replace a product of two activations."""

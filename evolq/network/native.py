@@ -14,8 +14,11 @@ from evolq.errors import first_line
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
-# Beside the processor's own: what PyTorch's builder does not ask for.
-FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
+# Beside the processor's own: what PyTorch's builder does not ask for, or forbids.
+FLAGS = (
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
+    "-ftree-loop-vectorize",
+)
 TILE_FLAGS = ("-mamx-tile", "-mamx-int8", "-DEVOLQ_TILES")
 
 # Sums in a vector.
@@ -66,12 +69,17 @@ def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
     library = CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.attention.argtypes = [
-        *[pointer] * 4, *[whole] * 5, *[ctypes.c_int32] * 2, *[real] * 6, pointer, whole,
+        *[pointer] * 4, *[whole] * 5, *[ctypes.c_int32] * 2, *[real] * 6, *[pointer] * 3, whole,
     ]  # fmt: skip
-    library.linear_gelu.argtypes = [
-        *[pointer] * 8, *[real] * 3, ctypes.c_int32, *[whole] * 3, pointer, whole,
+    library.linear.argtypes = [
+        *[pointer] * 7, *[whole] * 2, *[pointer] * 3, *[whole] * 3, *[pointer] * 3, whole,
     ]  # fmt: skip
-    library.attention.restype = library.linear_gelu.restype = None
+    library.layer_norm.argtypes = [
+        *[pointer] * 5, real, pointer, *[whole] * 2, pointer, whole,
+    ]  # fmt: skip
+    library.encode.argtypes = [pointer, *[real] * 5, whole, pointer, whole]
+    for function in (library.attention, library.linear, library.layer_norm, library.encode):
+        function.restype = None
     if hasattr(library, "product"):
         library.product.argtypes = [*[pointer] * 2, *[whole] * 3, pointer, whole]
         library.product.restype = None

@@ -361,6 +361,7 @@ class _Placement:
         with graph.inserting_before(first_user):
             operand = value
             if channels is not None:
+                entries["factor"].meta["channels"] = channels
                 operand = graph.call_function(aten.div.Tensor, (value, entries["factor"]))
             result = graph.call_module(
                 target, (operand, entries["scale"], entries.get("zero_point"), entries["bits"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,11 +30,12 @@ from evolq.network.graph import (
     share,
     split,
 )
+from evolq.network.kernels import attention, linear
 from evolq.network.lowering import lower
 from evolq.network.modules import check_images, logits_of, plain_copy
 from evolq.network.placement import Site, place
 from evolq.network.records import pack, unpack
-from evolq.network.regions import fuse
+from evolq.network.regions import fuse, recurring
 from evolq.points import Point, check_entry, role
 from evolq.quantization import Quantization
 from evolq.tensor.quantizers import PerTensor, check_parameters
@@ -56,12 +57,32 @@ CUT_BYTES = 2 * 2**30
 
 # How a network can be run, slowest first: its graph to that which does the same. `simulated` is the
 # reference; `compiled` does the same operations in fewer passes; both have gradients. `integer`
-# computes products on codes, and what is between them compiled.
+# computes products on codes; what no function of `kernels.cpp` computes is compiled.
 EXECUTIONS: dict[str, Callable[[Graph], Graph]] = {
     "simulated": lambda graph: graph,
     "compiled": fuse,
     "integer": lambda graph: fuse(lower(graph)),
 }
+
+# The share of a network's products in `kernels.cpp` from which integer execution is faster without
+# a compiler: half of them left in floats take longer than the rest.
+NATIVE_SHARE = 0.5
+
+
+def fastest(network: QuantizedNetwork) -> Literal["integer", "simulated"]:
+    """Return the execution, a name in `EXECUTIONS`, that is the fastest from the first pass on.
+
+    Integer where the functions of `kernels.cpp` do most of it and nothing has to be compiled, which
+    takes longer than many a scan; else simulated.
+    """
+    lowered = lower(network.graph)
+    native = sum(
+        lowered.operations.get(node.name, 0)
+        for node in lowered.nodes
+        if node.target in (attention, linear)
+    )
+    share = native / max(1, network.operations)
+    return "integer" if share > NATIVE_SHARE and not recurring(lowered) else "simulated"
 
 
 class QuantizedNetwork:
@@ -99,6 +120,7 @@ class QuantizedNetwork:
         self.execution = execution
         self._came_pickled = executed is not None
         self._split: dict[tuple[str, ...], Stages] = {}
+        self._others: dict[str, QuantizedNetwork] = {}  # this one, run another way
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the network with the graph that runs; where it is unpickled, it runs like this."""
@@ -109,19 +131,21 @@ class QuantizedNetwork:
         """Return this network, run another way: a name in `EXECUTIONS`.
 
         Raises:
-            InputError: for an unknown name, or a network that came from another process: shapes,
-                which rewriting needs, stayed there.
+            InputError: for an unknown name, or a network that came from another process, unless it
+                is to be simulated: shapes, which rewriting needs, stayed there.
         """
         if execution == self.execution:
             return self
-        if self._came_pickled:
+        executed = self.graph if self._came_pickled and execution == "simulated" else None
+        if self._came_pickled and not executed:
             raise InputError(
                 f"a network from another process runs as it did there, {self.execution}; choose "
                 f"{execution} before it is sent"
             )
-        return QuantizedNetwork(
-            self.graph, self._full_precision, self._sites, self.quantization, execution
-        )
+        if execution not in self._others:
+            rest = (self._sites, self.quantization, execution, executed)
+            self._others[execution] = QuantizedNetwork(self.graph, self._full_precision, *rest)
+        return self._others[execution]
 
     def with_weights(self, weights: Point) -> QuantizedNetwork:
         """Return this network with other weights of its own, by the same names."""
@@ -425,7 +449,7 @@ class QuantizedNetwork:
         with torch.no_grad():
             values.update(stages.constant.run(values))
         entries = {name: graph.entries[name] for name in names}
-        return PartialEvaluation(stages, entries, values, graph.images, images, batch_size, [])
+        return PartialEvaluation(stages, entries, at, values, graph.images, images, batch_size, [])
 
     def _stages(self, names: Collection[str]) -> Stages:
         """Return the graph, cut for entries that vary; the same ones come again and again."""
@@ -458,6 +482,7 @@ class PartialEvaluation:
     Attributes:
         stages: the graph, cut by what depends on the entries.
         entries: node of each varying entry.
+        at: the Point that the others are of.
         constants: values that depend on neither these entries nor images.
         image_node: what holds the images.
         images: (n, channels, height, width).
@@ -467,6 +492,7 @@ class PartialEvaluation:
 
     stages: Stages
     entries: Mapping[str, fx.Node]
+    at: Point
     constants: Mapping[fx.Node, Any]
     image_node: fx.Node
     images: Images

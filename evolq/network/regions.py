@@ -11,21 +11,22 @@ from __future__ import annotations
 import operator
 import warnings
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from evolq.errors import first_line
 from evolq.network.attention import attend
+from evolq.network.fusion import PARTS
 from evolq.network.graph import Graph, dependents, source
 from evolq.network.integer_ops import decode, integer_product, row_sums
-from evolq.network.kernels import attention, linear_gelu
+from evolq.network.kernels import attention, layer_norm, linear, stored
 from evolq.network.operators import aten, is_matrix_product, is_product
 from evolq.network.records import pack, unpack
 
 # What multiplies beside PyTorch's operators.
-PRODUCTS = (attend, integer_product, row_sums, attention, linear_gelu)
+PRODUCTS = (attend, integer_product, row_sums, attention, layer_norm, linear, stored)
 
 
 class Region(nn.Module):
@@ -105,14 +106,33 @@ def _pass_on(node: fx.Node, made: fx.Node) -> None:
 def fuse(graph: Graph) -> Graph:
     """Return a graph of products and compiled regions, a function of the same entries and images.
 
-    Without a working compiler the graph itself is returned, with a warning.
+    The graph itself is returned where no two regions are equal, as compiling takes longer than it
+    saves, and, with a warning, without a working compiler.
     """
-    return _fuse(arrange(graph)) if compiler_works() else graph
+    if not recurring(graph) or not compiler_works():
+        return graph
+    arranged = arrange(graph)
+    return _fuse(arranged, _parts(arranged))
 
 
-def _fuse(graph: Graph) -> Graph:
-    members = regions(graph)
-    region_of = {node: index for index, nodes in enumerate(members) for node in nodes}
+def recurring(graph: Graph) -> bool:
+    """Whether any two regions of a graph are equal, so that it is worth compiling."""
+    parts = _parts(arrange(graph))
+    return len({part.key for part in parts}) < len(parts)
+
+
+class _Part(NamedTuple):
+    """A region as a module, and a text that equals that of regions which compute the same."""
+
+    members: list[fx.Node]
+    inputs: list[fx.Node]
+    outputs: list[fx.Node]
+    module: fx.GraphModule
+    key: str
+
+
+def _fuse(graph: Graph, parts: list[_Part]) -> Graph:
+    region_of = {node: index for index, part in enumerate(parts) for node in part.members}
     compiled: dict[str, Region] = {}
     root, fused = nn.Module(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -134,17 +154,12 @@ def _fuse(graph: Graph) -> Graph:
         if index in done:
             return
         done.add(index)
-        inside = set(members[index])
-        inputs = list(
-            dict.fromkeys(n for m in members[index] for n in m.all_input_nodes if n not in inside)
-        )
-        outputs = [m for m in members[index] if any(user not in inside for user in m.users)]
+        _, inputs, outputs, module, key = parts[index]
         for needed in inputs:
             if needed not in copies:
                 copy(needed)
-        part, key = _region(graph.module, members[index], inputs, outputs)
         if key not in compiled:
-            compiled[key] = Region(part)
+            compiled[key] = Region(module)
         root.add_module(f"region_{index}", compiled[key])
         call = fused.call_module(f"region_{index}", tuple(copies[node] for node in inputs))
         for position, output in enumerate(outputs):
@@ -197,7 +212,11 @@ def regions(graph: Graph) -> list[list[fx.Node]]:
                 group.update(dict.fromkeys(joined, joined))
     order = {node: index for index, node in enumerate(graph.nodes)}
     distinct = {id(nodes): nodes for nodes in group.values()}
-    return [sorted(nodes, key=order.__getitem__) for nodes in distinct.values()]
+    return [
+        sorted(nodes, key=order.__getitem__)
+        for nodes in distinct.values()
+        if any(node.target not in PARTS for node in nodes)  # else nothing is computed
+    ]
 
 
 def multiplies(node: fx.Node) -> bool:
@@ -215,13 +234,15 @@ def _fits(node: fx.Node) -> bool:
     )
 
 
-def _region(
-    module: fx.GraphModule, members: list[fx.Node], inputs: list[fx.Node], outputs: list[fx.Node]
-) -> tuple[fx.GraphModule, str]:
-    """Return a region as a module, and a text that equals that of regions which compute the same.
+def _parts(graph: Graph) -> list[_Part]:
+    return [_part(graph.module, members) for members in regions(graph)]
 
-    Names are numbers, so that equal regions have equal code.
-    """
+
+def _part(module: fx.GraphModule, members: list[fx.Node]) -> _Part:
+    """Describe a region. Names are numbers, so that equal regions have equal code."""
+    inside = set(members)
+    inputs = list(dict.fromkeys(n for m in members for n in m.all_input_nodes if n not in inside))
+    outputs = [m for m in members if any(user not in inside for user in m.users)]
     part, root = fx.Graph(), nn.Module()
     copies = {node: part.placeholder(f"input_{index}") for index, node in enumerate(inputs)}
     constants = []
@@ -236,4 +257,5 @@ def _region(
     part.output(tuple(copies[node] for node in outputs))
     result = fx.GraphModule(root, part)
     shapes = [getattr(node.meta.get("val"), "shape", None) for node in inputs]
-    return result, "\n".join([result.code, *constants, str(shapes)])
+    key = "\n".join([result.code, *constants, str(shapes)])
+    return _Part(members, inputs, outputs, result, key)
