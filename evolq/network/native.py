@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -64,6 +65,8 @@ def _tiles_work() -> bool:
 
 def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
     """Compile the functions and say what they take."""
+    # it warns of a toolkit without a GPU, which nothing here needs
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch._inductor.codecache import CppCodeCache
 
     library = CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
