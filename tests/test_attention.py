@@ -1,5 +1,7 @@
 """Attention as one operator, where nothing in it is quantized."""
 
+import pickle
+
 import pytest
 import torch
 from tiny_models import TinyResidual, TinyTransformer, images, plain, randomized
@@ -71,3 +73,14 @@ def test_weights_alone_may_be_quantized() -> None:
     with torch.no_grad():
         wanted = network.module(*(point[name] for name in network.names), images())
         torch.testing.assert_close(network(point, images()), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["none", "weights", "full"])
+def test_a_network_from_another_process_is_put_together_anew(scheme: str) -> None:
+    network = quantize(randomized(TinyTransformer()), images(), plain(scheme))
+    copy = pickle.loads(pickle.dumps(network))
+    weights = {name: 2 * value for name, value in network.weights.items()}
+    with torch.no_grad():
+        found = copy.with_weights(weights).full_precision()(weights, images())
+        wanted = network.full_precision()(weights, images())
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

@@ -38,6 +38,7 @@ from evolq.network.quantized import EXECUTIONS, QuantizedNetwork, quantize
 from evolq.network.regions import compiler_works, fuse, multiplies, recurring, regions
 from evolq.optimizers.evolve import search_scales
 from evolq.optimizers.recipes import choose_recipe
+from evolq.optimizers.registry import OPTIMIZERS
 from evolq.points import Point, role, select
 from evolq.starts.calibration import calibrate
 from evolq.tensor.moments import MomentMatchedQuantizer
@@ -453,16 +454,47 @@ def test_gradients_of_integer_execution_are_simulated() -> None:
     for moving in (network.names, names):
         loss, expected = simulated.vary(moving, start).gradient(start)
         for other in (objective, unpickled):
-            before = other.cost
             part = other.vary(moving, start)
-            for _ in range(2):
-                found_loss, found = part.gradient(start)
+            before = other.cost
+            differentiable = part.differentiable()
+            share = network.share(moving)
+            assert other.cost - before == pytest.approx(1 - share)
+            assert differentiable.differentiable().forward is differentiable.forward
+            for each in (part, differentiable):
+                found_loss, found = each.gradient(start)
                 assert torch.equal(found_loss, loss)
                 assert found.keys() == expected.keys()
                 assert all(torch.equal(found[name], expected[name]) for name in found)
-            # what does not vary is simulated once
-            shares = [each.share(moving) for each in (network.executed("integer"), network)]
-            assert other.cost - before == pytest.approx(sum(1 - x for x in shares) + 6 * shares[1])
+            assert other.cost - before == pytest.approx(2 * (1 - share) + 6 * share)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("within", ["", "fc2"])
+def test_budgets_hold_where_gradients_of_integers_are_simulated(within: str) -> None:
+    network, start = build("transformer", "full")
+    data = LabeledImages(images(), torch.zeros(6, dtype=torch.int64), tuple("abcdef"))
+    teacher = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    names = [name for name in select(start, {"scale"}) if name.startswith(within)]
+    spent, losses = [], []
+    for execution in ("simulated", "integer"):
+        objective = Objective.of(network.executed(execution), data, CRITERIA["kl"], teacher)
+        generator = torch.Generator().manual_seed(0)
+        last = list(
+            OPTIMIZERS["adam"].search(
+                objective, start, names=names, budget=12.0, generator=generator
+            )
+        )[-1]
+        assert last.cost == pytest.approx(objective.cost)
+        spent.append(objective.cost)
+        recipe = choose_recipe("memetic", passes=3)
+        objective = objective.with_own_cost()
+        result = list(search_scales(objective, start, recipe, names=names, budget=12.0))[-1]
+        spent.append(objective.cost)
+        losses.append(result.loss)
+    assert max(spent) <= 12 + 1e-9
+    # a search by gradients is one and the same
+    assert spent[1] == pytest.approx(spent[3])
+    assert losses[0] == losses[1]
 
 
 def test_an_unknown_execution_is_refused() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,17 +69,15 @@ class Forward:
             raise TypeError("a part of an evaluation is made where it runs: pickle the whole")
         return Forward.whole, (self.network, self.images, self.batch_size)
 
-    @cached_property
-    def differentiable(self) -> PartialEvaluation:
-        """The function with gradients; preparing it costs the part that it leaves out."""
+    def differentiable(self) -> Forward:
+        """Return this, or what does the same with gradients, if it runs on integers: simulated.
+
+        Preparing that costs the part that it leaves out.
+        """
         if self.network.execution != "integer":
-            return self.function
-        simulated = self.network.executed("simulated")
-        function = simulated.vary(
-            self.function.entries, self.function.at, self.images, self.batch_size
-        )
-        self.spent.forward_passes += 1 - function.share
-        return function
+            return self
+        simulated = replace(self, network=self.network.executed("simulated"))
+        return simulated.vary(self.function.entries, self.function.at)
 
     def vary(self, names: Collection[str], at: Point) -> Forward:
         """Return the function of `names` alone; preparing it costs the part that it leaves out."""
@@ -197,6 +195,10 @@ class Objective:
 
         return [partial(turn, made) for made in self.forward.vary_in_turn(turns, at)]
 
+    def differentiable(self) -> Objective:
+        """Return this, or what does the same with gradients, if it runs on integers: simulated."""
+        return replace(self, forward=self.forward.differentiable())
+
     def gradient(self, point: Point) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its straight-through gradient with respect to the varying entries.
 
@@ -204,12 +206,15 @@ class Objective:
         criterion may couple images, and a group holds all that are coupled with each other. Cost:
         three forward passes of the varying part (the backward pass counts two).
 
-        A network that runs on integers is simulated for it; the loss is the simulated one, too.
+        A network that runs on integers is simulated for it, anew each time: take `differentiable`
+        first for many gradients. The loss is the simulated one, too.
 
         Raises:
             InputError: if the Point lacks an entry.
         """
-        function = self.forward.differentiable
+        if self.forward.network.execution == "integer":
+            return self.differentiable().gradient(point)
+        function = self.forward.function
         for name in function.entries:
             if name not in point:
                 raise InputError(f"the Point has no entry {name!r}, which was to vary")

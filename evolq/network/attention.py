@@ -63,7 +63,9 @@ def _operands(node: fx.Node) -> tuple[Any, ...] | None:
         return None
     queries, keys = logits.args
     operands = (queries, keys, values)
-    if any(len(operand.meta["val"].shape) != 4 for operand in operands):
+    # a network from another process has no shapes: it runs as it did there
+    shapes = [getattr(operand.meta.get("val"), "shape", ()) for operand in operands]
+    if any(len(shape) != 4 for shape in shapes):
         return None
     if queries.target is aten.mul.Tensor and isinstance(queries.args[1], float):
         return (logits, queries.args[0], keys, values, queries.args[1])

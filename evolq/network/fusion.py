@@ -95,7 +95,8 @@ class _Fusion:
         rows: Any
         sums, rows, *constants = node.args
         codes, matrix = sums.args
-        if _columns(codes) % 4 or _columns(node) % LANES:
+        terms, columns = _columns(codes), _columns(node)
+        if not terms or not columns or terms % 4 or columns % LANES:
             return
         end, with_gelu, added = node, False, None
         following = _only_user(end)
@@ -104,7 +105,7 @@ class _Fusion:
             following = _only_user(end)
         other = None if following is None else _other_term(following, end)
         if following is not None and other in self.on_images:
-            end, added = following, self.values(other)
+            end, added = following, self.values(other, columns)
         constants.append(rows.args[1])  # whether they are needed
         made = self.replace(
             end, linear, (codes, matrix, tuple(constants), with_gelu, added), self.quantizers(end)
@@ -114,21 +115,23 @@ class _Fusion:
     def layer_norm(self, node: fx.Node) -> None:
         """Let one function compute a LayerNorm and its codes."""
         value, shape, *rest = node.args
+        columns = _columns(node)
         quantizers = self.quantizers(node)
         if (
             quantizers is not None
             and len(rest) >= 3
             and all(isinstance(n, fx.Node) and n not in self.on_images for n in rest[:2])
-            and len(shape) == 1  # type: ignore[arg-type]
-            and _columns(node) % LANES == 0
+            and shape == [columns]
+            and columns % LANES == 0
+            and _is_float(value)
         ):
-            self.replace(node, layer_norm, (self.values(value), *rest[:3]), quantizers)
+            self.replace(node, layer_norm, (self.values(value, columns), *rest[:3]), quantizers)
 
     def attention(self, node: fx.Node) -> None:
         """Let attention make codes."""
         quantizer = _only_user(node)
         if quantizer is not None and quantizer.target is encode:
-            _, heads, _, columns = _shape(node)
+            _, heads, _, columns = _shape(node)  # `lowering` has read them
             made = self.replace(
                 node,
                 attention,
@@ -183,16 +186,14 @@ class _Fusion:
 
         None where columns have several, or none. Views are followed by what they make of indices.
         """
-        columns = shape[-1]
+        columns = shape[-1] if shape else 0
         if not views:
             return (encodes, [columns]) if len(encodes) == 1 else None
-        if not all(isinstance(size, int) for size in shape[1:]):
+        if not self.starts_with_images(shape):
             return None
         found: dict[fx.Node, Any] = {end: torch.arange(columns).expand(2, *shape[1:])}
         for node in views:
-            for needed in node.all_input_nodes:
-                if needed.target is aten.sym_size.int and needed.args[0] is self.graph.images:
-                    found[needed] = 2
+            found |= dict.fromkeys(filter(self.is_count, node.all_input_nodes), 2)
             if not all(needed in found for needed in node.all_input_nodes):
                 return None
             args, kwargs = fx.map_arg((node.args, node.kwargs), found.__getitem__)
@@ -235,7 +236,20 @@ class _Fusion:
             encoded.replace_all_uses_with(codes)
         return made
 
-    def values(self, node: Any) -> Any:
+    def is_count(self, node: fx.Node) -> bool:
+        """Whether a node is the number of images."""
+        return node.target is aten.sym_size.int and node.args == (self.graph.images, 0)
+
+    def starts_with_images(self, shape: tuple[Any, ...]) -> bool:
+        """Whether the first axis of a shape is that of images, and the others have fixed lengths.
+
+        Rows of several images that are one axis are taken apart by views in ways unknown here.
+        """
+        counts = [node.meta.get("val") for node in self.graph.nodes if self.is_count(node)]
+        fixed = all(isinstance(size, int) for size in shape[1:])
+        return fixed and str(shape[0]) in {str(count) for count in counts}
+
+    def values(self, node: Any, columns: int) -> Any:
         """Return a value as the functions take it: as codes where it is decoded from them."""
         decoded, factor = node, None
         if node.target is aten.mul.Tensor and _is_row(node.args[1]):
@@ -243,7 +257,7 @@ class _Fusion:
         if decoded.target is not decode:
             return node
         codes, scale, zero, shift = decoded.args
-        return codes, self.constant(column_steps, _columns(node), scale, zero, shift, factor)
+        return codes, self.constant(column_steps, columns, scale, zero, shift, factor)
 
     def constant(self, function: Callable[..., Any], *arguments: Any) -> fx.Node:
         """Add a node that does not depend on images."""
@@ -273,7 +287,8 @@ def _other_term(node: fx.Node, term: fx.Node) -> fx.Node | None:
     (other,) = [argument for argument in node.args if argument is not term] or [None]
     if not isinstance(other, fx.Node):
         return None
-    return other if _shape(term) == _shape(other) else None
+    shape = _shape(term)
+    return other if shape and shape == _shape(other) and _is_float(other) else None
 
 
 def _is_row(node: Any) -> bool:
@@ -281,10 +296,17 @@ def _is_row(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.meta.get("channels") == -1
 
 
+def _is_float(node: Any) -> bool:
+    """Whether a node is known to hold float32."""
+    return getattr(node.meta.get("val"), "dtype", None) == torch.float32
+
+
 def _shape(node: Any) -> tuple[Any, ...]:
-    return tuple(node.meta["val"].shape)
+    """Return the shape of a node, () where it is not known: of placeholders and constants."""
+    return tuple(getattr(node.meta.get("val"), "shape", ()))
 
 
 def _columns(node: Any) -> int:
-    """Return the length of a value's last axis."""
-    return int(_shape(node)[-1])
+    """Return the length of a value's last axis, 0 where it is not known."""
+    shape = _shape(node)
+    return shape[-1] if shape and isinstance(shape[-1], int) else 0

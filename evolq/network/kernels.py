@@ -186,6 +186,7 @@ def layer_norm(
         value = functional.layer_norm(_floats(given), weight.shape, weight, bias, epsilon)
         return _encode(value, rows)
     kept, values = _given(given)
+    weight, bias = weight.contiguous(), bias.contiguous()
     out = torch.empty(kept.shape, dtype=torch.int8)
     columns = len(weight)
     library.layer_norm(

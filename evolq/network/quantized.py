@@ -343,8 +343,8 @@ class QuantizedNetwork:
         """Return a function of the entries `names` alone; the others stay as they are in `at`.
 
         Everything that does not depend on `names` is computed now, once, and only the values on the
-        cut are kept, for as many images as fit in `CUT_BYTES`. Results equal the full evaluation's
-        bit for bit.
+        cut are kept, for as many images as fit in `CUT_BYTES`. Without gradients, results equal the
+        full evaluation's bit for bit.
 
         Args:
             names: entries that will vary.

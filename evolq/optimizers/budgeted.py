@@ -77,6 +77,18 @@ class BudgetedLoss:
             self._part = self._objective.vary(names, at=self._best_point)
         self._moving = tuple(names)
 
+    def differentiate(self) -> None:
+        """Go on with an objective that has gradients (`Objective.differentiable`).
+
+        Costs what `focus` does, if this one runs on integers.
+
+        Raises:
+            BudgetSpent: if not one evaluation could follow.
+        """
+        if self._objective.forward.network.execution == "integer":
+            self._objective = self._objective.differentiable()
+            self.focus(self._moving)
+
     def __call__(self, coordinates: Tensor, label: str) -> float:
         """Return the loss at coordinates (dimension,); NaN counts as infinity, the worst.
 

@@ -236,6 +236,8 @@ def _search(
     selection: Objective | None,
     state_file: Path | None,
 ) -> Iterator[Iterate]:
+    if recipe.downhill:
+        objective = objective.differentiable()
     network = objective.forward.network
     order = visits(network, recipe, names)
     generator = torch.Generator().manual_seed(seed)

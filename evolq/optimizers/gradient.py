@@ -81,6 +81,7 @@ def _descend(
     Where the loss or its gradient is not finite, go on at the best so far with half the learning
     rate.
     """
+    loss.differentiate()
     coordinates = loss.best.clone()
     update = make_update(coordinates)
     size = math.nan

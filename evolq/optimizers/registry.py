@@ -43,7 +43,7 @@ class Optimizer:
     Attributes:
         search: the function, see the top of this module.
         gradient: whether it descends along gradients. It then has an option `learning_rate`, and
-            the network must not run on integers.
+            a network that runs on integers is simulated.
         deterministic: whether it draws nothing, so that every seed gives the same path.
     """
 
