@@ -233,12 +233,10 @@ struct Columns {
         upper = _mm512_loadu_ps(rows + 3 * columns + c);
     }
 
-    // Values as codes that are not rounded yet.
-    __m512 scaled(__m512 value) const { return _mm512_fmadd_ps(value, unit, zero); }
-
-    // Writes the stored codes of that.
-    void store(__m512 code, int8_t* to) const {
-        const __m512i stored = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(code, lower), upper));
+    // Writes the stored codes of values.
+    void store(__m512 value, int8_t* to) const {
+        const __m512 code = _mm512_max_ps(_mm512_fmadd_ps(value, unit, zero), lower);
+        const __m512i stored = _mm512_cvtps_epi32(_mm512_min_ps(code, upper));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(stored));
     }
 };
@@ -377,7 +375,7 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                         const int64_t index = to + r * out_columns + d;
                         if (out_codes) {
                             const Columns quantizers(out_quantizers, out_columns, c + d);
-                            quantizers.store(quantizers.scaled(value), out_codes + index);
+                            quantizers.store(value, out_codes + index);
                         } else {
                             _mm512_storeu_ps(out + index, value);
                         }
@@ -427,7 +425,7 @@ struct Layer {
                 value = _mm512_fmadd_ps(value, by, plus);
                 if (own.with_gelu) value = gelu(value);
                 if (own.more) value = _mm512_add_ps(value, own.more.load(index, c));
-                if (own.codes) quantizer.store(quantizer.scaled(value), own.codes + index);
+                if (own.codes) quantizer.store(value, own.codes + index);
                 else _mm512_storeu_ps(own.out + index, value);
             }
         }
@@ -516,7 +514,7 @@ extern "C" void layer_norm(const float* values, const int8_t* codes, const float
                     _mm512_fmadd_ps(_mm512_mul_ps(_mm512_loadu_ps(&row[c]), factor),
                                     _mm512_loadu_ps(weight + c), _mm512_loadu_ps(bias + c));
                 const Columns quantizers(out_quantizers, columns, c);
-                quantizers.store(quantizers.scaled(value), out + r * columns + c);
+                quantizers.store(value, out + r * columns + c);
             }
         }
     }

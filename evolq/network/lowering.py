@@ -18,8 +18,8 @@ so that these sums are computed exactly, whatever the order of their terms:
 - From queries to probabilities times values, attention with a uniform quantizer on its softmax is
   one function where the processor has AVX-512 VNNI (`kernels`): what lies between the two products
   does not leave the cache.
-- There a linear layer, GELU and the codes of what it makes are one function, too. With AMX
-  products with weights are made in tiles, if 4 divides the terms and 16 the columns.
+- There layers and LayerNorms take in what follows, too (`fusion`). With AMX products with weights
+  are made in tiles, if 4 divides the terms and 16 the columns.
 - The operands of other products stay floats that hold the integers q - z. Sums of at most 258
   products of two 8-bit codes stay below 2^24, where every integer is a float32.
 - A softmax whose output has a log2 quantizer is computed in logarithms: the code is a rounded

@@ -25,7 +25,8 @@ from evolq.network.kernels import attention, layer_norm, linear, stored
 from evolq.network.operators import aten, is_matrix_product, is_product
 from evolq.network.records import pack, unpack
 
-# What multiplies beside PyTorch's operators.
+# What multiplies beside PyTorch's operators, and what else stands between products and regions: the
+# functions of `kernels.cpp`, and the codes that they make.
 PRODUCTS = (attend, integer_product, row_sums, attention, layer_norm, linear, stored)
 
 
@@ -109,16 +110,14 @@ def fuse(graph: Graph) -> Graph:
     The graph itself is returned where no two regions are equal, as compiling takes longer than it
     saves, and, with a warning, without a working compiler.
     """
-    if not recurring(graph) or not compiler_works():
-        return graph
     arranged = arrange(graph)
-    return _fuse(arranged, _parts(arranged))
+    parts = _parts(arranged)
+    return _fuse(arranged, parts) if _recur(parts) and compiler_works() else graph
 
 
 def recurring(graph: Graph) -> bool:
     """Whether any two regions of a graph are equal, so that it is worth compiling."""
-    parts = _parts(arrange(graph))
-    return len({part.key for part in parts}) < len(parts)
+    return _recur(_parts(arrange(graph)))
 
 
 class _Part(NamedTuple):
@@ -236,6 +235,10 @@ def _fits(node: fx.Node) -> bool:
 
 def _parts(graph: Graph) -> list[_Part]:
     return [_part(graph.module, members) for members in regions(graph)]
+
+
+def _recur(parts: list[_Part]) -> bool:
+    return len({part.key for part in parts}) < len(parts)
 
 
 def _part(module: fx.GraphModule, members: list[fx.Node]) -> _Part:
