@@ -31,19 +31,29 @@ def fuse_attention(graph: Graph) -> Graph:
     if not any(_operands(node) for node in graph.nodes):
         return graph
     graph = graph.duplicate()
+    for made, products in replace_attention(graph.module.graph).items():
+        graph.operations[made] = sum(graph.operations.pop(product) for product in products)
+    graph.recompile()
+    return graph
+
+
+def replace_attention(graph: fx.Graph) -> dict[str, tuple[str, str]]:
+    """Put `attend` in place of each attention; return its name and those of its products."""
+    replaced = {}
     for node in list(graph.nodes):
         found = _operands(node)
         if found is None:
             continue
         logits, *operands = found
-        with graph.module.graph.inserting_before(node):
-            made = graph.module.graph.call_function(attend, tuple(operands))
+        with graph.inserting_before(node):
+            made = graph.call_function(attend, tuple(operands))
         made.meta = dict(node.meta)
-        operations = [graph.operations.pop(product.name) for product in (node, logits)]
-        graph.operations[made.name] = sum(operations)
         node.replace_all_uses_with(made)
-    graph.recompile()
-    return graph
+        replaced[made.name] = (node.name, logits.name)
+        for product in (node, node.args[0], logits, logits.args[0]):
+            if not product.users:
+                graph.erase_node(product)
+    return replaced
 
 
 def _operands(node: fx.Node) -> tuple[Any, ...] | None:

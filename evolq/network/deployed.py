@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from evolq.network.attention import replace_attention
 from evolq.network.graph import ancestors, dependents, extract
 from evolq.network.quantized import QuantizedNetwork
 from evolq.points import Point
@@ -70,4 +71,5 @@ def deployed(network: QuantizedNetwork, given: Mapping[fx.Node, Tensor]) -> fx.G
         elif node.op == "get_attr":
             root.register_buffer(target, network.module.get_buffer(target))
         copies[node] = graph.node_copy(node, copies.__getitem__)
+    replace_attention(graph)  # as in every network that runs: with the same bits
     return fx.GraphModule(root, graph, "DeployedNetwork").eval()
