@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import cma
 import numpy as np
 import torch
 
@@ -37,6 +36,8 @@ def cma_es(
         step: initial standard deviation of a coordinate.
         population: of a generation; by default as large as the budget allows, see `GENERATIONS`.
     """
+    import cma  # with pyplot: 0.3 seconds of every command that draws, if it stood above
+
     if loss.dimension < 2:
         raise InputError("cma needs 2 scales or more; choose coordinate-descent for a single one")
     usual = 4 + int(3 * math.log(loss.dimension))
