@@ -364,4 +364,5 @@ def _shared(content: Any, arrays: dict[str, int]) -> Any:
 
 def _packed(text: str) -> str:
     """Return a text compressed, as a browser's DecompressionStream reads it, a third in size."""
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    # at level 9 plotly's program is 1 % smaller, and takes 0.17 seconds instead of 0.09
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=5, mtime=0)).decode()
