@@ -33,7 +33,7 @@ from evolq.points import Point, select
 from evolq.problem import problem_of
 from evolq.starts.calibration import calibrate
 from evolq.tensor.moments import MomentMatchedQuantizer
-from evolq.tensor.quantizers import PerChannel, Quantizer, QuantSpec
+from evolq.tensor.quantizers import PerChannel, PerTensor, Quantizer, QuantSpec
 
 needs_kernel = pytest.mark.skipif(
     not torch.cpu._is_vnni_supported(), reason="the processor lacks AVX-512 VNNI"
@@ -302,6 +302,54 @@ def test_without_the_kernel_a_layer_is_the_same(
     monkeypatch.setattr(module, "kernels", lambda: None)
     # no code of these is a tie to within float32 rounding
     torch.testing.assert_close(linear(*arguments), found, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernel
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("outputs", "terms"), [(1, 1), (5, 12), (7, 33), (48, 64)])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("zero_point", [None, 9.0, 300.0])
+@pytest.mark.parametrize("matched", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_codes_of_weights_are_the_same_bits(
+    outputs: int,
+    terms: int,
+    bits: int,
+    signed: bool,
+    zero_point: float | None,
+    matched: bool,
+    per_channel: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(terms)
+    weight = torch.randn(outputs, terms, generator=generator)
+    weight[-1] = 0.5  # codes that are all one
+    shape = (outputs,) if per_channel else ()
+    scale = 2.0 ** (3 - bits) * (0.5 + torch.rand(shape, generator=generator))
+    zero = None if zero_point is None else zero_point * torch.rand(shape, generator=generator)
+    granularity = PerChannel(0) if per_channel else PerTensor()
+    kind = MomentMatchedQuantizer if matched else Quantizer
+    spec = QuantSpec(bits, signed, zero_point is None, granularity=granularity)
+    node = WeightCodes(kind(spec), 128)
+    arguments = (
+        *(weight, scale, zero, torch.tensor(float(bits)), torch.randn(outputs)),
+        *(torch.tensor(0.02), torch.tensor(100.0)),
+    )
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(node(*arguments))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+    monkeypatch.setattr(integer_ops, "kernels", lambda: None)
+    expected = node(*arguments)
+    for part in (0, 1, 2, -1):  # codes, sums, zero points, whether sums of rows are needed
+        assert torch.equal(found[0][part], expected[part])
+    for constant, wanted in zip(found[0][3:-1], expected[3:-1], strict=True):
+        # means and deviations in float32, in another order
+        largest = float(wanted.abs().max())
+        torch.testing.assert_close(constant, wanted, rtol=1e-5, atol=1e-5 * largest)
 
 
 def norm(rows: int, columns: int, codes: bool) -> tuple[tuple[Any, ...], Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from evolq.errors import InputError
 from evolq.network.native import LANES, kernels, tile_product
-from evolq.tensor.moments import MomentMatchedQuantizer, moments
+from evolq.tensor.moments import EPSILON, MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
+    PerChannel,
     Quantizer,
     QuantSpec,
     codes_range,
@@ -42,9 +43,7 @@ def code_bounds(
     Raises:
         InputError: for a zero point too far off for sums in int32.
     """
-    lower, upper = codes_range(bits, QuantSpec(signed=signed))
-    assert isinstance(lower, Tensor)
-    assert isinstance(upper, Tensor)
+    lower, upper = map(bits.new_tensor, codes_range(float(bits), QuantSpec(signed=signed)))
     zero = torch.zeros_like(lower) if zero_point is None else zero_point.round()
     _check_zero_point(zero)
     return zero, lower, upper
@@ -265,9 +264,12 @@ class WeightCodes(nn.Module):
         Raises:
             InputError: for a zero point too far off for sums in int32.
         """
-        codes = quantize(weight, scale, zero_point, bits, self.spec)
         zero = weight.new_zeros(()) if zero_point is None else zero_point.round()
         _check_zero_point(zero)
+        whole_rows = not self.matched or self.spec.granularity == PerChannel(0)
+        if weight.device.type == "cpu" and whole_rows and kernels() is not None:
+            return self._compiled(weight, scale, zero, bits, bias, input_scale, input_zero)
+        codes = quantize(weight, scale, zero_point, bits, self.spec)
         factor, slope = scale, torch.zeros_like(scale)
         if self.matched:
             dequantized = dequantize(codes, scale, zero_point, bits, self.spec)
@@ -298,6 +300,38 @@ class WeightCodes(nn.Module):
             constant if bias is None else constant + bias,
             (zero != 0).any() | (slope != 0).any(),
         )
+
+    def _compiled(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        bits: Tensor,
+        bias: Tensor | None,
+        input_scale: Tensor,
+        input_zero: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Do the same by `kernels.cpp`; `zero` is the rounded zero point."""
+        library = kernels()
+        assert library is not None
+        outputs, terms = len(weight), weight[0].numel()
+        weight = weight.contiguous()
+        scale, zero = (value.expand(outputs).contiguous() for value in (scale, zero))
+        bias = None if bias is None else bias.contiguous()
+        matrix = torch.empty(terms, outputs, dtype=torch.int8)
+        offset = torch.empty(outputs, dtype=torch.int32)
+        constants = torch.empty(4, outputs)
+        needed = library.weight_codes(
+            *(value.data_ptr() for value in (weight, scale, zero)),
+            *codes_range(float(bits), self.spec),
+            0 if self.spec.signed else STORED_SHIFT,
+            *(self.matched, EPSILON),
+            None if bias is None else bias.data_ptr(),
+            *(float(input_scale), float(input_zero) - self.shift, outputs, terms),
+            *(value.data_ptr() for value in (matrix, offset, *constants)),
+            torch.get_num_threads(),
+        )
+        return (matrix, offset, *constants, torch.tensor(bool(needed)))
 
 
 def _check_zero_point(zero: Tensor) -> None:

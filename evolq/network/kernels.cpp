@@ -1,6 +1,6 @@
 // What a transformer computes on 8-bit codes, row by row in the cache: attention (queries x keys,
 // softmax, its codes, codes x values), linear layers with what follows (GELU, a residual, codes), and
-// LayerNorms. Needs AVX-512 VNNI, and uses AMX where it is compiled with EVOLQ_TILES; `native.py`
+// LayerNorms; and the codes of weights. Needs AVX-512 VNNI, and uses AMX where it is compiled with EVOLQ_TILES; `native.py`
 // builds it. Sums of products are exact, and a row is computed by itself: results depend on neither
 // threads nor batches.
 
@@ -518,6 +518,95 @@ extern "C" void layer_norm(const float* values, const int8_t* codes, const float
             }
         }
     }
+}
+
+// The codes of a weight (outputs, terms), stored as (terms, outputs), and what turns sums of products
+// into values, one number for each output: see `integer_ops.WeightCodes`. Codes lie between `lower`
+// and `upper`; zero points are whole. Stored codes are codes minus zero point if all of these fit in
+// int8, else codes minus `shift`. `bias` may be null. Returns whether sums of rows are needed.
+extern "C" int64_t weight_codes(const float* weight, const float* scale, const float* zero_point,
+                                float lower, float upper, int64_t shift, int64_t matched,
+                                float epsilon, const float* bias, float input_scale,
+                                float input_zero, int64_t outputs, int64_t terms, int8_t* matrix,
+                                int32_t* offset, float* zero, float* factor, float* slope,
+                                float* constant, int64_t threads) {
+    const int64_t width = padded(terms, LANES);
+    const __mmask16 tail = terms % LANES ? (1u << terms % LANES) - 1 : 0xffff;
+    std::vector<int8_t> codes(outputs * width);
+    std::vector<int64_t> sums(outputs);
+    int64_t centered = true;
+#pragma omp parallel for num_threads(threads) reduction(&& : centered)
+    for (int64_t o = 0; o < outputs; ++o) {
+        const float* row = weight + o * terms;
+        const __m512 by = _mm512_set1_ps(scale[o]), first = _mm512_set1_ps(row[0]);
+        const Quantizer quantizer{_mm512_set1_ps(zero_point[o]), _mm512_set1_ps(lower),
+                                  _mm512_set1_ps(upper)};
+        __m512i lowest = _mm512_set1_epi32(INT32_MAX), highest = _mm512_set1_epi32(INT32_MIN);
+        __m512i sum = _mm512_setzero_si512(), squares = _mm512_setzero_si512();
+        __m512 total = _mm512_setzero_ps();
+        for (int64_t k = 0; k < terms; k += LANES) {
+            const __mmask16 some = k + LANES < terms ? __mmask16(0xffff) : tail;
+            const __m512 value = _mm512_maskz_loadu_ps(some, row + k);
+            total = _mm512_mask_add_ps(total, some, total, _mm512_sub_ps(value, first));
+            const __m512i code =
+                _mm512_maskz_mov_epi32(some, quantizer.codes(_mm512_div_ps(value, by)));
+            lowest = _mm512_mask_min_epi32(lowest, some, lowest, code);
+            highest = _mm512_mask_max_epi32(highest, some, highest, code);
+            sum = _mm512_add_epi32(sum, code);
+            squares = _mm512_add_epi32(squares, _mm512_mullo_epi32(code, code));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(&codes[o * width + k]),
+                             _mm512_cvtepi32_epi8(code));
+        }
+        sums[o] = _mm512_reduce_add_epi32(sum);
+        const int64_t own_zero = zero_point[o];
+        centered = centered && _mm512_reduce_min_epi32(lowest) - own_zero > -128 &&
+                   _mm512_reduce_max_epi32(highest) - own_zero < 128;
+        factor[o] = scale[o];
+        slope[o] = 0;
+        if (!matched) continue;
+        const float shifted_mean = _mm512_reduce_add_ps(total) / terms;
+        __m512 norm = _mm512_setzero_ps();
+        for (int64_t k = 0; k < terms; k += LANES) {
+            const __mmask16 some = k + LANES < terms ? __mmask16(0xffff) : tail;
+            const __m512 value = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, row + k), first);
+            const __m512 rest =
+                _mm512_maskz_sub_ps(some, value, _mm512_set1_ps(shifted_mean));
+            norm = _mm512_fmadd_ps(rest, rest, norm);
+        }
+        const double freedom = std::max(int64_t(1), terms - 1);
+        const double deviation = std::sqrt(_mm512_reduce_add_ps(norm) / freedom);
+        // exact, so that the deviation of equal codes is 0
+        const int64_t spread = terms * _mm512_reduce_add_epi32(squares) - sums[o] * sums[o];
+        const double own_deviation = scale[o] * std::sqrt(spread / (freedom * terms));
+        const double ratio = spread ? deviation / (own_deviation + epsilon) : 0;
+        const double own_mean = scale[o] * (double(sums[o]) / terms - own_zero);
+        factor[o] = scale[o] * ratio;
+        slope[o] = double(row[0]) + shifted_mean - own_mean * ratio;
+    }
+    int64_t needed = false;
+#pragma omp parallel for num_threads(threads) reduction(|| : needed)
+    for (int64_t group = 0; group < outputs; group += 4) {
+        std::vector<int8_t> rows(4 * width), four(4 * width);
+        const int64_t count = std::min(int64_t(4), outputs - group);
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t o = group + r, less = centered ? int64_t(zero_point[o]) : shift;
+            const int64_t rest = int64_t(zero_point[o]) - less;
+            for (int64_t k = 0; k < terms; ++k)
+                rows[r * width + k] = uint8_t(codes[o * width + k]) - uint8_t(less);
+            offset[o] = int64_t(input_zero) * (sums[o] - terms * (less + rest));
+            zero[o] = rest;
+            factor[o] *= input_scale;
+            slope[o] *= input_scale;
+            constant[o] = (bias ? bias[o] : 0) - slope[o] * terms * input_zero;
+            needed = needed || rest || slope[o] != 0;
+        }
+        const int8_t* each[4];
+        for (int64_t r = 0; r < 4; ++r) each[r] = &rows[r * width];
+        interleave(each, width, four.data());
+        for (int64_t k = 0; k < terms; ++k)
+            std::memcpy(matrix + k * outputs + group, &four[4 * k], count);
+    }
+    return needed;
 }
 
 // Stored codes of values with one quantizer.

@@ -81,6 +81,11 @@ def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
         *[pointer] * 5, real, pointer, *[whole] * 2, pointer, whole,
     ]  # fmt: skip
     library.encode.argtypes = [pointer, *[real] * 5, whole, pointer, whole]
+    library.weight_codes.argtypes = [
+        *[pointer] * 3, *[real] * 2, *[whole] * 2, real, pointer, *[real] * 2, *[whole] * 2,
+        *[pointer] * 6, whole,
+    ]  # fmt: skip
+    library.weight_codes.restype = whole
     for function in (library.attention, library.linear, library.layer_norm, library.encode):
         function.restype = None
     if hasattr(library, "product"):
