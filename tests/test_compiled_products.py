@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evolq.data.images import tensor_split
+from evolq.native import LANES, kernels
 from evolq.network import integer_ops, lowering, native
 from evolq.network import kernels as module
 from evolq.network.integer_ops import WeightCodes, encode
@@ -27,7 +28,6 @@ from evolq.network.kernels import (
     quantizer_rows,
 )
 from evolq.network.lowering import differing_codes, lower
-from evolq.network.native import LANES, kernels
 from evolq.network.quantized import QuantizedNetwork, fastest, quantize
 from evolq.points import Point, select
 from evolq.problem import problem_of

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from evolq.native import LANES
 from evolq.network.graph import Graph, dependents
 from evolq.network.integer_ops import decode, encode, rescale
 from evolq.network.kernels import (
@@ -25,7 +26,6 @@ from evolq.network.kernels import (
     quantizer_rows,
     stored,
 )
-from evolq.network.native import LANES
 from evolq.network.operators import VIEWS, aten
 
 # Operators that rearrange values or pick some.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evolq.errors import InputError
-from evolq.network.native import LANES, kernels, tile_product
+from evolq.native import LANES, kernels, tile_product
 from evolq.tensor.moments import EPSILON, MomentMatchedQuantizer, moments
 from evolq.tensor.quantizers import (
     PerChannel,

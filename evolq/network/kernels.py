@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evolq.native import kernels
 from evolq.network.integer_ops import decode, integer_product, rescale, row_sums, steps
-from evolq.network.native import kernels
 
 # An operand: stored codes, their scale, zero point and shift, as `integer_ops.decode` takes them.
 Codes = tuple[Tensor, Tensor, Tensor, int]

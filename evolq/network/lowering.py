@@ -41,6 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from evolq.native import LANES, kernels
 from evolq.network.fusion import fuse_layers
 from evolq.network.graph import Graph, dependents, follow, source
 from evolq.network.integer_ops import (
@@ -60,7 +61,6 @@ from evolq.network.integer_ops import (
     zero_point_term,
 )
 from evolq.network.kernels import attention, encode_heads, stored
-from evolq.network.native import LANES, kernels
 from evolq.network.operators import aten, is_matrix_product
 from evolq.points import Point
 from evolq.tensor.quantizers import (

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evolq.errors import InputError
+from evolq.native import kernels
 from evolq.tensor.quantizers import PerChannel, QuantSpec, codes_range
 
 Observer = Callable[[Sequence[Tensor], QuantSpec], tuple[Tensor, Tensor | None]]
@@ -76,7 +77,7 @@ def _rows(batches: Sequence[Tensor], spec: QuantSpec) -> list[Tensor]:
     shapes = {spec.granularity.parameter_shape(batch.shape) for batch in batches}
     if len(shapes) > 1:
         raise InputError(f"batches disagree about the shape of the scale: {sorted(shapes)}")
-    return [spec.granularity.rows(batch.detach().float()) for batch in batches]
+    return [spec.granularity.rows(batch.detach().float()).contiguous() for batch in batches]
 
 
 def _parameters(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
@@ -199,6 +200,15 @@ def _squared_errors(values: Tensor, scale: Tensor, zero_points: Tensor, spec: Qu
         (choices, parameters).
     """
     lower, upper = codes_range(spec.bits, spec)
+    library = kernels() if values.device.type == "cpu" else None
+    if library is not None:
+        errors = torch.empty(zero_points.shape)
+        values, scale, zero_points = (part.contiguous() for part in (values, scale, zero_points))
+        library.squared_errors(
+            *(values.data_ptr(), scale.data_ptr(), zero_points.data_ptr(), lower, upper),
+            *(*values.shape, len(zero_points), errors.data_ptr(), torch.get_num_threads()),
+        )
+        return errors * scale.square()
     sums = []
     size = max(1, CHUNK_VALUES // values.shape[1])
     for start in range(0, len(values), size):

@@ -1,8 +1,8 @@
 // What a transformer computes on 8-bit codes, row by row in the cache: attention (queries x keys,
 // softmax, its codes, codes x values), linear layers with what follows (GELU, a residual, codes), and
-// LayerNorms; and the codes of weights. Needs AVX-512 VNNI, and uses AMX where it is compiled with EVOLQ_TILES; `native.py`
-// builds it. Sums of products are exact, and a row is computed by itself: results depend on neither
-// threads nor batches.
+// LayerNorms; the codes of weights; and errors of scales. Needs AVX-512 VNNI, and uses AMX where it is
+// compiled with EVOLQ_TILES; `native.py` builds it. Sums of products are exact, and a row is computed
+// by itself: results depend on neither threads nor batches.
 
 #include <immintrin.h>
 
@@ -607,6 +607,48 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
             std::memcpy(matrix + k * outputs + group, &four[4 * k], count);
     }
     return needed;
+}
+
+// Sums of squared errors of each row of values (rows, columns), in units of its scale, at each of its
+// zero points (choices, rows). Written are (choices, rows).
+extern "C" void squared_errors(const float* values, const float* scale, const float* zero_points,
+                               float lower, float upper, int64_t rows, int64_t columns,
+                               int64_t choices, float* out, int64_t threads) {
+    constexpr int64_t BLOCK = 1024;  // in the cache, while all choices read them
+#pragma omp parallel for num_threads(threads)
+    for (int64_t r = 0; r < rows; ++r) {
+        const __m512 by = _mm512_set1_ps(scale[r]);
+        std::vector<double> sums(choices);
+        float steps[BLOCK], rounded[BLOCK];
+        for (int64_t first = 0; first < columns; first += BLOCK) {
+            const int64_t count = std::min(BLOCK, columns - first);
+            for (int64_t n = 0; n < count; n += LANES) {
+                const __mmask16 some = count - n < LANES ? (1u << (count - n)) - 1 : 0xffff;
+                const __m512 value = _mm512_maskz_loadu_ps(some, values + r * columns + first + n);
+                const __m512 step = _mm512_div_ps(value, by);
+                _mm512_storeu_ps(steps + n, step);
+                _mm512_storeu_ps(rounded + n,
+                                 _mm512_roundscale_ps(step, _MM_FROUND_TO_NEAREST_INT |
+                                                                _MM_FROUND_NO_EXC));
+            }
+            for (int64_t choice = 0; choice < choices; ++choice) {
+                const float zero = zero_points[choice * rows + r];
+                const __m512 lowest = _mm512_set1_ps(lower - zero);
+                const __m512 highest = _mm512_set1_ps(upper - zero);
+                __m512 sum = _mm512_setzero_ps();
+                for (int64_t n = 0; n < count; n += LANES) {
+                    const __mmask16 some = count - n < LANES ? (1u << (count - n)) - 1 : 0xffff;
+                    const __m512 code = _mm512_min_ps(
+                        _mm512_max_ps(_mm512_loadu_ps(rounded + n), lowest), highest);
+                    const __m512 error =
+                        _mm512_maskz_sub_ps(some, code, _mm512_loadu_ps(steps + n));
+                    sum = _mm512_fmadd_ps(error, error, sum);
+                }
+                sums[choice] += _mm512_reduce_add_ps(sum);
+            }
+        }
+        for (int64_t choice = 0; choice < choices; ++choice) out[choice * rows + r] = sums[choice];
+    }
 }
 
 // Stored codes of values with one quantizer.

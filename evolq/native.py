@@ -81,6 +81,10 @@ def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
         *[pointer] * 5, real, pointer, *[whole] * 2, pointer, whole,
     ]  # fmt: skip
     library.encode.argtypes = [pointer, *[real] * 5, whole, pointer, whole]
+    library.squared_errors.argtypes = [
+        *[pointer] * 3, *[real] * 2, *[whole] * 3, pointer, whole,
+    ]  # fmt: skip
+    library.squared_errors.restype = None
     library.weight_codes.argtypes = [
         *[pointer] * 3, *[real] * 2, *[whole] * 2, real, pointer, *[real] * 2, *[whole] * 2,
         *[pointer] * 6, whole,
