@@ -12,9 +12,10 @@ from tiny_models import plain
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evolq import native
 from evolq.data.images import tensor_split
 from evolq.native import LANES, kernels
-from evolq.network import integer_ops, lowering, native
+from evolq.network import integer_ops, lowering
 from evolq.network import kernels as module
 from evolq.network.integer_ops import WeightCodes, encode
 from evolq.network.kernels import (
