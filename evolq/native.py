@@ -13,6 +13,9 @@ import torch
 
 from evolq.errors import first_line
 
+# where workers import it early, it warns of a toolkit without a GPU, which nothing here needs
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
 # Beside the processor's own: what PyTorch's builder does not ask for, or forbids.
@@ -65,8 +68,6 @@ def _tiles_work() -> bool:
 
 def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
     """Compile the functions and say what they take."""
-    # it warns of a toolkit without a GPU, which nothing here needs
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch._inductor.codecache import CppCodeCache
 
     library = CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
