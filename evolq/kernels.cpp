@@ -18,6 +18,9 @@ constexpr int64_t LANES = 16;  // int32 in a vector
 
 int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
+// The first `count` of a vector, which may be more than it has.
+__mmask16 first_lanes(int64_t count) { return count < LANES ? (1u << count) - 1 : 0xffff; }
+
 #ifdef EVOLQ_TILES
 
 constexpr int64_t ROWS = 32;  // two tiles, by two of columns: four tiles of sums of eight
@@ -264,14 +267,12 @@ struct Values {
 // `tokens` are zero; returns the sum of the codes. `keys` is to be subtracted from each row.
 int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t width, float slope,
                 float scale, const Quantizer quantizer, uint8_t* codes) {
-    const __mmask16 tail = tokens % LANES ? (1u << tokens % LANES) - 1 : 0xffff;
-    const auto mask = [&](int64_t n) { return n + LANES < width ? __mmask16(0xffff) : tail; };
     __m512i largest = _mm512_set1_epi32(INT32_MIN);
     for (int64_t n = 0; n < width; n += LANES) {
         const __m512i sum =
             _mm512_sub_epi32(_mm512_loadu_si512(sums + n), _mm512_loadu_si512(keys + n));
         _mm512_storeu_si512(sums + n, sum);
-        largest = _mm512_mask_max_epi32(largest, mask(n), largest, sum);
+        largest = _mm512_mask_max_epi32(largest, first_lanes(tokens - n), largest, sum);
     }
     largest = _mm512_set1_epi32(_mm512_reduce_max_epi32(largest));
     __m512 total = _mm512_setzero_ps();
@@ -280,7 +281,7 @@ int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t widt
         // smaller powers are denormal: slow, and nothing beside the largest, which is 1
         __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(below), _mm512_set1_ps(slope));
         t = _mm512_max_ps(t, _mm512_set1_ps(-126.0f));
-        const __m512 power = _mm512_maskz_mov_ps(mask(n), power_of_two(t));
+        const __m512 power = _mm512_maskz_mov_ps(first_lanes(tokens - n), power_of_two(t));
         _mm512_storeu_ps(sums + n, power);
         total = _mm512_add_ps(total, power);
     }
@@ -288,7 +289,7 @@ int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t widt
     __m512i count = _mm512_setzero_si512();
     for (int64_t n = 0; n < width; n += LANES) {
         const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(sums + n), unit);
-        const __m512i code = _mm512_maskz_mov_epi32(mask(n), quantizer.codes(value));
+        const __m512i code = _mm512_maskz_mov_epi32(first_lanes(tokens - n), quantizer.codes(value));
         count = _mm512_add_epi32(count, code);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + n), _mm512_cvtusepi32_epi8(code));
     }
@@ -531,7 +532,6 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
                                 int32_t* offset, float* zero, float* factor, float* slope,
                                 float* constant, int64_t threads) {
     const int64_t width = padded(terms, LANES);
-    const __mmask16 tail = terms % LANES ? (1u << terms % LANES) - 1 : 0xffff;
     std::vector<int8_t> codes(outputs * width);
     std::vector<int64_t> sums(outputs);
     int64_t centered = true;
@@ -545,7 +545,7 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
         __m512i sum = _mm512_setzero_si512(), squares = _mm512_setzero_si512();
         __m512 total = _mm512_setzero_ps();
         for (int64_t k = 0; k < terms; k += LANES) {
-            const __mmask16 some = k + LANES < terms ? __mmask16(0xffff) : tail;
+            const __mmask16 some = first_lanes(terms - k);
             const __m512 value = _mm512_maskz_loadu_ps(some, row + k);
             total = _mm512_mask_add_ps(total, some, total, _mm512_sub_ps(value, first));
             const __m512i code =
@@ -567,7 +567,7 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
         const float shifted_mean = _mm512_reduce_add_ps(total) / terms;
         __m512 norm = _mm512_setzero_ps();
         for (int64_t k = 0; k < terms; k += LANES) {
-            const __mmask16 some = k + LANES < terms ? __mmask16(0xffff) : tail;
+            const __mmask16 some = first_lanes(terms - k);
             const __m512 value = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, row + k), first);
             const __m512 rest =
                 _mm512_maskz_sub_ps(some, value, _mm512_set1_ps(shifted_mean));
@@ -589,11 +589,11 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
         std::vector<int8_t> rows(4 * width), four(4 * width);
         const int64_t count = std::min(int64_t(4), outputs - group);
         for (int64_t r = 0; r < count; ++r) {
-            const int64_t o = group + r, less = centered ? int64_t(zero_point[o]) : shift;
-            const int64_t rest = int64_t(zero_point[o]) - less;
+            const int64_t o = group + r, own_zero = zero_point[o];
+            const int64_t less = centered ? own_zero : shift, rest = own_zero - less;
             for (int64_t k = 0; k < terms; ++k)
                 rows[r * width + k] = uint8_t(codes[o * width + k]) - uint8_t(less);
-            offset[o] = int64_t(input_zero) * (sums[o] - terms * (less + rest));
+            offset[o] = int64_t(input_zero) * (sums[o] - terms * own_zero);
             zero[o] = rest;
             factor[o] *= input_scale;
             slope[o] *= input_scale;
@@ -623,7 +623,7 @@ extern "C" void squared_errors(const float* values, const float* scale, const fl
         for (int64_t first = 0; first < columns; first += BLOCK) {
             const int64_t count = std::min(BLOCK, columns - first);
             for (int64_t n = 0; n < count; n += LANES) {
-                const __mmask16 some = count - n < LANES ? (1u << (count - n)) - 1 : 0xffff;
+                const __mmask16 some = first_lanes(count - n);
                 const __m512 value = _mm512_maskz_loadu_ps(some, values + r * columns + first + n);
                 const __m512 step = _mm512_div_ps(value, by);
                 _mm512_storeu_ps(steps + n, step);
@@ -637,7 +637,7 @@ extern "C" void squared_errors(const float* values, const float* scale, const fl
                 const __m512 highest = _mm512_set1_ps(upper - zero);
                 __m512 sum = _mm512_setzero_ps();
                 for (int64_t n = 0; n < count; n += LANES) {
-                    const __mmask16 some = count - n < LANES ? (1u << (count - n)) - 1 : 0xffff;
+                    const __mmask16 some = first_lanes(count - n);
                     const __m512 code = _mm512_min_ps(
                         _mm512_max_ps(_mm512_loadu_ps(rounded + n), lowest), highest);
                     const __m512 error =
@@ -656,7 +656,7 @@ extern "C" void encode(const float* values, float scale, float zero, float lower
                        float shift, int64_t count, int8_t* out, int64_t threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < count; n += LANES) {
-        const __mmask16 some = count - n < LANES ? (1u << (count - n)) - 1 : 0xffff;
+        const __mmask16 some = first_lanes(count - n);
         __m512 code = _mm512_maskz_loadu_ps(some, values + n);
         code = _mm512_add_ps(_mm512_div_ps(code, _mm512_set1_ps(scale)), _mm512_set1_ps(zero));
         code = _mm512_min_ps(_mm512_max_ps(code, _mm512_set1_ps(lower)), _mm512_set1_ps(upper));

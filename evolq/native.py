@@ -13,9 +13,6 @@ import torch
 
 from evolq.errors import first_line
 
-# where workers import it early, it warns of a toolkit without a GPU, which nothing here needs
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
 # Beside the processor's own: what PyTorch's builder does not ask for, or forbids.
@@ -68,6 +65,8 @@ def _tiles_work() -> bool:
 
 def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
     """Compile the functions and say what they take."""
+    # it warns of a toolkit without a GPU, which nothing here needs
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch._inductor.codecache import CppCodeCache
 
     library = CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
@@ -85,14 +84,13 @@ def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
     library.squared_errors.argtypes = [
         *[pointer] * 3, *[real] * 2, *[whole] * 3, pointer, whole,
     ]  # fmt: skip
-    library.squared_errors.restype = None
     library.weight_codes.argtypes = [
         *[pointer] * 3, *[real] * 2, *[whole] * 2, real, pointer, *[real] * 2, *[whole] * 2,
         *[pointer] * 6, whole,
     ]  # fmt: skip
     library.weight_codes.restype = whole
-    for function in (library.attention, library.linear, library.layer_norm, library.encode):
-        function.restype = None
+    for name in ("attention", "linear", "layer_norm", "encode", "squared_errors"):
+        getattr(library, name).restype = None
     if hasattr(library, "product"):
         library.product.argtypes = [*[pointer] * 2, *[whole] * 3, pointer, whole]
         library.product.restype = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from ctypes import CDLL
 from functools import cache
 
 import torch
@@ -267,8 +268,10 @@ class WeightCodes(nn.Module):
         zero = weight.new_zeros(()) if zero_point is None else zero_point.round()
         _check_zero_point(zero)
         whole_rows = not self.matched or self.spec.granularity == PerChannel(0)
-        if weight.device.type == "cpu" and whole_rows and kernels() is not None:
-            return self._compiled(weight, scale, zero, bits, bias, input_scale, input_zero)
+        library = kernels() if weight.device.type == "cpu" and whole_rows else None
+        if library is not None:
+            given = (weight, scale, zero, bits, bias, input_scale, input_zero)
+            return self._compiled(library, *given)
         codes = quantize(weight, scale, zero_point, bits, self.spec)
         factor, slope = scale, torch.zeros_like(scale)
         if self.matched:
@@ -303,6 +306,7 @@ class WeightCodes(nn.Module):
 
     def _compiled(
         self,
+        library: CDLL,
         weight: Tensor,
         scale: Tensor,
         zero: Tensor,
@@ -312,15 +316,13 @@ class WeightCodes(nn.Module):
         input_zero: Tensor,
     ) -> tuple[Tensor, ...]:
         """Do the same by `kernels.cpp`; `zero` is the rounded zero point."""
-        library = kernels()
-        assert library is not None
         outputs, terms = len(weight), weight[0].numel()
         weight = weight.contiguous()
         scale, zero = (value.expand(outputs).contiguous() for value in (scale, zero))
         bias = None if bias is None else bias.contiguous()
         matrix = torch.empty(terms, outputs, dtype=torch.int8)
         offset = torch.empty(outputs, dtype=torch.int32)
-        constants = torch.empty(4, outputs)
+        constants = weight.new_empty(4, outputs)
         needed = library.weight_codes(
             *(value.data_ptr() for value in (weight, scale, zero)),
             *codes_range(float(bits), self.spec),

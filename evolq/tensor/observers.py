@@ -202,8 +202,10 @@ def _squared_errors(values: Tensor, scale: Tensor, zero_points: Tensor, spec: Qu
     lower, upper = codes_range(spec.bits, spec)
     library = kernels() if values.device.type == "cpu" else None
     if library is not None:
-        errors = torch.empty(zero_points.shape)
-        values, scale, zero_points = (part.contiguous() for part in (values, scale, zero_points))
+        errors = values.new_empty(zero_points.shape)
+        values, scale, zero_points = (
+            part.to(values.dtype).contiguous() for part in (values, scale, zero_points)
+        )
         library.squared_errors(
             *(values.data_ptr(), scale.data_ptr(), zero_points.data_ptr(), lower, upper),
             *(*values.shape, len(zero_points), errors.data_ptr(), torch.get_num_threads()),

@@ -12,16 +12,13 @@ from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
-# What a worker imports: modules with what pieces of work call, and what loads compiled kernels. The
-# last one keeps all of it shared.
+# What a worker imports: modules with what pieces of work call, and what loads compiled kernels.
 NEEDED = [
     "evolq.losses.objective",
     "landscape.paths.comparison",
     "landscape.probes.escapes",
     "landscape.probes.frozen_null",
     "torch._inductor.codecache",
-    "torch.utils.cpp_extension",
-    "landscape.work.frozen",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -82,6 +83,9 @@ def _begin(line: Connection) -> None:
         line.poll(None)
         os._exit(1)
 
+    # What the server has imported is no garbage. To look through it would copy all of that memory,
+    # which is shared until then: half a second of the first work.
+    gc.freeze()
     # Inductor's progress bar else has a lock among processes, of which Python says at the end that
     # it leaked.
     tqdm.set_lock(threading.RLock())
