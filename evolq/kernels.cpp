@@ -10,11 +10,31 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 namespace {
 
-constexpr int64_t LANES = 16;  // int32 in a vector
+constexpr int64_t LANES = 16;  // int32 or float32 in a vector
+
+// Memory that begins where a line of the cache does: a vector that lies in two takes twice the time.
+template <class T>
+struct Aligned {
+    using value_type = T;
+    static constexpr std::align_val_t LINE{64};
+
+    Aligned() = default;
+    template <class U>
+    Aligned(const Aligned<U>&) {}
+
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), LINE)); }
+    void deallocate(T* memory, size_t) { ::operator delete(memory, LINE); }
+    bool operator==(const Aligned&) const { return true; }
+    bool operator!=(const Aligned&) const { return false; }
+};
+
+template <class T>
+using Buffer = std::vector<T, Aligned<T>>;
 
 int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
@@ -42,11 +62,12 @@ void begin_products() {
 
 void end_products() { _tile_release(); }
 
-// out[r][n] = sum over k of a[r][k] * b[n][k], for ROWS rows and `columns`, which LANES divides. b is
-// [k / 4][n][4], with `stride` bytes from four to four. `SIGNED` says whether codes in a are.
+// out[r][n] = start[n] + sum over k of a[r][k] * b[n][k], for ROWS rows and `columns`, which LANES
+// divides. b is [k / 4][n][4], with `stride` bytes from four to four. `SIGNED` says whether codes in a
+// are.
 template <bool SIGNED = false>
 void multiply(const void* a, int64_t a_stride, const int8_t* b, int64_t stride, int64_t columns,
-              int64_t terms, int32_t* out, int64_t out_stride) {
+              int64_t terms, const int32_t* start, int32_t* out, int64_t out_stride) {
     asm volatile("" ::: "memory");  // GCC does not say that loads of tiles read memory
     const int64_t fours = fours_of(terms);
     const auto* rows = static_cast<const int8_t*>(a);
@@ -55,10 +76,12 @@ void multiply(const void* a, int64_t a_stride, const int8_t* b, int64_t stride, 
     else _tile_dpbusd(sums, left, right)
     for (int64_t n = 0; n < columns; n += 2 * LANES) {
         const bool two = n + LANES < columns;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        _tile_loadd(0, start + n, 0);  // the same for all rows
+        _tile_loadd(1, start + n, 0);
+        if (two) {
+            _tile_loadd(2, start + n + LANES, 0);
+            _tile_loadd(3, start + n + LANES, 0);
+        }
         for (int64_t four = 0; four < fours; four += 16) {
             const int8_t* right = b + four * stride + 4 * n;
             _tile_loadd(4, rows + 4 * four, a_stride);
@@ -90,16 +113,16 @@ int64_t fours_of(int64_t terms) { return padded(terms, 4) / 4; }
 void begin_products() {}
 void end_products() {}
 
-// out[r][n] = sum over k of a[r][k] * b[n][k], for ROWS rows and C vectors of columns. Terms lie in
-// fours, as vpdpbusd reads them: b is [k / 4][n][4], with `stride` bytes from four to four.
+// out[r][n] = start[n] + sum over k of a[r][k] * b[n][k], for ROWS rows and C vectors of columns. Terms
+// lie in fours, as vpdpbusd reads them: b is [k / 4][n][4], with `stride` bytes from four to four.
 template <int C>
 void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t stride, int64_t fours,
-              int32_t* out, int64_t out_stride) {
+              const int32_t* start, int32_t* out, int64_t out_stride) {
     __m512i sums[ROWS][C];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) sums[r][c] = _mm512_setzero_si512();
+        for (int c = 0; c < C; ++c) sums[r][c] = _mm512_loadu_si512(start + LANES * c);
     for (int64_t k = 0; k < fours; ++k) {
         __m512i columns[C];
 #pragma GCC unroll 8
@@ -122,13 +145,13 @@ void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t strid
 
 // The same for any number of columns that LANES divides.
 void multiply(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t stride, int64_t columns,
-              int64_t terms, int32_t* out, int64_t out_stride) {
+              int64_t terms, const int32_t* start, int32_t* out, int64_t out_stride) {
     const int64_t fours = fours_of(terms);
     int64_t n = 0;
     for (; n + 4 * LANES <= columns; n += 4 * LANES)
-        multiply<4>(a, a_stride, b + 4 * n, stride, fours, out + n, out_stride);
+        multiply<4>(a, a_stride, b + 4 * n, stride, fours, start + n, out + n, out_stride);
     for (; n < columns; n += LANES)
-        multiply<1>(a, a_stride, b + 4 * n, stride, fours, out + n, out_stride);
+        multiply<1>(a, a_stride, b + 4 * n, stride, fours, start + n, out + n, out_stride);
 }
 
 #endif
@@ -165,9 +188,9 @@ void interleave(const int8_t* const rows[4], int64_t columns, int8_t* out) {
 constexpr int64_t PANEL = 4 * LANES;
 
 // A matrix (terms, columns) as `multiply` reads it, panel after panel; 4 divides terms.
-std::vector<int8_t> pack(const int8_t* matrix, int64_t terms, int64_t columns) {
+Buffer<int8_t> pack(const int8_t* matrix, int64_t terms, int64_t columns) {
     const int64_t bytes = 4 * fours_of(terms);
-    std::vector<int8_t> packed(bytes * columns);
+    Buffer<int8_t> packed(bytes * columns);
     for (int64_t n = 0; n < columns; n += PANEL) {
         const int64_t width = std::min(PANEL, columns - n);
         for (int64_t k = 0; k < terms; k += 4) {
@@ -177,6 +200,13 @@ std::vector<int8_t> pack(const int8_t* matrix, int64_t terms, int64_t columns) {
         }
     }
     return packed;
+}
+
+// The sum of all lanes, of int32.
+int64_t sum_of_lanes(__m512i sums) {
+    const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums));
+    const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sums, 1));
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
 }
 
 // Sixteen values of a polynomial, coefficients from the highest power on.
@@ -197,21 +227,55 @@ __m512 power_of_two(__m512 t) {
     return _mm512_scalef_ps(sum, whole);
 }
 
-// x (1 + erf(x / sqrt 2)) / 2; erf to 3e-7 (quotient of polynomials: Eigen, generic_fast_erf).
-__m512 gelu(__m512 value) {
-    __m512 x = _mm512_mul_ps(value, _mm512_set1_ps(0.70710678f));
-    x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(4.0f)), _mm512_set1_ps(-4.0f));
-    const __m512 square = _mm512_mul_ps(x, x);
-    const __m512 above = polynomial(
-        square, {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f,
-                 -5.69250639462346e-05f, -7.34990630326855e-04f, -2.95459980854025e-03f,
-                 -1.60960333262415e-02f});
-    const __m512 below =
-        polynomial(square, {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f,
-                            -7.37332916720468e-03f, -1.42647390514189e-02f});
-    const __m512 erf = _mm512_div_ps(_mm512_mul_ps(x, above), below);
-    const __m512 half = _mm512_mul_ps(value, _mm512_set1_ps(0.5f));
-    return _mm512_fmadd_ps(half, erf, half);
+// P(x) - 1/2 of a standard normal distribution P for x >= 0, to 2e-7: a polynomial of degree 4 around
+// each multiple of STEP, through its values at the Chebyshev nodes between the neighbours' middles.
+struct Normal {
+    static constexpr int DEGREE = 4;
+    static constexpr float STEP = 0.375f;  // of the last one P is 1 in float32
+
+    alignas(64) float coefficients[DEGREE + 1][LANES];  // from the highest power on
+
+    Normal() {
+        for (int64_t n = 0; n < LANES; ++n) {
+            double nodes[DEGREE + 1], differences[DEGREE + 1], powers[DEGREE + 1] = {};
+            for (int i = 0; i <= DEGREE; ++i) {
+                nodes[i] = std::cos((2 * i + 1) * M_PI / (2 * DEGREE + 2)) / 2;
+                differences[i] = std::erf((n + nodes[i]) * STEP * M_SQRT1_2) / 2;
+            }
+            for (int order = 1; order <= DEGREE; ++order)  // Newton's divided differences
+                for (int i = DEGREE; i >= order; --i)
+                    differences[i] = (differences[i] - differences[i - 1]) / (nodes[i] - nodes[i - order]);
+            for (int i = DEGREE; i >= 0; --i) {  // powers (x - nodes[i]) + differences[i]
+                for (int power = DEGREE; power > 0; --power)
+                    powers[power] = powers[power - 1] - nodes[i] * powers[power];
+                powers[0] = differences[i] - nodes[i] * powers[0];
+            }
+            for (int i = 0; i <= DEGREE; ++i) coefficients[i][n] = powers[DEGREE - i];
+        }
+    }
+
+    __m512 operator()(__m512 x) const {
+        const __m512 steps =
+            _mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(1 / STEP)), _mm512_set1_ps(15.49f));
+        // the last bits of the sum are those of the nearest whole number
+        const __m512 large = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23
+        const __m512 sum = _mm512_add_ps(steps, large);
+        const __m512 rest = _mm512_sub_ps(steps, _mm512_sub_ps(sum, large));
+        const auto at = [&](int i) {
+            return _mm512_permutexvar_ps(_mm512_castps_si512(sum), _mm512_load_ps(coefficients[i]));
+        };
+        __m512 value = at(0);
+        for (int i = 1; i <= DEGREE; ++i) value = _mm512_fmadd_ps(value, rest, at(i));
+        return value;
+    }
+};
+
+const Normal normal;
+
+// x P(x), of a standard normal distribution P.
+__m512 gelu(__m512 x) {
+    const __m512 size = _mm512_abs_ps(x);
+    return _mm512_fmadd_ps(size, normal(size), _mm512_mul_ps(x, _mm512_set1_ps(0.5f)));
 }
 
 struct Quantizer {
@@ -263,37 +327,53 @@ struct Values {
     }
 };
 
-// Turns sums of queries and keys into codes of probabilities, `width` bytes of which those beyond
-// `tokens` are zero; returns the sum of the codes. `keys` is to be subtracted from each row.
-int32_t softmax(int32_t* sums, const int32_t* keys, int64_t tokens, int64_t width, float slope,
-                float scale, const Quantizer quantizer, uint8_t* codes) {
-    __m512i largest = _mm512_set1_epi32(INT32_MIN);
-    for (int64_t n = 0; n < width; n += LANES) {
-        const __m512i sum =
-            _mm512_sub_epi32(_mm512_loadu_si512(sums + n), _mm512_loadu_si512(keys + n));
-        _mm512_storeu_si512(sums + n, sum);
-        largest = _mm512_mask_max_epi32(largest, first_lanes(tokens - n), largest, sum);
+// Calls `each` with every place of a vector in `count` values and which of its lanes they fill.
+template <class F>
+inline __attribute__((always_inline)) void by_vectors(int64_t count, F each) {
+    int64_t n = 0;
+    for (; n + LANES <= count; n += LANES) each(n, __mmask16(0xffff));  // known when it is compiled
+    if (n < count) each(n, first_lanes(count - n));
+}
+
+// Turns products of `height` queries with keys, `width` to a row of which `tokens` count, into codes of
+// probabilities, `code_bytes` to a row, and sums of these. Each step is done for all rows before the
+// next one, so that a processor need not wait for the sum of a row.
+void softmax(int32_t* products, int64_t height, int64_t width, int64_t tokens, float slope,
+             float scale, const Quantizer quantizer, uint8_t* codes, int64_t code_bytes,
+             int32_t* counts) {
+    __m512i largest[ROWS];
+    __m512 unit[ROWS];
+    for (int64_t r = 0; r < height; ++r) {
+        __m512i own = _mm512_set1_epi32(INT32_MIN);
+        by_vectors(tokens, [&](int64_t n, __mmask16 some) {
+            const __m512i product = _mm512_loadu_si512(products + r * width + n);
+            own = _mm512_mask_max_epi32(own, some, own, product);
+        });
+        largest[r] = _mm512_set1_epi32(_mm512_reduce_max_epi32(own));
     }
-    largest = _mm512_set1_epi32(_mm512_reduce_max_epi32(largest));
-    __m512 total = _mm512_setzero_ps();
-    for (int64_t n = 0; n < width; n += LANES) {
-        const __m512i below = _mm512_sub_epi32(_mm512_loadu_si512(sums + n), largest);
-        // smaller powers are denormal: slow, and nothing beside the largest, which is 1
-        __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(below), _mm512_set1_ps(slope));
-        t = _mm512_max_ps(t, _mm512_set1_ps(-126.0f));
-        const __m512 power = _mm512_maskz_mov_ps(first_lanes(tokens - n), power_of_two(t));
-        _mm512_storeu_ps(sums + n, power);
-        total = _mm512_add_ps(total, power);
+    for (int64_t r = 0; r < height; ++r) {
+        __m512 total = _mm512_setzero_ps();
+        by_vectors(tokens, [&](int64_t n, __mmask16 some) {
+            int32_t* const at = products + r * width + n;
+            const __m512i below = _mm512_sub_epi32(_mm512_loadu_si512(at), largest[r]);
+            __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(below), _mm512_set1_ps(slope));
+            // smaller powers are denormal: slow, and nothing beside the largest, which is 1
+            const __m512 power = power_of_two(_mm512_max_ps(t, _mm512_set1_ps(-126.0f)));
+            _mm512_storeu_ps(at, power);
+            total = _mm512_mask_add_ps(total, some, total, power);
+        });
+        unit[r] = _mm512_set1_ps(1.0f / (_mm512_reduce_add_ps(total) * scale));
     }
-    const __m512 unit = _mm512_set1_ps(1.0f / (_mm512_reduce_add_ps(total) * scale));
-    __m512i count = _mm512_setzero_si512();
-    for (int64_t n = 0; n < width; n += LANES) {
-        const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(sums + n), unit);
-        const __m512i code = _mm512_maskz_mov_epi32(first_lanes(tokens - n), quantizer.codes(value));
-        count = _mm512_add_epi32(count, code);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + n), _mm512_cvtusepi32_epi8(code));
+    for (int64_t r = 0; r < height; ++r) {
+        __m512i count = _mm512_setzero_si512();
+        by_vectors(tokens, [&](int64_t n, __mmask16 some) {
+            const __m512 power = _mm512_loadu_ps(products + r * width + n);
+            const __m512i code = quantizer.codes(_mm512_mul_ps(power, unit[r]));
+            count = _mm512_mask_add_epi32(count, some, count, code);
+            _mm512_mask_cvtusepi32_storeu_epi8(codes + r * code_bytes + n, some, code);
+        });
+        counts[r] = _mm512_reduce_add_epi32(count);
     }
-    return _mm512_reduce_add_epi32(count);
 }
 
 }  // namespace
@@ -317,10 +397,10 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
     const int32_t probability_zero = zero;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<uint8_t> query(rows * query_bytes), codes(ROWS * code_bytes);
-        std::vector<int8_t> key(query_bytes * width), value(code_bytes * columns), nothing(columns);
-        std::vector<int32_t> key_sums(width), value_sums(columns);
-        std::vector<int32_t> sums(ROWS * width), products(ROWS * columns);
+        Buffer<uint8_t> query(rows * query_bytes), codes(ROWS * code_bytes);
+        Buffer<int8_t> key(query_bytes * width), value(code_bytes * columns), nothing(columns);
+        Buffer<int32_t> key_start(width), value_start(columns);
+        Buffer<int32_t> products(ROWS * width), sums(ROWS * columns);
         const Quantizer quantizer{_mm512_set1_ps(zero), _mm512_set1_ps(lower),
                                   _mm512_set1_ps(upper)};
         begin_products();
@@ -332,13 +412,10 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
             };
             for (int64_t token = 0; token < tokens; ++token) {
                 const int8_t *q = at(queries, 0, token), *k = at(keys, 1, token);
-                for (int64_t d = 0; d < depth; d += 4) {
-                    uint32_t four;
-                    std::memcpy(&four, q + d, 4);
-                    four ^= 0x80808080;  // 128 more, unsigned
-                    std::memcpy(&query[token * query_bytes + d], &four, 4);
+                uint8_t* unsigned_query = &query[token * query_bytes];
+                for (int64_t d = 0; d < depth; ++d) unsigned_query[d] = uint8_t(q[d]) ^ 128;
+                for (int64_t d = 0; d < depth; d += 4)
                     std::memcpy(&key[d * width + 4 * token], k + d, 4);
-                }
             }
             for (int64_t token = 0; token < tokens; token += 4) {
                 const int8_t* rows[4];
@@ -346,31 +423,27 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                     rows[t] = token + t < tokens ? at(values, 2, token + t) : nothing.data();
                 interleave(rows, columns, &value[token * columns]);
             }
-            add_up(key.data(), width, query_fours, key_sums.data());
-            add_up(value.data(), columns, fours, value_sums.data());
-            for (int64_t n = 0; n < width; ++n) key_sums[n] *= query_zero + 128;
+            add_up(key.data(), width, query_fours, key_start.data());
+            add_up(value.data(), columns, fours, value_start.data());
+            for (int32_t& sum : key_start) sum *= -(query_zero + 128);
+            for (int32_t& sum : value_start) sum *= -probability_zero;
             for (int64_t row = 0; row < tokens; row += ROWS) {
                 const int64_t height = std::min(ROWS, tokens - row);
                 multiply(&query[row * query_bytes], query_bytes, key.data(), 4 * width, width, depth,
-                         sums.data(), width);
+                         key_start.data(), products.data(), width);
                 int32_t counts[ROWS];
-                for (int64_t r = 0; r < height; ++r)
-                    counts[r] = softmax(&sums[r * width], key_sums.data(), tokens, width, slope,
-                                        scale, quantizer, &codes[r * code_bytes]);
+                softmax(products.data(), height, width, tokens, slope, scale, quantizer,
+                        codes.data(), code_bytes, counts);
                 multiply(codes.data(), code_bytes, value.data(), 4 * columns, columns, tokens,
-                         products.data(), columns);
+                         value_start.data(), sums.data(), columns);
                 const int64_t c = head % heads * columns, out_columns = heads * columns;
                 const int64_t to = (head / heads * tokens + row) * out_columns + c;
                 for (int64_t d = 0; d < columns; d += LANES) {
-                    const __m512i value_sum =
-                        _mm512_mullo_epi32(_mm512_set1_epi32(probability_zero),
-                                           _mm512_loadu_si512(&value_sums[d]));
                     for (int64_t r = 0; r < height; ++r) {
                         const __m512i offset = _mm512_set1_epi32(
                             value_zero * (counts[r] - int32_t(tokens) * probability_zero));
                         const __m512i exact =
-                            _mm512_sub_epi32(_mm512_loadu_si512(&products[r * columns + d]),
-                                             _mm512_add_epi32(offset, value_sum));
+                            _mm512_sub_epi32(_mm512_loadu_si512(&sums[r * columns + d]), offset);
                         const __m512 value =
                             _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_set1_ps(factor));
                         const int64_t index = to + r * out_columns + d;
@@ -392,7 +465,6 @@ namespace {
 
 // A linear layer and what follows; see `linear`.
 struct Layer {
-    const int32_t* base;
     const float *weight_zero, *factor, *slope, *bias;
     bool sums_needed, with_gelu;
     Values more;
@@ -407,7 +479,6 @@ struct Layer {
                 int64_t width) const {
         const Layer own = *this;  // the compiler cannot know that writing codes leaves it as it is
         for (int64_t c = n; c < n + width; c += LANES) {
-            const __m512i offset = _mm512_loadu_si512(own.base + c);
             const __m512 by = _mm512_loadu_ps(own.factor + c), constant = _mm512_loadu_ps(own.bias + c);
             const __m512 zero = _mm512_loadu_ps(own.weight_zero + c);
             const __m512 each = _mm512_loadu_ps(own.slope + c);
@@ -415,8 +486,7 @@ struct Layer {
                                     own.quantizers ? own.columns : 0, c);
             for (int64_t r = 0; r < height; ++r) {
                 const int64_t index = (first + r) * own.columns + c;
-                __m512 value = _mm512_cvtepi32_ps(
-                    _mm512_sub_epi32(_mm512_loadu_si512(sums + r * PANEL + c - n), offset));
+                __m512 value = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + r * PANEL + c - n));
                 __m512 plus = constant;
                 if (own.sums_needed) {
                     const __m512 count = _mm512_set1_ps(counts[r]);
@@ -446,18 +516,18 @@ extern "C" void linear(const int8_t* input, const int8_t* matrix, const int32_t*
                        int64_t rows, int64_t terms, int64_t columns, const float* out_quantizers,
                        float* out, int8_t* codes, int64_t threads) {
     const int64_t block_rows = padded(48, ROWS), bytes = 4 * fours_of(terms);
-    const std::vector<int8_t> packed = pack(matrix, terms, columns);
-    std::vector<int32_t> base(columns);
+    const Buffer<int8_t> packed = pack(matrix, terms, columns);
+    Buffer<int32_t> start(columns);
     for (int64_t n = 0; n < columns; n += PANEL)
-        add_up(&packed[bytes * n], std::min(PANEL, columns - n), terms / 4, &base[n]);
-    for (int64_t n = 0; n < columns; ++n) base[n] = 128 * base[n] + offset[n];
-    const Layer layer{base.data(), weight_zero, factor, slope, bias, sums_needed != 0,
+        add_up(&packed[bytes * n], std::min(PANEL, columns - n), terms / 4, &start[n]);
+    for (int64_t n = 0; n < columns; ++n) start[n] = -128 * start[n] - offset[n];
+    const Layer layer{weight_zero, factor, slope, bias, sums_needed != 0,
                       with_gelu != 0, {added, added_codes, added_steps, columns}, columns,
                       out_quantizers, out, codes};
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<uint8_t> block(block_rows * bytes);
-        std::vector<int32_t> counts(block_rows), sums(ROWS * PANEL);
+        Buffer<uint8_t> block(block_rows * bytes);
+        Buffer<int32_t> counts(block_rows), sums(ROWS * PANEL);
         begin_products();
 #pragma omp for
         for (int64_t first = 0; first < rows; first += block_rows) {
@@ -475,7 +545,7 @@ extern "C" void linear(const int8_t* input, const int8_t* matrix, const int32_t*
                 const int64_t width = std::min(PANEL, columns - n);
                 for (int64_t row = 0; row < height; row += ROWS) {
                     multiply(&block[row * bytes], bytes, &packed[bytes * n], 4 * width, width,
-                             terms, sums.data(), PANEL);
+                             terms, &start[n], sums.data(), PANEL);
                     layer.finish(sums.data(), &counts[row], first + row,
                                  std::min(ROWS, height - row), n, width);
                 }
@@ -493,7 +563,7 @@ extern "C" void layer_norm(const float* values, const int8_t* codes, const float
     const Values given{values, codes, steps, columns};
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> row(columns);
+        Buffer<float> row(columns);
 #pragma omp for
         for (int64_t r = 0; r < rows; ++r) {
             __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
@@ -532,9 +602,9 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
                                 int32_t* offset, float* zero, float* factor, float* slope,
                                 float* constant, int64_t threads) {
     const int64_t width = padded(terms, LANES);
-    std::vector<int8_t> codes(outputs * width);
-    std::vector<int64_t> sums(outputs);
-    int64_t centered = true;
+    Buffer<int8_t> codes(outputs * width);
+    Buffer<int64_t> sums(outputs);
+    bool centered = true;
 #pragma omp parallel for num_threads(threads) reduction(&& : centered)
     for (int64_t o = 0; o < outputs; ++o) {
         const float* row = weight + o * terms;
@@ -542,7 +612,8 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
         const Quantizer quantizer{_mm512_set1_ps(zero_point[o]), _mm512_set1_ps(lower),
                                   _mm512_set1_ps(upper)};
         __m512i lowest = _mm512_set1_epi32(INT32_MAX), highest = _mm512_set1_epi32(INT32_MIN);
-        __m512i sum = _mm512_setzero_si512(), squares = _mm512_setzero_si512();
+        __m512i sum = _mm512_setzero_si512();      // of int32
+        __m512i squares = _mm512_setzero_si512();  // of int64
         __m512 total = _mm512_setzero_ps();
         for (int64_t k = 0; k < terms; k += LANES) {
             const __mmask16 some = first_lanes(terms - k);
@@ -553,11 +624,13 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
             lowest = _mm512_mask_min_epi32(lowest, some, lowest, code);
             highest = _mm512_mask_max_epi32(highest, some, highest, code);
             sum = _mm512_add_epi32(sum, code);
-            squares = _mm512_add_epi32(squares, _mm512_mullo_epi32(code, code));
+            const __m512i odd = _mm512_srli_epi64(code, 32);
+            squares = _mm512_add_epi64(squares, _mm512_mul_epi32(code, code));
+            squares = _mm512_add_epi64(squares, _mm512_mul_epi32(odd, odd));
             _mm_storeu_si128(reinterpret_cast<__m128i*>(&codes[o * width + k]),
                              _mm512_cvtepi32_epi8(code));
         }
-        sums[o] = _mm512_reduce_add_epi32(sum);
+        sums[o] = sum_of_lanes(sum);
         const int64_t own_zero = zero_point[o];
         centered = centered && _mm512_reduce_min_epi32(lowest) - own_zero > -128 &&
                    _mm512_reduce_max_epi32(highest) - own_zero < 128;
@@ -576,17 +649,17 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
         const double freedom = std::max(int64_t(1), terms - 1);
         const double deviation = std::sqrt(_mm512_reduce_add_ps(norm) / freedom);
         // exact, so that the deviation of equal codes is 0
-        const int64_t spread = terms * _mm512_reduce_add_epi32(squares) - sums[o] * sums[o];
+        const int64_t spread = terms * _mm512_reduce_add_epi64(squares) - sums[o] * sums[o];
         const double own_deviation = scale[o] * std::sqrt(spread / (freedom * terms));
         const double ratio = spread ? deviation / (own_deviation + epsilon) : 0;
         const double own_mean = scale[o] * (double(sums[o]) / terms - own_zero);
         factor[o] = scale[o] * ratio;
         slope[o] = double(row[0]) + shifted_mean - own_mean * ratio;
     }
-    int64_t needed = false;
+    bool needed = false;
 #pragma omp parallel for num_threads(threads) reduction(|| : needed)
     for (int64_t group = 0; group < outputs; group += 4) {
-        std::vector<int8_t> rows(4 * width), four(4 * width);
+        Buffer<int8_t> rows(4 * width), four(4 * width);
         const int64_t count = std::min(int64_t(4), outputs - group);
         for (int64_t r = 0; r < count; ++r) {
             const int64_t o = group + r, own_zero = zero_point[o];
@@ -618,7 +691,7 @@ extern "C" void squared_errors(const float* values, const float* scale, const fl
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < rows; ++r) {
         const __m512 by = _mm512_set1_ps(scale[r]);
-        std::vector<double> sums(choices);
+        Buffer<double> sums(choices);
         float steps[BLOCK], rounded[BLOCK];
         for (int64_t first = 0; first < columns; first += BLOCK) {
             const int64_t count = std::min(BLOCK, columns - first);
@@ -673,11 +746,11 @@ extern "C" void encode(const float* values, float scale, float zero, float lower
 extern "C" void product(const int8_t* left, const int8_t* matrix, int64_t rows, int64_t terms,
                         int64_t columns, int32_t* out, int64_t threads) {
     const int64_t bytes = 4 * fours_of(terms);
-    const std::vector<int8_t> packed = pack(matrix, terms, columns);
+    const Buffer<int8_t> packed = pack(matrix, terms, columns);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<int8_t> block(ROWS * bytes);
-        std::vector<int32_t> sums;
+        Buffer<int8_t> block(ROWS * bytes);
+        Buffer<int32_t> sums, nothing(PANEL);
         begin_products();
 #pragma omp for
         for (int64_t first = 0; first < rows; first += ROWS) {
@@ -692,7 +765,7 @@ extern "C" void product(const int8_t* left, const int8_t* matrix, int64_t rows, 
             for (int64_t n = 0; n < columns; n += PANEL) {
                 const int64_t width = std::min(PANEL, columns - n);
                 multiply<true>(block.data(), bytes, &packed[bytes * n], 4 * width, width, terms,
-                               to + n, columns);
+                               nothing.data(), to + n, columns);
             }
             if (height < ROWS) std::copy_n(to, height * columns, out + first * columns);
         }

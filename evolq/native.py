@@ -45,8 +45,8 @@ def kernels() -> ctypes.CDLL | None:
         return _build(FLAGS)
     except Exception as error:  # of whatever the builder raises
         warnings.warn(
-            f"the kernels of integer execution cannot be built here ({first_line(error)}); running "
-            "without them gives the same results, more slowly",
+            f"the functions in {SOURCE.name} cannot be built here ({first_line(error)}); PyTorch "
+            "does their work, with the same results, more slowly",
             stacklevel=2,
         )
         return None

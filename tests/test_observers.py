@@ -376,6 +376,7 @@ def test_squared_errors_are_the_same_without_kernels(
     zero_points = torch.randint(0, 16, (choices, shape[0]), generator=generator).float()
     spec = QuantSpec(4, granularity=PerChannel(0))
     found = observers._squared_errors(values, scale, zero_points, spec)
+    assert torch.equal(observers._squared_errors(values.double(), scale, zero_points, spec), found)
     monkeypatch.setattr(observers, "kernels", lambda: None)
     expected = observers._squared_errors(values, scale, zero_points, spec)
     # float32 sums of up to 2,500 errors, in another order

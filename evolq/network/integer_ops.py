@@ -337,6 +337,7 @@ class WeightCodes(nn.Module):
 
 
 def _check_zero_point(zero: Tensor) -> None:
+    """Raise InputError for zero points too far off for sums in int32."""
     largest = float(zero.abs().max())
     if not largest <= LARGEST_ZERO_POINT:
         raise InputError(

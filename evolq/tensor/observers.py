@@ -202,9 +202,9 @@ def _squared_errors(values: Tensor, scale: Tensor, zero_points: Tensor, spec: Qu
     lower, upper = codes_range(spec.bits, spec)
     library = kernels() if values.device.type == "cpu" else None
     if library is not None:
-        errors = values.new_empty(zero_points.shape)
+        errors = torch.empty(zero_points.shape)
         values, scale, zero_points = (
-            part.to(values.dtype).contiguous() for part in (values, scale, zero_points)
+            part.float().contiguous() for part in (values, scale, zero_points)
         )
         library.squared_errors(
             *(values.data_ptr(), scale.data_ptr(), zero_points.data_ptr(), lower, upper),
