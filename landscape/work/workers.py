@@ -29,11 +29,11 @@ except ImportError:  # Windows
 # Calls that wait for each worker: it never waits for this process, and results do not pile up.
 QUEUED = 4
 # Seconds of work after which it is worth while to start workers.
-ALONE = 1.0
+ALONE = 0.5
 # One call that takes so many seconds does not wait for a second one.
 LONG = 20.0
 # Seconds in which the results of workers are counted.
-TOGETHER = 4.0
+TOGETHER = 2.5
 
 
 class Workers(ThreadPoolExecutor):
