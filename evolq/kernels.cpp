@@ -1,6 +1,6 @@
 // What a transformer computes on 8-bit codes, row by row in the cache: attention (queries x keys,
 // softmax, its codes, codes x values), linear layers with what follows (GELU, a residual, codes), and
-// LayerNorms; the codes of weights; and errors of scales. Needs AVX-512 VNNI, and uses AMX where it is
+// LayerNorms; the codes of weights; errors of scales; and fake quantization with its gradient. Needs AVX-512 VNNI, and uses AMX where it is
 // compiled with EVOLQ_TILES; `native.py` builds it. Sums of products are exact, and a row is computed
 // by itself: results depend on neither threads nor batches.
 
@@ -687,14 +687,14 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
 extern "C" void squared_errors(const float* values, const float* scale, const float* zero_points,
                                float lower, float upper, int64_t rows, int64_t columns,
                                int64_t choices, float* out, int64_t threads) {
-    constexpr int64_t BLOCK = 1024;  // in the cache, while all choices read them
+    constexpr int64_t PART = 1024;  // in the cache, while all choices read them
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < rows; ++r) {
         const __m512 by = _mm512_set1_ps(scale[r]);
         Buffer<double> sums(choices);
-        float steps[BLOCK], rounded[BLOCK];
-        for (int64_t first = 0; first < columns; first += BLOCK) {
-            const int64_t count = std::min(BLOCK, columns - first);
+        float steps[PART], rounded[PART];
+        for (int64_t first = 0; first < columns; first += PART) {
+            const int64_t count = std::min(PART, columns - first);
             for (int64_t n = 0; n < count; n += LANES) {
                 const __mmask16 some = first_lanes(count - n);
                 const __m512 value = _mm512_maskz_loadu_ps(some, values + r * columns + first + n);
@@ -721,6 +721,90 @@ extern "C" void squared_errors(const float* values, const float* scale, const fl
             }
         }
         for (int64_t choice = 0; choice < choices; ++choice) out[choice * rows + r] = sums[choice];
+    }
+}
+
+namespace {
+
+// Values in a row that are quantized, or a sum of which is made, at a time.
+constexpr int64_t BLOCK = 4096;
+
+// A uniform quantizer of values in units of its scale, as PyTorch computes it: NaN stays.
+struct Rounding {
+    __m512 scale, zero, lower, upper;
+
+    Rounding(float own_scale, float own_zero, float lowest, float highest)
+        : scale(_mm512_set1_ps(own_scale)),
+          zero(_mm512_set1_ps(own_zero)),
+          lower(_mm512_set1_ps(lowest)),
+          upper(_mm512_set1_ps(highest)) {}
+
+    __m512 steps(__m512 value) const { return _mm512_add_ps(_mm512_div_ps(value, scale), zero); }
+
+    __m512 code(__m512 steps) const {
+        const __m512 bounded = _mm512_min_ps(upper, _mm512_max_ps(lower, steps));
+        return _mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+};
+
+}  // namespace
+
+// Values (rows, columns) rounded to those that codes stand for; each row has a scale and a zero point.
+extern "C" void fake_quantize(const float* values, const float* scales, const float* zeros,
+                              float lower, float upper, int64_t rows, int64_t columns, float* out,
+                              int64_t threads) {
+    const int64_t blocks = padded(columns, BLOCK) / BLOCK;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < rows * blocks; ++block) {
+        const int64_t row = block / blocks, first = block % blocks * BLOCK;
+        const int64_t at = row * columns + first;
+        const Rounding rounding(scales[row], zeros[row], lower, upper);
+        by_vectors(std::min(BLOCK, columns - first), [&](int64_t n, __mmask16 some) {
+            const __m512 value = _mm512_maskz_loadu_ps(some, values + at + n);
+            const __m512 code = rounding.code(rounding.steps(value));
+            _mm512_mask_storeu_ps(out + at + n, some,
+                                  _mm512_mul_ps(_mm512_sub_ps(code, rounding.zero), rounding.scale));
+        });
+    }
+}
+
+// The gradients of that, straight through the rounding, with respect to values, scales and zero points:
+// see `quantizers.fake_quantize`. Sums are made block by block, whatever the number of threads.
+extern "C" void fake_quantize_gradient(const float* gradients, const float* values,
+                                       const float* scales, const float* zeros, float lower,
+                                       float upper, int64_t rows, int64_t columns,
+                                       float* of_values, float* of_scales, float* of_zeros,
+                                       int64_t threads) {
+    const int64_t blocks = padded(columns, BLOCK) / BLOCK;
+    std::vector<float> scale_sums(rows * blocks), outside_sums(rows * blocks);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t block = 0; block < rows * blocks; ++block) {
+        const int64_t row = block / blocks, first = block % blocks * BLOCK;
+        const int64_t at = row * columns + first;
+        const Rounding rounding(scales[row], zeros[row], lower, upper);
+        __m512 scale_sum = _mm512_setzero_ps(), outside_sum = _mm512_setzero_ps();
+        by_vectors(std::min(BLOCK, columns - first), [&](int64_t n, __mmask16 some) {
+            const __m512 gradient = _mm512_maskz_loadu_ps(some, gradients + at + n);
+            const __m512 steps = rounding.steps(_mm512_maskz_loadu_ps(some, values + at + n));
+            const __mmask16 inside = _mm512_cmp_ps_mask(steps, rounding.lower, _CMP_GE_OQ) &
+                                     _mm512_cmp_ps_mask(steps, rounding.upper, _CMP_LE_OQ);
+            _mm512_mask_storeu_ps(of_values + at + n, some, _mm512_maskz_mov_ps(inside, gradient));
+            // inside the error of rounding, outside the bound less the zero point
+            const __m512 less = _mm512_mask_mov_ps(rounding.zero, inside, steps);
+            scale_sum = _mm512_fmadd_ps(gradient, _mm512_sub_ps(rounding.code(steps), less), scale_sum);
+            outside_sum = _mm512_mask_add_ps(outside_sum, ~inside, outside_sum, gradient);
+        });
+        scale_sums[block] = _mm512_reduce_add_ps(scale_sum);
+        outside_sums[block] = _mm512_reduce_add_ps(outside_sum);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+        double scale_sum = 0, outside_sum = 0;
+        for (int64_t block = row * blocks; block < (row + 1) * blocks; ++block) {
+            scale_sum += scale_sums[block];
+            outside_sum += outside_sums[block];
+        }
+        of_scales[row] = scale_sum;
+        of_zeros[row] = -scales[row] * outside_sum;
     }
 }
 

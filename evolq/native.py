@@ -84,14 +84,17 @@ def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
     library.squared_errors.argtypes = [
         *[pointer] * 3, *[real] * 2, *[whole] * 3, pointer, whole,
     ]  # fmt: skip
+    library.fake_quantize.argtypes = [
+        *[pointer] * 3, *[real] * 2, *[whole] * 2, pointer, whole,
+    ]  # fmt: skip
+    library.fake_quantize_gradient.argtypes = [
+        *[pointer] * 4, *[real] * 2, *[whole] * 2, *[pointer] * 3, whole,
+    ]  # fmt: skip
     library.weight_codes.argtypes = [
         *[pointer] * 3, *[real] * 2, *[whole] * 2, real, pointer, *[real] * 2, *[whole] * 2,
         *[pointer] * 6, whole,
     ]  # fmt: skip
-    library.weight_codes.restype = whole
-    for name in ("attention", "linear", "layer_norm", "encode", "squared_errors"):
-        getattr(library, name).restype = None
+    library.weight_codes.restype = whole  # the others return nothing
     if hasattr(library, "product"):
         library.product.argtypes = [*[pointer] * 2, *[whole] * 3, pointer, whole]
-        library.product.restype = None
     return library

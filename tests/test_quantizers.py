@@ -1,6 +1,7 @@
 """Quantizers against their closed forms and their invariants."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evolq.errors import InputError
+from evolq.tensor import uniform
 from evolq.tensor.quantizers import (
     PerChannel,
     PerGroup,
@@ -331,3 +333,76 @@ def test_values_do_not_depend_on_whether_gradients_are_wanted(
         without = fake_quantize(value, scale, zero_point, torch.tensor(4.0), spec)
     assert torch.equal(with_gradients, without)
     assert torch.equal(value, before)
+
+
+IN_ROWS = [QuantSpec(3), QuantSpec(3, True, True), QuantSpec(3, granularity=PerChannel(0))]
+
+
+def with_gradients(
+    spec: QuantSpec, value: Tensor, scale: Tensor, zero_point: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Return the output, and the gradients of a sum with weights, of `fake_quantize`."""
+    given = [
+        part.detach().requires_grad_() for part in (value, scale, zero_point) if part is not None
+    ]
+    output = fake_quantize(given[0], given[1], given[2] if given[2:] else None, 3, spec)
+    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    return output.detach(), *torch.autograd.grad((weights * output).sum(), given)
+
+
+@pytest.mark.parametrize("spec", IN_ROWS, ids=repr)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (4, 4096), (2, 50, 100)])
+def test_values_and_gradients_are_the_same_without_kernels(
+    spec: QuantSpec, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(shape, generator=generator)
+    scale = 0.2 + 0.1 * torch.rand(spec.granularity.parameter_shape(shape), generator=generator)
+    zero_point = 3 * torch.rand(scale.shape, generator=generator) if spec.has_zero_point else None
+    found = with_gradients(spec, value, scale, zero_point)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    again = with_gradients(spec, value, scale, zero_point)
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+    monkeypatch.setattr(uniform, "kernels", lambda: None)
+    expected = with_gradients(spec, value, scale, zero_point)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    for one, other in zip(found[2:], expected[2:], strict=True):
+        # float32 sums of up to 16,384 terms, in another order
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_no_number_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = torch.tensor([math.nan, math.inf, -math.inf, 0.0])
+    scale = torch.tensor(0.5)
+    for _ in range(2):
+        output, of_value, *_ = with_gradients(QuantSpec(3), value, scale, torch.tensor(1.0))
+        assert output[0].isnan()
+        assert output[1:].tolist() == [3.0, -0.5, 0.0]
+        assert of_value[1:3].tolist() == [0, 0]
+        monkeypatch.setattr(uniform, "kernels", lambda: None)
+
+
+@pytest.mark.parametrize("spec", IN_ROWS, ids=repr)
+def test_second_derivatives_are_those_of_the_definition(spec: QuantSpec) -> None:
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(3, 40, generator=generator)
+    scale = torch.full(spec.granularity.parameter_shape(value.shape), 0.3)
+    given = [value, scale, *([scale + 2] if spec.has_zero_point else [])]
+
+    def second(function: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> list[Tensor]:
+        parts = [part.clone().requires_grad_() for part in given]
+        output = function(parts[0], parts[1], parts[2] if parts[2:] else None)
+        first = torch.autograd.grad(output.pow(3).sum(), parts, create_graph=True)
+        return list(torch.autograd.grad(sum(part.pow(2).sum() for part in first), parts))
+
+    found = second(lambda *parts: fake_quantize(*parts, 3, spec))
+    expected = second(
+        lambda *parts: dequantize(quantize(*parts, 3, spec), parts[1], parts[2], 3, spec)
+    )
+    for one, other in zip(found, expected, strict=True):
+        # float32 sums of a few hundred terms that partly cancel
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))

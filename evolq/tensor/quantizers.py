@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from evolq.errors import InputError
 from evolq.quantization import MAX_BITS, MIN_BITS
+from evolq.tensor.uniform import codes_in_one_buffer, rounded
 
 
 def _checked_axis(axis: int, shape: tuple[int, ...]) -> int:
@@ -240,12 +241,12 @@ def quantize(
         exponent = exponent * spec.octave_codes
         codes = round_straight_through(torch.clamp(exponent, lower, upper))  # type: ignore[arg-type]
         return torch.where(positive, codes, upper)
+    offset = _offset(zero_point, value, spec)
     if not torch.is_grad_enabled():
-        return _codes_in_one_buffer(value, scale, _offset(zero_point, value, spec), (lower, upper))
+        return codes_in_one_buffer(value, scale, offset, (lower, upper))
     codes = value / scale
-    if spec.has_zero_point:
-        assert zero_point is not None
-        codes = codes + round_straight_through(spec.granularity.align(zero_point, value))
+    if offset is not None:
+        codes = codes + offset
     # Clamping before rounding gives the same codes (the bounds are integers), and the gradient of
     # LSQ: zero as soon as a value lies beyond the last code, not only beyond half a step more.
     return round_straight_through(torch.clamp(codes, lower, upper))  # type: ignore[arg-type]
@@ -263,10 +264,8 @@ def dequantize(
     if spec.kind == "log2":
         powers = torch.exp2(-codes / spec.octave_codes)
         return torch.where(codes < codes_range(bits, spec)[1], powers * scale, 0.0)
-    if spec.has_zero_point:
-        assert zero_point is not None
-        codes = codes - round_straight_through(spec.granularity.align(zero_point, codes))
-    return codes * scale
+    offset = _offset(zero_point, codes, spec)
+    return (codes if offset is None else codes - offset) * scale
 
 
 def fake_quantize(
@@ -291,9 +290,11 @@ def fake_quantize(
     output / value for the value and 0 for the scale inside; 0 and 1 above the scale; 0 and 0 where
     the output is zero.
     """
-    if spec.kind == "uniform" and not torch.is_grad_enabled():
-        return _fake_quantize_in_one_buffer(value, scale, zero_point, bits, spec)
-    if spec.kind == "log2" and torch.is_grad_enabled():
+    if spec.kind == "uniform":
+        offset = _offset(zero_point, value, spec)
+        scale, bounds = spec.granularity.align(scale, value), codes_range(bits, spec)
+        return rounded(value, scale, offset, bounds)
+    if torch.is_grad_enabled():
         return _Log2.apply(value, spec.granularity.align(scale, value), bits, spec.octave_codes)
     codes = quantize(value, scale, zero_point, bits, spec)
     return dequantize(codes, scale, zero_point, bits, spec)
@@ -331,45 +332,12 @@ class _Log2(torch.autograd.Function):
         return of_value, of_scale, None, None
 
 
-def _fake_quantize_in_one_buffer(
-    value: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    bits: Tensor | float,
-    spec: QuantSpec,
-) -> Tensor:
-    """Do what `quantize` and `dequantize` do, operation by operation, in one new tensor.
-
-    Elementwise passes are bound by memory, so one buffer is faster than six.
-    """
-    scale = spec.granularity.align(scale, value)
-    offset = _offset(zero_point, value, spec)
-    buffer = _codes_in_one_buffer(value, scale, offset, codes_range(bits, spec))
-    if offset is not None:
-        buffer.sub_(offset)
-    return buffer.mul_(scale)
-
-
 def _offset(zero_point: Tensor | None, value: Tensor, spec: QuantSpec) -> Tensor | None:
     """Return the rounded zero point, aligned with the value; None for a quantizer without one."""
     if not spec.has_zero_point:
         return None
     assert zero_point is not None
-    return spec.granularity.align(zero_point, value).round()
-
-
-def _codes_in_one_buffer(
-    value: Tensor,
-    scale: Tensor,
-    offset: Tensor | None,
-    bounds: tuple[Tensor | float, Tensor | float],
-) -> Tensor:
-    """Do what `quantize` does with a uniform quantizer, in one new tensor; `scale` is aligned."""
-    buffer = value / scale
-    if offset is not None:
-        buffer.add_(offset)
-    # torch.clamp with two tensors takes seven times as long as with one at a time.
-    return buffer.clamp_min_(bounds[0]).clamp_max_(bounds[1]).round_()
+    return round_straight_through(spec.granularity.align(zero_point, value))
 
 
 class Quantizer(nn.Module):
