@@ -47,8 +47,8 @@ def _rounded(value: Tensor, scale: Tensor, offset: Tensor | None, bounds: Bounds
     """Do what `rounded` does, where no gradient is asked for."""
     library = _library(value, scale, offset)
     if library is not None:
-        out = torch.empty(value.shape)
         rows = _Rows(value, scale, offset, bounds)
+        out = torch.empty_like(rows.value)
         library.fake_quantize(*rows.given, out.data_ptr(), torch.get_num_threads())
         return out
     buffer = codes_in_one_buffer(value, scale, offset, bounds)
@@ -103,9 +103,10 @@ def _gradients(
     bounds: Bounds,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients with respect to value, scale and offset."""
-    gradient = gradient.contiguous()
-    of_value, of_scale, of_offset = torch.empty(value.shape), *torch.empty(2, *scale.shape)
     rows = _Rows(value, scale, offset, bounds)
+    of_value, of_scale, of_offset = torch.empty_like(rows.value), *torch.empty(2, *scale.shape)
+    if gradient.stride() != of_value.stride():
+        gradient = torch.empty_like(of_value).copy_(gradient)
     library.fake_quantize_gradient(
         gradient.data_ptr(),
         *rows.given,
@@ -130,14 +131,18 @@ def _library(value: Tensor, scale: Tensor, offset: Tensor | None) -> CDLL | None
 
 
 class _Rows:
-    """What `kernels.cpp` takes for values, and the tensors that have to live as long."""
+    """What `kernels.cpp` takes for values, and the tensors that have to live as long.
+
+    Values that share one scale may lie in memory in any order.
+    """
 
     def __init__(self, value: Tensor, scale: Tensor, offset: Tensor | None, bounds: Bounds) -> None:
+        dense = torch.empty_like(value).stride() == value.stride()
+        self.value = value if dense and scale.numel() == 1 else value.contiguous()
         offset = torch.zeros_like(scale) if offset is None else offset
-        self.kept = [part.contiguous() for part in (value, scale, offset)]
-        rows = scale.numel()
+        self.parameters = scale.contiguous(), offset.contiguous()
         self.given = (
-            *(part.data_ptr() for part in self.kept),
+            *(part.data_ptr() for part in (self.value, *self.parameters)),
             *map(float, bounds),
-            *(rows, value.numel() // rows),
+            *(scale.numel(), value.numel() // scale.numel()),
         )
