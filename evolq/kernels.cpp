@@ -1,8 +1,8 @@
 // What a transformer computes on 8-bit codes, row by row in the cache: attention (queries x keys,
 // softmax, its codes, codes x values), linear layers with what follows (GELU, a residual, codes), and
-// LayerNorms; the codes of weights; errors of scales; and fake quantization with its gradient. Needs AVX-512 VNNI, and uses AMX where it is
-// compiled with EVOLQ_TILES; `native.py` builds it. Sums of products are exact, and a row is computed
-// by itself: results depend on neither threads nor batches.
+// LayerNorms; the codes of weights; errors of scales; and fake quantization with its gradient. Needs
+// AVX-512 VNNI, and uses AMX where it is compiled with EVOLQ_TILES; `native.py` builds it. Sums of
+// products are exact, and a row is computed by itself: results depend on neither threads nor batches.
 
 #include <immintrin.h>
 
@@ -729,7 +729,7 @@ namespace {
 // Values in a row that are quantized, or a sum of which is made, at a time.
 constexpr int64_t BLOCK = 4096;
 
-// A uniform quantizer of values in units of its scale, as PyTorch computes it: NaN stays.
+// A uniform quantizer, step by step as PyTorch computes it: what is no number stays so.
 struct Rounding {
     __m512 scale, zero, lower, upper;
 
@@ -754,7 +754,7 @@ extern "C" void fake_quantize(const float* values, const float* scales, const fl
                               float lower, float upper, int64_t rows, int64_t columns, float* out,
                               int64_t threads) {
     const int64_t blocks = padded(columns, BLOCK) / BLOCK;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(std::min(threads, rows * blocks))
     for (int64_t block = 0; block < rows * blocks; ++block) {
         const int64_t row = block / blocks, first = block % blocks * BLOCK;
         const int64_t at = row * columns + first;
@@ -776,8 +776,8 @@ extern "C" void fake_quantize_gradient(const float* gradients, const float* valu
                                        float* of_values, float* of_scales, float* of_zeros,
                                        int64_t threads) {
     const int64_t blocks = padded(columns, BLOCK) / BLOCK;
-    std::vector<float> scale_sums(rows * blocks), outside_sums(rows * blocks);
-#pragma omp parallel for num_threads(threads)
+    Buffer<float> scale_sums(rows * blocks), outside_sums(rows * blocks);
+#pragma omp parallel for num_threads(std::min(threads, rows * blocks))
     for (int64_t block = 0; block < rows * blocks; ++block) {
         const int64_t row = block / blocks, first = block % blocks * BLOCK;
         const int64_t at = row * columns + first;

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from evolq.errors import InputError
 from evolq.tensor import uniform
@@ -406,3 +407,34 @@ def test_second_derivatives_are_those_of_the_definition(spec: QuantSpec) -> None
     for one, other in zip(found, expected, strict=True):
         # float32 sums of a few hundred terms that partly cancel
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_what_is_traced_is_not_left_to_the_kernel() -> None:
+    scale, spec = torch.tensor(0.1), QuantSpec(4, True, True)
+    values = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
+
+    def function(value: Tensor) -> Tensor:
+        return fake_quantize(value, scale, None, 4, spec)
+
+    with torch.no_grad():
+        for traced in (make_fx(function)(values[0]), torch.jit.trace(function, values[0])):
+            assert torch.equal(traced(values[1]), function(values[1]))
+
+
+def test_only_float32_is_left_to_the_kernel() -> None:
+    value = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    scale, spec = torch.tensor(0.1), QuantSpec(4, True, True)
+    expected = fake_quantize(value, scale, None, 4, spec)
+    for dtype in (torch.float64, torch.bfloat16):
+        found = fake_quantize(value, scale.to(dtype), None, 4, spec)
+        assert float((found - expected).abs().max()) < 0.11  # another code at most
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = with_gradients(spec, value, scale, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, with_gradients(spec, value, scale, None), strict=True):
+        assert one.dtype == torch.float32
+        assert one.isfinite().all()
+        assert one.shape == other.shape

@@ -202,7 +202,7 @@ def _squared_errors(values: Tensor, scale: Tensor, zero_points: Tensor, spec: Qu
     lower, upper = codes_range(spec.bits, spec)
     library = kernels() if values.device.type == "cpu" else None
     if library is not None:
-        errors = torch.empty(zero_points.shape)
+        errors = zero_points.new_empty(zero_points.shape, dtype=torch.float32)
         values, scale, zero_points = (
             part.float().contiguous() for part in (values, scale, zero_points)
         )

@@ -333,7 +333,7 @@ class _Log2(torch.autograd.Function):
 
 
 def _offset(zero_point: Tensor | None, value: Tensor, spec: QuantSpec) -> Tensor | None:
-    """Return the rounded zero point, aligned with the value; None for a quantizer without one."""
+    """Return the zero point, rounded straight through and aligned; None if there is none."""
     if not spec.has_zero_point:
         return None
     assert zero_point is not None

@@ -1,7 +1,7 @@
 """Uniform quantization with parameters that are aligned with values, in few passes over memory.
 
 `quantizers` says what is computed. On a CPU functions of `kernels.cpp` do it in one pass: values
-have the same bits, and sums of gradients are made in another order.
+are equal, and sums of gradients are made in another order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from evolq.native import kernels
 
@@ -61,7 +62,7 @@ class _StraightThrough(torch.autograd.Function):
     """`rounded` with the gradient of `quantizers.fake_quantize`.
 
     Left to autograd, a gradient takes much longer: it keeps or computes seven tensors for each
-    value, where what goes in and comes out is enough. With x the value, y the output, s the scale,
+    value, where the value itself is enough. With x the value, y the output, s the scale,
     q the code and z the zero point, q - z is y / s; so the scale's derivative is (y - x) / s inside
     and y / s outside. Second derivatives are those of these formulas.
     """
@@ -75,19 +76,21 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         value, scale, offset, ctx.lower, ctx.upper = inputs
-        ctx.save_for_backward(value, scale, offset, output)
+        ctx.save_for_backward(value, scale, offset)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        value, scale, offset, output = ctx.saved_tensors
+        value, scale, offset = ctx.saved_tensors
         gradient, bounds = gradients[0], (ctx.lower, ctx.upper)
         library = None if torch.is_grad_enabled() else _library(value, scale, offset)
         if library is not None:
             return *_gradients(library, gradient, value, scale, offset, bounds), None, None
+        output = rounded(value, scale, offset, bounds)
         steps = value / scale if offset is None else value / scale + offset
-        inside = ((steps >= ctx.lower) & (steps <= ctx.upper)).to(value.dtype)
-        inner = gradient * inside
-        of_scale = (gradient * output - inner * value).sum_to_size(scale.shape) / scale
+        inside = (steps >= ctx.lower) & (steps <= ctx.upper)
+        inner = torch.where(inside, gradient, 0.0)
+        error = output - torch.where(inside, value, 0.0)
+        of_scale = (gradient * error).sum_to_size(scale.shape) / scale
         if offset is None:
             return inner, of_scale, None, None, None
         of_offset = ((inner - gradient) * scale).sum_to_size(offset.shape)
@@ -104,7 +107,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients with respect to value, scale and offset."""
     rows = _Rows(value, scale, offset, bounds)
-    of_value, of_scale, of_offset = torch.empty_like(rows.value), *torch.empty(2, *scale.shape)
+    of_value, of_scale, of_offset = map(torch.empty_like, (rows.value, *rows.parameters))
     if gradient.stride() != of_value.stride():
         gradient = torch.empty_like(of_value).copy_(gradient)
     library.fake_quantize_gradient(
@@ -119,15 +122,19 @@ def _gradients(
 def _library(value: Tensor, scale: Tensor, offset: Tensor | None) -> CDLL | None:
     """Return the functions of `kernels.cpp` if they can take a value with a scale for each row.
 
-    None where PyTorch has to do it: on another device, for parameters along another axis than the
-    first, and while code is traced.
+    None where PyTorch has to do it: for anything but float32 on a CPU, for parameters along another
+    axis than the first, and while operations are traced or intercepted.
     """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        return None
+    parts = (value, scale) if offset is None else (value, scale, offset)
+    usual = all(
+        type(part) is Tensor and part.dtype == torch.float32 and part.device.type == "cpu"
+        for part in parts
+    )
     by_rows = scale.numel() == 1 or scale.shape[0] == scale.numel() == value.shape[0]
     by_rows = by_rows and (offset is None or offset.shape == scale.shape)
-    usual = type(value) is Tensor and value.dtype == torch.float32 and value.device.type == "cpu"
-    if torch.compiler.is_compiling() or not (usual and by_rows and value.numel()):
-        return None
-    return kernels()
+    return kernels() if usual and by_rows and value.numel() else None
 
 
 class _Rows:
