@@ -197,7 +197,7 @@ def test_a_sample_goes_on_where_it_stopped_and_measures_nothing_twice(path):
 
 def test_a_search_is_kept_as_it_was():
     from evolq.optimizers.evolve import Iterate
-    from landscape.paths.comparison import Run, _as_arrays, _from_arrays
+    from landscape.paths.comparison import _as_arrays, _from_arrays
 
     start = {"a.scale": torch.tensor([1.0, 2.0]), "b.scale": torch.tensor(3.0)}
     moved = {**start, "a.scale": torch.tensor([1.5, 2.5])}
@@ -207,15 +207,13 @@ def test_a_search_is_kept_as_it_was():
         Iterate(3, 2.0, 3.5, moved, "pass 1, the same Point"),
         Iterate(4, 2.5, 3.0, dict(start), "equal to the start, but another"),
     ]
-    run = Run(path, 0.01, 7.5)
-    back = _from_arrays(_as_arrays(run, start, ["a.scale"]), start)
-    assert [i._replace(point={}) for i in back.path] == [i._replace(point={}) for i in path]
-    assert back[1:] == run[1:]
-    ids = [[id(iterate.point) for iterate in run.path] for run in (run, back)]
+    back = _from_arrays(_as_arrays(path, start, ["a.scale"]), start)
+    assert [i._replace(point={}) for i in back] == [i._replace(point={}) for i in path]
+    ids = [[id(iterate.point) for iterate in each] for each in (path, back)]
     assert [own.index(key) for own in ids[:1] for key in own] == [
         own.index(key) for own in ids[1:] for key in own
     ]
-    assert back.path[0].point is start
-    for a, b in zip(path, back.path, strict=True):
+    assert back[0].point is start
+    for a, b in zip(path, back, strict=True):
         assert all(torch.equal(a.point[name], b.point[name]) for name in start)
-    assert _from_arrays(_as_arrays(Run(path[:1]), start, ["a.scale"]), start).path == path[:1]
+    assert _from_arrays(_as_arrays(path[:1], start, ["a.scale"]), start) == path[:1]

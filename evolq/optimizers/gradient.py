@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -147,6 +147,11 @@ def sweep_learning_rate(
         )
         for rate in learning_rates
     }
+    return best_of_sweep(runs)
+
+
+def best_of_sweep(runs: Mapping[float, list[Iterate]]) -> Sweep:
+    """Return the outcome of runs by learning rate; see `sweep_learning_rate`."""
     losses = {rate: iterates[-1].loss for rate, iterates in runs.items()}
     best = min(losses, key=lambda rate: losses[rate])
     cost = sum(iterates[-1].cost for iterates in runs.values())

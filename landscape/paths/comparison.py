@@ -7,9 +7,9 @@ surface of that plane.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from evolq.errors import InputError
 from evolq.losses.objective import Objective, TestEvaluation
 from evolq.losses.paired import Difference
 from evolq.optimizers.evolve import Iterate
-from evolq.optimizers.gradient import LEARNING_RATES, sweep_learning_rate
+from evolq.optimizers.gradient import LEARNING_RATES, best_of_sweep
 from evolq.optimizers.registry import Optimizer, choose_optimizer
 from evolq.points import Point
 from landscape.ledger import Arrays, Ledger, folder_of
@@ -95,7 +95,10 @@ def run_optimizers(
     """
     chosen = {name: choose_optimizer(name) for name in optimizers}
     seeds_of = {name: seeds[:1] if each.deterministic else seeds for name, each in chosen.items()}
-    searches = _Searches(objective, start, tuple(names), chosen, budget, tuple(learning_rates))
+    rates_of = {
+        name: tuple(learning_rates) if each.gradient else (None,) for name, each in chosen.items()
+    }
+    searches = _Searches(objective, start, tuple(names), chosen, budget)
     shared = Shared(searches, folder_of(ledger))
 
     def pieces() -> Iterator[Piece]:
@@ -103,17 +106,47 @@ def run_optimizers(
             for seed in own:
                 if on_run:
                     on_run(name, seed)
-                yield Piece(f"{key} {name} {seed}", _search, (shared, name, seed))
+                for rate in rates_of[name]:
+                    which = f"{key} {name} {seed}{_words(rate)}"
+                    yield Piece(which, _search, (shared, name, seed, rate))
 
-    found = dict(finish(pieces(), ledger, executor))
-    for which, arrays in found.items():
+    found = _finished(pieces(), ledger, executor)
+
+    def run(name: str, seed: int) -> Run:
+        paths = {}
+        for rate in rates_of[name]:
+            path = _from_arrays(found[f"{key} {name} {seed}{_words(rate)}"], start)
+            if rate is None:
+                return Run(path)
+            paths[rate] = path
+        best = best_of_sweep(paths)
+        return Run(best.iterates, best.learning_rate, best.cost)
+
+    return {
+        name: [run(name, seed) for seed in own] * (len(seeds) // len(own))
+        for name, own in seeds_of.items()
+    }
+
+
+def _words(rate: float | None) -> str:
+    """Return what the key of a search says of its learning rate."""
+    return "" if rate is None else f" at {rate:g}"
+
+
+def _finished(
+    pieces: Iterable[Piece], ledger: Ledger | None, executor: Executor | None
+) -> dict[str, Arrays]:
+    """Return what came out of each piece.
+
+    Raises:
+        InputError: if one failed each time that it was tried.
+    """
+    found = {}
+    for which, arrays in finish(pieces, ledger, executor):
         if isinstance(arrays, Failed):
-            raise InputError(f"{which} failed: {arrays.error}; all other searches were made")
-    runs: dict[str, list[Run]] = {}
-    for name, own in seeds_of.items():
-        runs[name] = [_from_arrays(found[f"{key} {name} {seed}"], start) for seed in own]  # type: ignore[arg-type]
-        runs[name] *= len(seeds) // len(own)
-    return runs
+            raise InputError(f"{which} failed: {arrays.error}; what was finished is kept")
+        found[which] = arrays
+    return found
 
 
 class _Searches(NamedTuple):
@@ -124,39 +157,38 @@ class _Searches(NamedTuple):
     names: tuple[str, ...]
     optimizers: Mapping[str, Optimizer]
     budget: float
-    learning_rates: tuple[float, ...]
 
 
-def _search(shared: Shared[_Searches] | Received, name: str, seed: int) -> Arrays:
+def _search(
+    shared: Shared[_Searches] | Received, name: str, seed: int, learning_rate: float | None
+) -> Arrays:
     """Run an optimizer, wherever this is called."""
-    objective, start, names, optimizers, budget, learning_rates = shared.get()
-    objective, optimizer = objective.with_own_cost(), optimizers[name]
-    generator = torch.Generator().manual_seed(seed)
-    how: dict[str, Any] = {"names": names, "budget": budget, "generator": generator}
-    if not optimizer.gradient:
-        return _as_arrays(Run(list(optimizer(objective, start, **how))), start, names)
-    found = sweep_learning_rate(
-        optimizer.search, objective, start, learning_rates=learning_rates, **how
+    objective, start, names, optimizers, budget = shared.get()
+    path = optimizers[name](
+        objective.with_own_cost(),
+        start,
+        names=names,
+        budget=budget,
+        generator=torch.Generator().manual_seed(seed),
+        **({} if learning_rate is None else {"learning_rate": learning_rate}),
     )
-    return _as_arrays(Run(found.iterates, found.learning_rate, found.cost), start, names)
+    return _as_arrays(list(path), start, names)
 
 
-def _as_arrays(run: Run, start: Point, names: Collection[str]) -> Arrays:
-    """Return a run as arrays; Points that Iterates share are kept once, the start not at all."""
-    points = {id(point): point for point in (start, *(iterate.point for iterate in run.path))}
+def _as_arrays(path: Sequence[Iterate], start: Point, names: Collection[str]) -> Arrays:
+    """Return a path as arrays; Points that Iterates share are kept once, the start not at all."""
+    points = {id(point): point for point in (start, *(iterate.point for iterate in path))}
     order = {key: number for number, key in enumerate(points)}
     moved = [point for point in points.values() if point is not start]
     columns = {
-        name: np.array([getattr(iterate, name) for iterate in run.path])
+        name: np.array([getattr(iterate, name) for iterate in path])
         for name in Iterate._fields
         if name != "point"
     }
     return {
         **{f"point {name}": _stacked([point[name] for point in moved]) for name in names if moved},
         **columns,
-        "which": np.array([order[id(iterate.point)] for iterate in run.path]),
-        "learning_rate": np.array(run.learning_rate),
-        "sweep_cost": np.array(run.sweep_cost),
+        "which": np.array([order[id(iterate.point)] for iterate in path]),
     }
 
 
@@ -164,8 +196,8 @@ def _stacked(values: Sequence[torch.Tensor]) -> np.ndarray:
     return torch.stack([value.detach().cpu() for value in values]).numpy()
 
 
-def _from_arrays(arrays: Arrays, start: Point) -> Run:
-    """Return the run that `_as_arrays` was given; what it did not move is the start's."""
+def _from_arrays(arrays: Arrays, start: Point) -> list[Iterate]:
+    """Return the path that `_as_arrays` was given; what it did not move is the start's."""
     stacks = {
         name.removeprefix("point "): torch.from_numpy(values).to(start[name.removeprefix("point ")])
         for name, values in arrays.items()
@@ -177,11 +209,10 @@ def _from_arrays(arrays: Arrays, start: Point) -> Run:
     ]
     points = [start, *moved]
     columns = [arrays[name].tolist() for name in Iterate._fields if name != "point"]
-    path = [
+    return [
         Iterate(evaluations, cost, loss, points[which], label)
         for evaluations, cost, loss, label, which in zip(*columns, arrays["which"], strict=True)
     ]
-    return Run(path, float(arrays["learning_rate"]), float(arrays["sweep_cost"]))
 
 
 def check_plane(name: str, optimizers: Sequence[str]) -> None:
@@ -267,9 +298,21 @@ def measure_runs(
     runs: Mapping[str, Sequence[Run]],
     plane: Plane,
     test: TestEvaluation,
-    measured_points: int = 12,
+    start: Point,
+    names: Collection[str],
+    ledger: Ledger | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Return what the runs cost, gained and where they went.
+
+    Args:
+        runs: from `run_optimizers`.
+        plane: of the map.
+        test: on test images.
+        start: of all runs.
+        names: the scales that moved.
+        ledger: keeps what was measured along each run.
+        executor: measures runs side by side; see `landscape.sample_plane`.
 
     Returns:
         A Dataset over `optimizer`, `seed` and `iterate` (NaN after the last one): `cost`, `loss`,
@@ -279,27 +322,49 @@ def measure_runs(
         `final_test_correct_per_image`; and over `image` alone, of the start:
         `start_test_loss_per_image`, `start_test_correct_per_image`.
     """
-    found: dict[int, xr.Dataset] = {}  # what draws nothing has one path for all seeds
-    by_optimizer = []
-    for many in runs.values():
-        by_seed = []
-        for run in many:
-            if id(run.path) not in found:
-                where = project_path(run.path, plane).rename(x="path_x", y="path_y")
-                measured = measure_path(run.path, test, measured_points).merge(where)
-                measured = measured.assign_coords(iterate=np.arange(len(run.path)))
-                found[id(run.path)] = measured
-            by_seed.append(
+    # what draws nothing has one path for all seeds
+    distinct = {
+        id(run.path): (f"test {name} {seed}", run.path)
+        for name, many in runs.items()
+        for seed, run in reversed(list(enumerate(many)))
+    }
+    shared = Shared((test, start), folder_of(ledger))
+    pieces = [
+        Piece(key, _measured, (shared, _as_arrays(path, start, names)))
+        for key, path in distinct.values()
+    ]
+    measured = _finished(pieces, ledger, executor)
+    found = {}
+    for which, (key, path) in distinct.items():
+        where = project_path(path, plane).rename(x="path_x", y="path_y")
+        axes = {n: "image" if n.endswith("_per_image") else "iterate" for n in measured[key]}
+        along = xr.Dataset({name: (axes[name], value) for name, value in measured[key].items()})
+        found[which] = along.merge(where).assign_coords(iterate=np.arange(len(path)))
+    by_optimizer = [
+        xr.concat(
+            [
                 found[id(run.path)].assign(
                     learning_rate=run.learning_rate, sweep_cost=run.sweep_cost
                 )
-            )
-        by_optimizer.append(xr.concat(by_seed, "seed", join="outer"))
+                for run in many
+            ],
+            "seed",
+            join="outer",
+        )
+        for many in runs.values()
+    ]
     dataset = xr.concat(by_optimizer, "optimizer", join="outer")
-    start = {name: dataset[name].isel(optimizer=0, seed=0) for name in dataset if "start_" in name}
-    return dataset.assign(start).assign_coords(
+    of_start = {n: dataset[n].isel(optimizer=0, seed=0) for n in dataset if "start_" in n}
+    return dataset.assign(of_start).assign_coords(
         optimizer=list(runs), seed=np.arange(dataset.sizes["seed"])
     )
+
+
+def _measured(shared: Shared[tuple[TestEvaluation, Point]] | Received, path: Arrays) -> Arrays:
+    """Measure along a path, wherever this is called."""
+    test, start = shared.get()
+    found = measure_path(_from_arrays(path, start), test)
+    return {str(name): variable.values for name, variable in found.items()}
 
 
 def sample_surface(
