@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -67,9 +68,13 @@ def _build(flags: tuple[str, ...]) -> ctypes.CDLL:
     """Compile the functions and say what they take."""
     # it warns of a toolkit without a GPU, which nothing here needs
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch._inductor.codecache import CppCodeCache
+    from torch._inductor import codecache
+    from torch._inductor.cpu_vec_isa import invalid_vec_isa
 
-    library = CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
+    # To choose flags, it else compiles a program for each set of instructions that it knows: seven
+    # seconds the first time. FLAGS are chosen.
+    with patch.object(codecache, "pick_vec_isa", lambda: invalid_vec_isa):
+        library = codecache.CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
     pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.attention.argtypes = [
         *[pointer] * 4, *[whole] * 5, *[ctypes.c_int32] * 2, *[real] * 6, *[pointer] * 3, whole,

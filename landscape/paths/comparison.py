@@ -337,8 +337,12 @@ def measure_runs(
     found = {}
     for which, (key, path) in distinct.items():
         where = project_path(path, plane).rename(x="path_x", y="path_y")
-        axes = {n: "image" if n.endswith("_per_image") else "iterate" for n in measured[key]}
-        along = xr.Dataset({name: (axes[name], value) for name, value in measured[key].items()})
+        along = xr.Dataset(
+            {
+                name: ("image" if name.endswith("_per_image") else "iterate", values)
+                for name, values in measured[key].items()
+            }
+        )
         found[which] = along.merge(where).assign_coords(iterate=np.arange(len(path)))
     by_optimizer = [
         xr.concat(
