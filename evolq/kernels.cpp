@@ -10,31 +10,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <vector>
 
 namespace {
 
 constexpr int64_t LANES = 16;  // int32 or float32 in a vector
-
-// Memory that begins where a line of the cache does: a vector that lies in two takes twice the time.
-template <class T>
-struct Aligned {
-    using value_type = T;
-    static constexpr std::align_val_t LINE{64};
-
-    Aligned() = default;
-    template <class U>
-    Aligned(const Aligned<U>&) {}
-
-    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), LINE)); }
-    void deallocate(T* memory, size_t) { ::operator delete(memory, LINE); }
-    bool operator==(const Aligned&) const { return true; }
-    bool operator!=(const Aligned&) const { return false; }
-};
-
-template <class T>
-using Buffer = std::vector<T, Aligned<T>>;
 
 int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
@@ -188,9 +168,9 @@ void interleave(const int8_t* const rows[4], int64_t columns, int8_t* out) {
 constexpr int64_t PANEL = 4 * LANES;
 
 // A matrix (terms, columns) as `multiply` reads it, panel after panel; 4 divides terms.
-Buffer<int8_t> pack(const int8_t* matrix, int64_t terms, int64_t columns) {
+std::vector<int8_t> pack(const int8_t* matrix, int64_t terms, int64_t columns) {
     const int64_t bytes = 4 * fours_of(terms);
-    Buffer<int8_t> packed(bytes * columns);
+    std::vector<int8_t> packed(bytes * columns);
     for (int64_t n = 0; n < columns; n += PANEL) {
         const int64_t width = std::min(PANEL, columns - n);
         for (int64_t k = 0; k < terms; k += 4) {
@@ -397,10 +377,10 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
     const int32_t probability_zero = zero;
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<uint8_t> query(rows * query_bytes), codes(ROWS * code_bytes);
-        Buffer<int8_t> key(query_bytes * width), value(code_bytes * columns), nothing(columns);
-        Buffer<int32_t> key_start(width), value_start(columns);
-        Buffer<int32_t> products(ROWS * width), sums(ROWS * columns);
+        std::vector<uint8_t> query(rows * query_bytes), codes(ROWS * code_bytes);
+        std::vector<int8_t> key(query_bytes * width), value(code_bytes * columns), nothing(columns);
+        std::vector<int32_t> key_start(width), value_start(columns);
+        std::vector<int32_t> products(ROWS * width), sums(ROWS * columns);
         const Quantizer quantizer{_mm512_set1_ps(zero), _mm512_set1_ps(lower),
                                   _mm512_set1_ps(upper)};
         begin_products();
@@ -516,8 +496,8 @@ extern "C" void linear(const int8_t* input, const int8_t* matrix, const int32_t*
                        int64_t rows, int64_t terms, int64_t columns, const float* out_quantizers,
                        float* out, int8_t* codes, int64_t threads) {
     const int64_t block_rows = padded(48, ROWS), bytes = 4 * fours_of(terms);
-    const Buffer<int8_t> packed = pack(matrix, terms, columns);
-    Buffer<int32_t> start(columns);
+    const std::vector<int8_t> packed = pack(matrix, terms, columns);
+    std::vector<int32_t> start(columns);
     for (int64_t n = 0; n < columns; n += PANEL)
         add_up(&packed[bytes * n], std::min(PANEL, columns - n), terms / 4, &start[n]);
     for (int64_t n = 0; n < columns; ++n) start[n] = -128 * start[n] - offset[n];
@@ -526,8 +506,8 @@ extern "C" void linear(const int8_t* input, const int8_t* matrix, const int32_t*
                       out_quantizers, out, codes};
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<uint8_t> block(block_rows * bytes);
-        Buffer<int32_t> counts(block_rows), sums(ROWS * PANEL);
+        std::vector<uint8_t> block(block_rows * bytes);
+        std::vector<int32_t> counts(block_rows), sums(ROWS * PANEL);
         begin_products();
 #pragma omp for
         for (int64_t first = 0; first < rows; first += block_rows) {
@@ -563,7 +543,7 @@ extern "C" void layer_norm(const float* values, const int8_t* codes, const float
     const Values given{values, codes, steps, columns};
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<float> row(columns);
+        std::vector<float> row(columns);
 #pragma omp for
         for (int64_t r = 0; r < rows; ++r) {
             __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
@@ -602,8 +582,8 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
                                 int32_t* offset, float* zero, float* factor, float* slope,
                                 float* constant, int64_t threads) {
     const int64_t width = padded(terms, LANES);
-    Buffer<int8_t> codes(outputs * width);
-    Buffer<int64_t> sums(outputs);
+    std::vector<int8_t> codes(outputs * width);
+    std::vector<int64_t> sums(outputs);
     bool centered = true;
 #pragma omp parallel for num_threads(threads) reduction(&& : centered)
     for (int64_t o = 0; o < outputs; ++o) {
@@ -659,7 +639,7 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
     bool needed = false;
 #pragma omp parallel for num_threads(threads) reduction(|| : needed)
     for (int64_t group = 0; group < outputs; group += 4) {
-        Buffer<int8_t> rows(4 * width), four(4 * width);
+        std::vector<int8_t> rows(4 * width), four(4 * width);
         const int64_t count = std::min(int64_t(4), outputs - group);
         for (int64_t r = 0; r < count; ++r) {
             const int64_t o = group + r, own_zero = zero_point[o];
@@ -691,7 +671,7 @@ extern "C" void squared_errors(const float* values, const float* scale, const fl
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < rows; ++r) {
         const __m512 by = _mm512_set1_ps(scale[r]);
-        Buffer<double> sums(choices);
+        std::vector<double> sums(choices);
         float steps[PART], rounded[PART];
         for (int64_t first = 0; first < columns; first += PART) {
             const int64_t count = std::min(PART, columns - first);
@@ -776,7 +756,7 @@ extern "C" void fake_quantize_gradient(const float* gradients, const float* valu
                                        float* of_values, float* of_scales, float* of_zeros,
                                        int64_t threads) {
     const int64_t blocks = padded(columns, BLOCK) / BLOCK;
-    Buffer<float> scale_sums(rows * blocks), outside_sums(rows * blocks);
+    std::vector<float> scale_sums(rows * blocks), outside_sums(rows * blocks);
 #pragma omp parallel for num_threads(std::min(threads, rows * blocks))
     for (int64_t block = 0; block < rows * blocks; ++block) {
         const int64_t row = block / blocks, first = block % blocks * BLOCK;
@@ -811,14 +791,13 @@ extern "C" void fake_quantize_gradient(const float* gradients, const float* valu
 // Stored codes of values with one quantizer.
 extern "C" void encode(const float* values, float scale, float zero, float lower, float upper,
                        float shift, int64_t count, int8_t* out, int64_t threads) {
+    const Quantizer quantizer{_mm512_set1_ps(zero), _mm512_set1_ps(lower), _mm512_set1_ps(upper)};
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < count; n += LANES) {
         const __mmask16 some = first_lanes(count - n);
-        __m512 code = _mm512_maskz_loadu_ps(some, values + n);
-        code = _mm512_add_ps(_mm512_div_ps(code, _mm512_set1_ps(scale)), _mm512_set1_ps(zero));
-        code = _mm512_min_ps(_mm512_max_ps(code, _mm512_set1_ps(lower)), _mm512_set1_ps(upper));
-        const __m512i stored =
-            _mm512_sub_epi32(_mm512_cvtps_epi32(code), _mm512_set1_epi32(int32_t(shift)));
+        const __m512 value = _mm512_maskz_loadu_ps(some, values + n);
+        const __m512i code = quantizer.codes(_mm512_div_ps(value, _mm512_set1_ps(scale)));
+        const __m512i stored = _mm512_sub_epi32(code, _mm512_set1_epi32(int32_t(shift)));
         _mm512_mask_cvtepi32_storeu_epi8(out + n, some, stored);
     }
 }
@@ -830,11 +809,11 @@ extern "C" void encode(const float* values, float scale, float zero, float lower
 extern "C" void product(const int8_t* left, const int8_t* matrix, int64_t rows, int64_t terms,
                         int64_t columns, int32_t* out, int64_t threads) {
     const int64_t bytes = 4 * fours_of(terms);
-    const Buffer<int8_t> packed = pack(matrix, terms, columns);
+    const std::vector<int8_t> packed = pack(matrix, terms, columns);
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<int8_t> block(ROWS * bytes);
-        Buffer<int32_t> sums, nothing(PANEL);
+        std::vector<int8_t> block(ROWS * bytes);
+        std::vector<int32_t> sums, nothing(PANEL);
         begin_products();
 #pragma omp for
         for (int64_t first = 0; first < rows; first += ROWS) {
