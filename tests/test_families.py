@@ -302,9 +302,14 @@ def test_blocks_have_the_names_of_modules(case: Case) -> None:
 def test_gradients_reach_every_scale(case: Case) -> None:
     network = case.networks["full"]
     point = case.points["full"]
-    # a little is clipped, but not a whole attention map that is nearly constant
+    # a little is clipped, but not a whole attention map that is nearly constant; each by another
+    # factor, as a value that is quantized twice on one grid has no gradient of the second scale
+    generator = torch.Generator().manual_seed(0)
     scales = {
-        f"{name}.scale": (0.97 * point[f"{name}.scale"]).requires_grad_() for name in network.sites
+        f"{name}.scale": (
+            (0.96 + 0.02 * float(torch.rand((), generator=generator))) * point[f"{name}.scale"]
+        ).requires_grad_()
+        for name in network.sites
     }
     network({**point, **scales}, case.images).square().sum().backward()
     for name, site in network.sites.items():
