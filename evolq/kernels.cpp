@@ -189,6 +189,19 @@ int64_t sum_of_lanes(__m512i sums) {
     return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
 }
 
+// Calls `each` with every place of a vector in `count` values and which of its lanes they fill.
+template <class F>
+inline __attribute__((always_inline)) void by_vectors(int64_t count, F each) {
+    int64_t n = 0;
+    for (; n + LANES <= count; n += LANES) each(n, __mmask16(0xffff));  // known when it is compiled
+    if (n < count) each(n, first_lanes(count - n));
+}
+
+// The nearest whole numbers, of two the even one.
+__m512 nearest(__m512 value) {
+    return _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 // Sixteen values of a polynomial, coefficients from the highest power on.
 template <size_t N>
 __m512 polynomial(__m512 x, const float (&coefficients)[N]) {
@@ -199,7 +212,7 @@ __m512 polynomial(__m512 x, const float (&coefficients)[N]) {
 
 // 2^t for t <= 0, to 2e-7 of its value (polynomial: Cephes, exp2f).
 __m512 power_of_two(__m512 t) {
-    const __m512 whole = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 whole = nearest(t);
     const __m512 rest = _mm512_sub_ps(t, whole);
     const __m512 sum =
         polynomial(rest, {1.535336188319500e-4f, 1.339887440266574e-3f, 9.618437357674640e-3f,
@@ -307,14 +320,6 @@ struct Values {
     }
 };
 
-// Calls `each` with every place of a vector in `count` values and which of its lanes they fill.
-template <class F>
-inline __attribute__((always_inline)) void by_vectors(int64_t count, F each) {
-    int64_t n = 0;
-    for (; n + LANES <= count; n += LANES) each(n, __mmask16(0xffff));  // known when it is compiled
-    if (n < count) each(n, first_lanes(count - n));
-}
-
 // Turns products of `height` queries with keys, `width` to a row of which `tokens` count, into codes of
 // probabilities, `code_bytes` to a row, and sums of these. Each step is done for all rows before the
 // next one, so that a processor need not wait for the sum of a row.
@@ -373,7 +378,7 @@ extern "C" void attention(const int8_t* queries, const int8_t* keys, const int8_
                           int8_t* out_codes, int64_t threads) {
     const int64_t rows = padded(tokens, ROWS), width = padded(tokens, LANES);
     const int64_t query_fours = fours_of(depth), query_bytes = 4 * query_fours;
-    const int64_t fours = fours_of(tokens), code_bytes = std::max(width, 4 * fours);
+    const int64_t fours = fours_of(tokens), code_bytes = 4 * fours;
     const int32_t probability_zero = zero;
 #pragma omp parallel num_threads(threads)
     {
@@ -595,8 +600,7 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
         __m512i sum = _mm512_setzero_si512();      // of int32
         __m512i squares = _mm512_setzero_si512();  // of int64
         __m512 total = _mm512_setzero_ps();
-        for (int64_t k = 0; k < terms; k += LANES) {
-            const __mmask16 some = first_lanes(terms - k);
+        by_vectors(terms, [&](int64_t k, __mmask16 some) {
             const __m512 value = _mm512_maskz_loadu_ps(some, row + k);
             total = _mm512_mask_add_ps(total, some, total, _mm512_sub_ps(value, first));
             const __m512i code =
@@ -609,7 +613,7 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
             squares = _mm512_add_epi64(squares, _mm512_mul_epi32(odd, odd));
             _mm_storeu_si128(reinterpret_cast<__m128i*>(&codes[o * width + k]),
                              _mm512_cvtepi32_epi8(code));
-        }
+        });
         sums[o] = sum_of_lanes(sum);
         const int64_t own_zero = zero_point[o];
         centered = centered && _mm512_reduce_min_epi32(lowest) - own_zero > -128 &&
@@ -619,13 +623,12 @@ extern "C" int64_t weight_codes(const float* weight, const float* scale, const f
         if (!matched) continue;
         const float shifted_mean = _mm512_reduce_add_ps(total) / terms;
         __m512 norm = _mm512_setzero_ps();
-        for (int64_t k = 0; k < terms; k += LANES) {
-            const __mmask16 some = first_lanes(terms - k);
+        by_vectors(terms, [&](int64_t k, __mmask16 some) {
             const __m512 value = _mm512_sub_ps(_mm512_maskz_loadu_ps(some, row + k), first);
             const __m512 rest =
                 _mm512_maskz_sub_ps(some, value, _mm512_set1_ps(shifted_mean));
             norm = _mm512_fmadd_ps(rest, rest, norm);
-        }
+        });
         const double freedom = std::max(int64_t(1), terms - 1);
         const double deviation = std::sqrt(_mm512_reduce_add_ps(norm) / freedom);
         // exact, so that the deviation of equal codes is 0
@@ -675,28 +678,24 @@ extern "C" void squared_errors(const float* values, const float* scale, const fl
         float steps[PART], rounded[PART];
         for (int64_t first = 0; first < columns; first += PART) {
             const int64_t count = std::min(PART, columns - first);
-            for (int64_t n = 0; n < count; n += LANES) {
-                const __mmask16 some = first_lanes(count - n);
+            by_vectors(count, [&](int64_t n, __mmask16 some) {
                 const __m512 value = _mm512_maskz_loadu_ps(some, values + r * columns + first + n);
                 const __m512 step = _mm512_div_ps(value, by);
                 _mm512_storeu_ps(steps + n, step);
-                _mm512_storeu_ps(rounded + n,
-                                 _mm512_roundscale_ps(step, _MM_FROUND_TO_NEAREST_INT |
-                                                                _MM_FROUND_NO_EXC));
-            }
+                _mm512_storeu_ps(rounded + n, nearest(step));
+            });
             for (int64_t choice = 0; choice < choices; ++choice) {
                 const float zero = zero_points[choice * rows + r];
                 const __m512 lowest = _mm512_set1_ps(lower - zero);
                 const __m512 highest = _mm512_set1_ps(upper - zero);
                 __m512 sum = _mm512_setzero_ps();
-                for (int64_t n = 0; n < count; n += LANES) {
-                    const __mmask16 some = first_lanes(count - n);
+                by_vectors(count, [&](int64_t n, __mmask16 some) {
                     const __m512 code = _mm512_min_ps(
                         _mm512_max_ps(_mm512_loadu_ps(rounded + n), lowest), highest);
                     const __m512 error =
                         _mm512_maskz_sub_ps(some, code, _mm512_loadu_ps(steps + n));
                     sum = _mm512_fmadd_ps(error, error, sum);
-                }
+                });
                 sums[choice] += _mm512_reduce_add_ps(sum);
             }
         }
@@ -722,8 +721,7 @@ struct Rounding {
     __m512 steps(__m512 value) const { return _mm512_add_ps(_mm512_div_ps(value, scale), zero); }
 
     __m512 code(__m512 steps) const {
-        const __m512 bounded = _mm512_min_ps(upper, _mm512_max_ps(lower, steps));
-        return _mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        return nearest(_mm512_min_ps(upper, _mm512_max_ps(lower, steps)));
     }
 };
 

@@ -189,9 +189,7 @@ class Comparison:
         say("Measuring the paths on test images")
         generator = torch.Generator().manual_seed(problem.settings.seed)
         common = common_plane(self.plane, problem.start, runs, names, generator)
-        dataset = measure_runs(
-            runs, common.plane, problem.test, problem.start, names, ledger, executor
-        )
+        dataset = measure_runs(runs, common.plane, problem.test, names, ledger, executor)
         measured = problem.objective, problem.test
         ends = choose_ends(runs)
         if ends:

@@ -31,6 +31,14 @@ def evolq_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Let a test change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def bundled_networks_are_traced_once() -> Iterator[None]:
     """Share the traces of the bundled networks: each takes two seconds, a third of a small scan."""

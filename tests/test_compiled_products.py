@@ -2,7 +2,6 @@
 
 import pickle
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,6 @@ needs_kernel = pytest.mark.skipif(
 
 # One code off is a tie to within float32 rounding: a few in a million.
 TIES = 2e-5
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def operand(shape: tuple[int, ...], scale: float, zero: float, shift: int, seed: int) -> Codes:

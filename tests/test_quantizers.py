@@ -351,6 +351,7 @@ def with_gradients(
     return output.detach(), *torch.autograd.grad((weights * output).sum(), given)
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("spec", IN_ROWS, ids=repr)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (4, 4096), (2, 50, 100)])
 def test_values_and_gradients_are_the_same_without_kernels(
@@ -361,10 +362,8 @@ def test_values_and_gradients_are_the_same_without_kernels(
     scale = 0.2 + 0.1 * torch.rand(spec.granularity.parameter_shape(shape), generator=generator)
     zero_point = 3 * torch.rand(scale.shape, generator=generator) if spec.has_zero_point else None
     found = with_gradients(spec, value, scale, zero_point)
-    threads = torch.get_num_threads()
     torch.set_num_threads(3)
     again = with_gradients(spec, value, scale, zero_point)
-    torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
     monkeypatch.setattr(uniform, "kernels", lambda: None)

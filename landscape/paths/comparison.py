@@ -101,21 +101,23 @@ def run_optimizers(
     searches = _Searches(objective, start, tuple(names), chosen, budget)
     shared = Shared(searches, folder_of(ledger))
 
+    def key_of(name: str, seed: int, rate: float | None) -> str:
+        return f"{key} {name} {seed}" + ("" if rate is None else f" at {rate}")
+
     def pieces() -> Iterator[Piece]:
         for name, own in seeds_of.items():
             for seed in own:
                 if on_run:
                     on_run(name, seed)
                 for rate in rates_of[name]:
-                    which = f"{key} {name} {seed}{_words(rate)}"
-                    yield Piece(which, _search, (shared, name, seed, rate))
+                    yield Piece(key_of(name, seed, rate), _search, (shared, name, seed, rate))
 
     found = _finished(pieces(), ledger, executor)
 
     def run(name: str, seed: int) -> Run:
         paths = {}
         for rate in rates_of[name]:
-            path = _from_arrays(found[f"{key} {name} {seed}{_words(rate)}"], start)
+            path = _from_arrays(found[key_of(name, seed, rate)], start)
             if rate is None:
                 return Run(path)
             paths[rate] = path
@@ -128,23 +130,18 @@ def run_optimizers(
     }
 
 
-def _words(rate: float | None) -> str:
-    """Return what the key of a search says of its learning rate."""
-    return "" if rate is None else f" at {rate:g}"
-
-
 def _finished(
     pieces: Iterable[Piece], ledger: Ledger | None, executor: Executor | None
 ) -> dict[str, Arrays]:
     """Return what came out of each piece.
 
     Raises:
-        InputError: if one failed each time that it was tried.
+        InputError: if one failed each time that it was tried, when all others are done.
     """
     found = {}
-    for which, arrays in finish(pieces, ledger, executor):
+    for which, arrays in dict(finish(pieces, ledger, executor)).items():
         if isinstance(arrays, Failed):
-            raise InputError(f"{which} failed: {arrays.error}; what was finished is kept")
+            raise InputError(f"{which} failed: {arrays.error}; all others were made")
         found[which] = arrays
     return found
 
@@ -298,7 +295,6 @@ def measure_runs(
     runs: Mapping[str, Sequence[Run]],
     plane: Plane,
     test: TestEvaluation,
-    start: Point,
     names: Collection[str],
     ledger: Ledger | None = None,
     executor: Executor | None = None,
@@ -307,9 +303,8 @@ def measure_runs(
 
     Args:
         runs: from `run_optimizers`.
-        plane: of the map.
+        plane: of the map; its origin is the start of all runs.
         test: on test images.
-        start: of all runs.
         names: the scales that moved.
         ledger: keeps what was measured along each run.
         executor: measures runs side by side; see `landscape.sample_plane`.
@@ -328,9 +323,9 @@ def measure_runs(
         for name, many in runs.items()
         for seed, run in reversed(list(enumerate(many)))
     }
-    shared = Shared((test, start), folder_of(ledger))
+    shared = Shared((test, plane.origin), folder_of(ledger))
     pieces = [
-        Piece(key, _measured, (shared, _as_arrays(path, start, names)))
+        Piece(key, _measured, (shared, _as_arrays(path, plane.origin, names)))
         for key, path in distinct.values()
     ]
     measured = _finished(pieces, ledger, executor)
